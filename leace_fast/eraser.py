@@ -1,0 +1,220 @@
+"""`Eraser`: a frozen affine map of low rank that removes a concept from rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from torch import Tensor
+
+from .files import load_tensors, save_tensors
+from .ops import project
+from .reference import compute_dtype
+from .report import Report
+
+FILE_NAME = "eraser.safetensors"
+
+
+class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"]):
+    """The map `e(x) = x - ((x - mean) R') L'`; what is given is copied, what is handed out is a copy.
+
+    Rows are computed in float64 if they are float64 and in float32 otherwise,
+    and rounded once to their own dtype.
+
+    Args:
+        left: (d, k), the directions that are removed.
+        right: (k, d), how much of each is read from x.
+        mean: (d,) the point that stays where it is, or None for the origin.
+        method: name of the method that made it.
+        report: how it was fitted.
+        site: name of the place in a model that it belongs to.
+
+    Raises:
+        ValueError: the shapes do not fit, or a factor is not finite.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, equation 1.
+
+    >>> import torch
+    >>> eraser = Eraser(torch.eye(3)[:, :1], torch.eye(3)[:1])
+    >>> eraser(torch.ones(2, 3)).tolist()
+    [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        mean: Tensor | None = None,
+        *,
+        method: str = "custom",
+        report: Report | None = None,
+        site: str | None = None,
+    ) -> None:
+        left, right = torch.as_tensor(left), torch.as_tensor(right)
+        if left.ndim != 2 or right.shape != left.shape[::-1]:
+            raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
+        if mean is not None and mean.shape != left.shape[:1]:
+            raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:1])}")
+        # Factors are never held in fewer digits than float32: a rounded factor leaves some of the concept behind.
+        dtype = compute_dtype(left.dtype)
+        factors = [None if part is None else part.detach().to(dtype, copy=True) for part in (left, right, mean)]
+        if not all(part is None or bool(part.isfinite().all()) for part in factors):
+            raise ValueError("a factor holds NaN or Inf, expected finite numbers")
+        self._factors: tuple[Tensor, Tensor, Tensor | None] = tuple(factors)  # type: ignore[assignment]
+        self.method, self.report, self.site = method, report, site
+        self._cast = {(left.device, dtype): self._factors}
+        self._frozen = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self.__dict__.get("_frozen"):
+            raise AttributeError(f"an eraser is frozen: cannot set {name!r}, make another Eraser instead")
+        super().__setattr__(name, value)
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def left(self) -> Tensor:
+        """The directions that are removed (d, k)."""
+        return self._factors[0].clone()
+
+    @property
+    def right(self) -> Tensor:
+        """How much of each is read from x (k, d)."""
+        return self._factors[1].clone()
+
+    @property
+    def mean(self) -> Tensor | None:
+        """The point that stays where it is (d,), or None for the origin."""
+        return None if self._factors[2] is None else self._factors[2].clone()
+
+    @property
+    def dim(self) -> int:
+        """Width of x."""
+        return self._factors[0].shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Rank of what is removed."""
+        return self._factors[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the factors are held in: float32 or float64."""
+        return self._factors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the factors are held on."""
+        return self._factors[0].device
+
+    def __repr__(self) -> str:
+        site = f" at {self.site}" if self.site else ""
+        kind = "affine, keeps the mean" if self._factors[2] is not None else "linear"
+        kept = f", not erased: {len(self.report.not_erased)}" if self.report and self.report.not_erased else ""
+        return f"Eraser({self.method}{site}: rank {self.rank} of {self.dim}, {kind}, {self.dtype}{kept})"
+
+    # ----------------------------------------------------------- what it does
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the erased rows, of the shape and dtype of x (..., d).
+
+        Raises:
+            TypeError: x is not floating.
+            ValueError: the last dimension of x is not `dim`.
+        """
+        return project(x, *self._factors_for(x))
+
+    @torch.no_grad()
+    def apply_(self, x: Tensor) -> Tensor:
+        """Erase rows x (..., d) in place and return x; its memory may be strided but not overlap.
+
+        Raises:
+            TypeError: x is not floating.
+            ValueError: the last dimension of x is not `dim`, or x is a leaf that requires a gradient.
+        """
+        if x.requires_grad and x.is_leaf:
+            raise ValueError("x is a leaf that requires a gradient and cannot change in place: call eraser(x) instead")
+        return x.copy_(self(x))
+
+    def isolate(self, x: Tensor) -> Tensor:
+        """Return the erased part of x (..., d), that is `((x - mean) R') L'`."""
+        left, right, mean = self._factors_for(x)
+        centred = x.to(left.dtype) if mean is None else x.to(left.dtype) - mean
+        return ((centred @ right.mT) @ left.mT).to(x.dtype)
+
+    def scaled(self, strength: float) -> Eraser:
+        """Return an eraser of another strength: 0 changes nothing, 1 erases, 2 reflects, below 0 amplifies.
+
+        >>> import torch
+        >>> Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1]).scaled(2.0)(torch.ones(2)).tolist()
+        [-1.0, 1.0]
+        """
+        return self._replaced(self._factors[0] * float(strength))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
+        """Return an eraser whose factors are held on a device and in float32 or float64.
+
+        Raises:
+            ValueError: dtype is another: factors are never rounded further, whatever dtype x has.
+        """
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype")
+        moved = [None if part is None else part.to(device, dtype or self.dtype) for part in self._factors]
+        return self._replaced(*moved)
+
+    def with_site(self, site: str | None) -> Eraser:
+        """Return the same eraser with the name of the place in a model that it belongs to."""
+        return Eraser(*self._factors, method=self.method, report=self.report, site=site)
+
+    def _replaced(self, left: Tensor, *others: Tensor | None) -> Eraser:
+        right, mean = others or self._factors[1:]
+        return Eraser(left, right, mean, method=self.method, report=self.report, site=self.site)  # type: ignore[arg-type]
+
+    def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the factors on the device and in the compute dtype of x."""
+        key = (x.device, compute_dtype(x.dtype))
+        if key not in self._cast:
+            self._cast[key] = tuple(None if part is None else part.to(*key) for part in self._factors)  # type: ignore[assignment]
+        return self._cast[key]
+
+    # ----------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically, with a checksum; it holds no statistics of the data."""
+        names = ("left", "right", "mean")
+        tensors = {name: part for name, part in zip(names, self._factors, strict=True) if part is not None}
+        header = {
+            "dim": self.dim,
+            "rank": self.rank,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "method": self.method,
+            "site": self.site,
+            "report": self.report.to_dict() if self.report else None,
+        }
+        save_tensors(path, "eraser", tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Eraser:
+        """Read what `save` wrote, to the bit.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or no eraser.
+        """
+        tensors, header = load_tensors(path, "eraser")
+        report = Report.from_dict(header["report"]) if header["report"] else None
+        parts = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return cls(**parts, method=header["method"], report=report, site=header["site"])
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory / FILE_NAME)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Eraser:
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id) / FILE_NAME)
+        kept = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        return cls.load(hf_hub_download(model_id, FILE_NAME, **{name: options.get(name) for name in kept}))

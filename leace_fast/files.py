@@ -1,0 +1,83 @@
+"""Files: safetensors with a checksum over everything, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+FORMAT_VERSION = 1
+KEY = "leace_fast"
+BLANK_DIGEST = "0" * 64  # stands in the digest's place while the file is hashed
+DIGEST_MARK = b'"sha256":"'
+
+
+def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and a JSON header to one safetensors file, atomically.
+
+    The file is written beside its place, flushed to disk and renamed, so that
+    a crash leaves the old file or the new one. A SHA-256 over the whole file
+    goes with it.
+    """
+    path = Path(path)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, **header}, sort_keys=True)
+    data = save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST})
+    data = _with_digest(data, hashlib.sha256(data).hexdigest())
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the header of a file that `save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, or of a later format.
+    """
+    data = Path(path).read_bytes()
+    try:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        text, digest = metadata[KEY], metadata["sha256"]
+        if hashlib.sha256(_with_digest(data, BLANK_DIGEST)).hexdigest() != digest:
+            raise ValueError("its checksum does not fit its content")
+        tensors, header = load(data), json.loads(text)
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged or no file of leace-fast ({error}): write it again, or fetch it again"
+        ) from error
+    if header["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {header['format_version']}, this release reads up to {FORMAT_VERSION}: "
+            "update leace-fast"
+        )
+    if header["kind"] != kind:
+        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}: load it with the class that wrote it")
+    return tensors, header
+
+
+def _with_digest(data: bytes, digest: str) -> bytes:
+    """Return a file's bytes with another digest in its place."""
+    begin = data.index(DIGEST_MARK) + len(DIGEST_MARK)
+    return data[:begin] + digest.encode() + data[begin + len(digest) :]

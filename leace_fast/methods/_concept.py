@@ -1,0 +1,83 @@
+"""The directions that an erasure must remove, taken from `Moments` without losing a digit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..moments import Moments
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What must vanish, as columns: an erasure `L R` is complete when it fixes each of them.
+
+    Attributes:
+        columns: (d, m) float64: class means less that of the largest class, or the cross-covariance with each target.
+        size: (d, m) magnitude of the numbers that each entry is the difference of; its rounding error is 2^-52 of it.
+        names: m names, for the report.
+        weighted: (d, m') columns whose singular vectors, whitened, are the canonical directions in order.
+        absent: what has no rows.
+    """
+
+    columns: Tensor
+    size: Tensor
+    names: tuple[str, ...]
+    weighted: Tensor
+    absent: tuple[str, ...]
+
+
+def concept_of(moments: Moments) -> Concept:
+    """Return the concept of some moments.
+
+    Raises:
+        ValueError: non-finite rows were met and are not to be skipped, there are no rows, or rows of one class only.
+    """
+    moments.check_finite()
+    if moments.count == 0:
+        raise ValueError("the moments hold no rows: call update(x, y) first")
+    return _classes(moments) if moments.num_classes else _targets(moments)
+
+
+def _classes(moments: Moments) -> Concept:
+    counts = moments.class_counts
+    present = counts.nonzero().flatten()
+    if len(present) < 2:
+        raise ValueError(
+            f"only class {int(present[0])} has rows ({moments.count} of them), expected at least two classes: "
+            "there is nothing to tell apart, check the labels"
+        )
+    differences = moments.class_mean_differences[present]
+    # Less the largest class instead of the overall mean: no structural null direction is left among the columns.
+    largest = int(counts[present].argmax())
+    others = torch.arange(len(present), device=counts.device) != largest
+    means, full = moments.means_about_shift[present], moments.class_means[present]
+    shares = (moments.class_weights[present] / moments.total_weight).sqrt()
+    reference = int(present[largest])
+    return Concept(
+        columns=(means[others] - means[largest]).mT,
+        # The means themselves, not those about the shift: rows at an offset were rounded there before they came.
+        size=torch.hypot(full[others], full[largest]).mT,
+        names=tuple(f"class {j} against class {reference}" for j in present[others].tolist()),
+        weighted=(differences * shares[:, None]).mT,
+        absent=tuple(f"class {j}: it has no rows" for j in (counts == 0).nonzero().flatten().tolist()),
+    )
+
+
+def _targets(moments: Moments) -> Concept:
+    cross, targets = moments.cross_covariance, moments.target_covariance
+    spread = targets.diagonal().clamp_min(0).sqrt()
+    scale = torch.where(spread > 0, spread, 1.0)
+    values, vectors = torch.linalg.eigh(targets / torch.outer(scale, scale))
+    kept = values > len(values) * 2.0**-52 * values[-1]
+    inverse_root = vectors[:, kept] * values[kept].rsqrt()
+    constant = (spread == 0).nonzero().flatten().tolist()
+    return Concept(
+        columns=cross,
+        size=torch.outer(moments.covariance.diagonal().clamp_min(0).sqrt(), spread),
+        names=tuple(f"target {j}" for j in range(cross.shape[1])),
+        weighted=(cross / scale) @ inverse_root,
+        absent=tuple(f"target {j}: it is constant" for j in constant),
+    )

@@ -1,0 +1,153 @@
+"""LEACE: the affine eraser of least change after which no linear classifier can tell the concept."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..eraser import Eraser
+from ..moments import Moments
+from ..report import Report
+from ._concept import Concept, concept_of
+from ._whitening import EPSILON, Shrinkage, Whitening, whitening_of
+
+NOISE_MARGIN = 4  # singular values below this many rounding errors are not told from zero
+
+
+def leace(
+    moments: Moments,
+    *,
+    rank: int | None = None,
+    affine: bool = True,
+    shrinkage: Shrinkage = "auto",
+    ridge: float | None = None,
+    max_cost_ratio: float = 1.1,
+) -> Eraser:
+    """Return the least-squares eraser of the concept in some moments, in closed form.
+
+    With D the standard deviations, K K' the correlation matrix and U the left
+    singular vectors of `K^-1 D^-1 C` (C the differences of class means), it is
+    `L = D K U`, `R = U' K^-1 D^-1`. Columns of C count alike, however rare their class.
+
+    Args:
+        moments: statistics of (x, labels).
+        rank: erase only so many directions, those of the largest canonical correlation.
+        affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
+        shrinkage: see `whitening_of`; it moves the eraser off the least change, never off the erasure.
+        ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics.
+        max_cost_ratio: with `affine=False`, refuse a map that changes x more than so many times the affine one.
+
+    Raises:
+        ValueError: no rows, one class only, non-finite rows, or an option out of range.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 4.3 (affine), equation 3 (linear).
+
+    >>> import torch
+    >>> y = torch.arange(2000) % 3
+    >>> x = torch.randn(2000, 16) + torch.eye(16)[y] * 5
+    >>> eraser = leace(Moments(16, 3).update(x, y))
+    >>> eraser.rank
+    2
+    >>> means = Moments(16, 3).update(eraser(x.double()), y).class_mean_differences
+    >>> bool(means.abs().max() < 1e-12)
+    True
+    """
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank is {rank!r}, expected a positive integer or None for all")
+    concept = concept_of(moments)
+    white = whitening_of(moments, shrinkage, ridge)
+    smallest = white.smallest_eigenvalue()
+    basis, unresolved = _basis(concept, white, smallest)
+    not_erased = [*concept.absent, *unresolved]
+    if rank is not None and rank < basis.shape[1]:
+        not_erased.append(f"{basis.shape[1] - rank} of {basis.shape[1]} directions: rank={rank} was asked for")
+        basis = basis @ torch.linalg.svd(basis.mT @ white.whiten(concept.weighted), full_matrices=False)[0][:, :rank]
+
+    mean = moments.mean
+    left, right = white.unwhiten(basis), _refined(white.readers(basis), white.unwhiten(basis))
+    change, ratio = _change(left, right, white), 1.0
+    if not affine:
+        whitened_mean = white.whiten(mean[:, None])
+        right = _refined(_without_mean(basis, whitened_mean, white), left)
+        linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
+        change, ratio = linear, linear / change if change else 1.0
+        if ratio > max_cost_ratio:
+            raise ValueError(
+                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
+                f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
+            )
+    if concept.absent or unresolved:
+        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=2)
+    report = Report(
+        method="leace",
+        dim=moments.dim,
+        rank=basis.shape[1],
+        rows=moments.count,
+        ridge=white.ridge,
+        shrinkage=white.shrinkage,
+        smallest_eigenvalue=smallest,
+        error_bound=moments.relative_error / smallest,
+        change=change,
+        cost_ratio=ratio,
+        not_erased=tuple(not_erased),
+    )
+    return Eraser(left, right, mean if affine else None, method="leace", report=report)
+
+
+def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor, list[str]]:
+    """Return an orthonormal basis (d, r) of the whitened concept, and what rounding hides."""
+    columns = torch.where(white.constant[:, None], 0.0, concept.columns)
+    whitened = white.whiten(columns)
+    length = whitened.norm(dim=0)
+    # The norm of K^-1 bounds those of its columns: mostly enough, and it spares an inverse.
+    bound = torch.full_like(white.scale, 2 * smallest**-0.5)
+    noise = _noise(concept, white, bound, length)
+    basis, certain = _kept(whitened, length, noise)
+    if not certain:
+        noise = _noise(concept, white, white.inverse_norms(), length)
+        basis, _ = _kept(whitened, length, noise)
+    hidden = ((length > 0) & (NOISE_MARGIN * noise >= 1)).tolist()
+    return basis, [f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost]
+
+
+def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Tensor) -> Tensor:
+    """Return the rounding error of each whitened column relative to its length (m,)."""
+    error = EPSILON * (inverse_norms / white.scale)[:, None] * concept.size
+    return error.norm(dim=0) / torch.where(length > 0, length, 1.0)
+
+
+def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
+    """Return the left singular vectors that stand above rounding, and whether less noise would keep the same."""
+    d = len(whitened)
+    told = (length > 0) & (NOISE_MARGIN * noise < 1)
+    unit = whitened[:, told] / length[told]
+    vectors, values, _ = torch.linalg.svd(unit, full_matrices=False)
+    floor = max(unit.shape) * EPSILON
+    above = values > max(floor, NOISE_MARGIN * float(noise[told].norm()))
+    certain = bool((told == (length > 0)).all()) and bool((above == (values > floor)).all())
+    return vectors[:, above].reshape(d, -1), certain
+
+
+def _refined(right: Tensor, left: Tensor) -> Tensor:
+    """Return `(R L)^-1 R`: what rounding left of `R L` from the identity is taken out."""
+    return torch.linalg.solve(right @ left, right)
+
+
+def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
+    """Return the readers for the uncentred second moment, that of x plus the mean's outer product.
+
+    Whitened it is I + w w', whose inverse is I - w w' / (1 + w'w): no second factorisation.
+    """
+    taken = mean * ((mean.mT @ basis) / (1 + mean.square().sum()))
+    return white.readers(basis - taken)
+
+
+def _change(left: Tensor, right: Tensor, white: Whitening) -> float:
+    """Return the mean squared change of centred rows, `tr L (R S R') L'`."""
+    spread = (right * white.scale) @ white.factor
+    return float((left @ spread).square().sum())

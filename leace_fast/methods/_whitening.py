@@ -1,0 +1,117 @@
+"""Whitening by a Cholesky factor of the correlation matrix: no eigendecomposition, no tolerance on eigenvalues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..moments import Moments
+
+Shrinkage = Literal["auto"] | bool | float
+# Below this many effective rows for each dimension, shrinking is nearer to the population than not shrinking.
+ROWS_PER_DIMENSION = 4
+EPSILON = 2.0**-52
+ITERATIONS = 8
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """`D K`, with D the standard deviations and K K' the correlation matrix, regularised.
+
+    Attributes:
+        scale: (d,) standard deviations, 1 for a constant column.
+        constant: (d,) bool, columns without variance.
+        factor: (d, d) lower triangular K.
+        ridge: what was added to the diagonal.
+        shrinkage: weight of the identity.
+    """
+
+    scale: Tensor
+    constant: Tensor
+    factor: Tensor
+    ridge: float
+    shrinkage: float
+
+    def whiten(self, columns: Tensor) -> Tensor:
+        """Return `K^-1 D^-1 columns`."""
+        return torch.linalg.solve_triangular(self.factor, columns / self.scale[:, None], upper=False)
+
+    def unwhiten(self, columns: Tensor) -> Tensor:
+        """Return `D K columns`."""
+        return self.scale[:, None] * (self.factor @ columns)
+
+    def readers(self, columns: Tensor) -> Tensor:
+        """Return `columns' K^-1 D^-1`."""
+        return torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).mT / self.scale
+
+    def smallest_eigenvalue(self) -> float:
+        """Return an estimate, from above, of the smallest eigenvalue of K K', by inverse iteration."""
+        generator = torch.Generator().manual_seed(0)
+        block = torch.randn(len(self.scale), 2, dtype=torch.float64, generator=generator).to(self.factor.device)
+        value = block
+        for _ in range(ITERATIONS):
+            block = torch.linalg.qr(block)[0]
+            half = torch.linalg.solve_triangular(self.factor, block, upper=False)
+            value, block = half, torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return float(1 / torch.linalg.matrix_norm(value, 2) ** 2)
+
+    def inverse_norms(self) -> Tensor:
+        """Return the norm of each column of K^-1, (d,)."""
+        eye = torch.eye(len(self.scale), dtype=torch.float64, device=self.factor.device)
+        return torch.linalg.solve_triangular(self.factor, eye, upper=False).norm(dim=0)
+
+
+def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float | None = None) -> Whitening:
+    """Return the whitening of some moments.
+
+    Args:
+        moments: with at least one row.
+        shrinkage: weight of the identity in the correlation matrix, from 0 to 1; True for the weight of Bodnar et
+            al. 2014 (https://arxiv.org/abs/1308.2608); False for none; "auto" for True below 4 rows a dimension.
+        ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics.
+
+    Raises:
+        ValueError: shrinkage or ridge is out of range.
+    """
+    covariance = moments.covariance
+    d = moments.dim
+    variance = covariance.diagonal().clamp_min(0)
+    constant = variance.sqrt() <= 4 * EPSILON * moments.mean.abs()
+    scale = torch.where(constant, 1.0, variance.sqrt())
+    # In place and one side at a time: as many numbers as the matrix itself are all the memory this takes.
+    correlation = covariance.div_(scale).div_(scale[:, None])
+    correlation[constant] = 0
+    correlation[:, constant] = 0
+    correlation.diagonal().fill_(1)
+
+    weight = _shrinkage_weight(correlation, moments.effective_count, shrinkage)
+    if ridge is not None and not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
+    tau = max(4 * d * EPSILON, moments.relative_error if moments.relative_error > 1e-9 else 0) if ridge is None else ridge
+    correlation.mul_(1 - weight)
+    while True:
+        correlation.diagonal().fill_(1 + tau)
+        factor, failed = torch.linalg.cholesky_ex(correlation)
+        if not failed:
+            return Whitening(scale, constant, factor, tau, weight)
+        tau = max(10 * tau, 4 * d * EPSILON)
+        if tau > 1:
+            raise ValueError("the second moment is not that of any data: the moments were damaged or removed too far")
+
+
+def _shrinkage_weight(correlation: Tensor, rows: float, shrinkage: Shrinkage) -> float:
+    """Return the weight of the identity."""
+    d = len(correlation)
+    if shrinkage == "auto":
+        shrinkage = rows < ROWS_PER_DIMENSION * d
+    if not isinstance(shrinkage, bool):
+        if not isinstance(shrinkage, (int, float)) or not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage is {shrinkage!r}, expected 'auto', True, False or a weight from 0 to 1")
+        return float(shrinkage)
+    if not shrinkage:
+        return 0.0
+    spread = float(correlation.square().sum()) - d
+    return min(1.0, d * d / rows / spread) if spread > 0 else 1.0

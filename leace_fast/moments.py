@@ -1,0 +1,431 @@
+"""`Moments`: the sufficient statistics of (x, labels), streamed in one pass, mergeable and removable."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .files import load_tensors, save_tensors
+from .rows import Rows, check_rows
+from .state import State
+
+# A removal that would leave a larger relative error than this is refused.
+MAX_REMOVAL_ERROR = 1e-3
+FLOAT32_ERROR = 2e-6  # of the correlation matrix, from products of float32 rows
+
+
+class Moments:
+    """Counts, class sums and second moment of labelled rows, in float64, from one pass over the data.
+
+    Rows may come in batches of any size: they are gathered into blocks of a
+    fixed size first, so that the bits of the result do not depend on how the
+    stream was cut. Every tensor that is handed out is a copy.
+
+    Args:
+        dim: width of x.
+        num_classes: number of classes k, for integer labels 0..k-1.
+        target_dim: width of real-valued targets, instead of `num_classes`.
+        per_class: keep the second moment of each class too, (k, d, d).
+        device: where the statistics live; rows are moved there.
+        nonfinite: `"raise"`: rows with NaN or Inf are skipped and counted, and
+            `leace`, `merge` and `save` raise; `"skip"`: they are skipped and counted.
+
+    Raises:
+        ValueError: an argument is out of range, or neither or both of
+            `num_classes` and `target_dim` are given.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 4.
+
+    >>> import torch
+    >>> x, y = torch.randn(1000, 8), torch.arange(1000) % 2
+    >>> moments = Moments(dim=8, num_classes=2).update(x, y)
+    >>> moments.count, moments.class_counts.tolist()
+    (1000, [500, 500])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int | None = None,
+        *,
+        target_dim: int | None = None,
+        per_class: bool = False,
+        device: torch.device | str = "cpu",
+        nonfinite: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if (num_classes is None) == (target_dim is None):
+            raise ValueError(
+                f"got num_classes={num_classes} and target_dim={target_dim}, expected one of them: num_classes for "
+                "integer labels, target_dim for real-valued targets"
+            )
+        sizes = {"dim": dim, "num_classes": num_classes, "target_dim": target_dim}
+        for name, size in sizes.items():
+            least = 2 if name == "num_classes" else 1
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
+                raise ValueError(f"{name} is {size!r}, expected an integer of at least {least}")
+        if per_class and num_classes is None:
+            raise ValueError("per_class=True needs num_classes: real-valued targets have no classes")
+        self.dim, self.num_classes, self.target_dim, self.per_class = dim, num_classes, target_dim, per_class
+        self.nonfinite = nonfinite
+        self.device = torch.device(device)
+        self._state = State.empty(dim, num_classes or 1, target_dim or 0, per_class, self.device)
+        self._staged: Rows | None = None
+        self._skipped = 0
+        self._relative_error = 0.0
+        self._removed: Counter[str] = Counter()
+
+    @property
+    def nonfinite(self) -> Literal["raise", "skip"]:
+        """What `leace`, `merge` and `save` do about rows that were not finite; may be set."""
+        return self._nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: Literal["raise", "skip"]) -> None:
+        if value not in ("raise", "skip"):
+            raise ValueError(f"nonfinite is {value!r}, expected 'raise' or 'skip'")
+        self._nonfinite: Literal["raise", "skip"] = value
+
+    # ------------------------------------------------------------- streaming
+
+    def update(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None) -> Moments:
+        """Add rows and return self; a call that fails changes nothing.
+
+        Args:
+            x: (..., dim), any floating dtype, any strides.
+            y: (...) integer or bool labels, -100 for rows to leave out; or (..., target_dim) real-valued targets.
+            mask: (...) bool or 0/1 integers, rows to use.
+            weight: (...) finite and >= 0; rows of weight zero are left out.
+
+        Raises:
+            TypeError: a dtype is not of the kind above.
+            ValueError: a shape does not fit, a label is out of range, or a weight is negative or not finite.
+
+        >>> import torch
+        >>> tokens, labels = torch.randn(2, 5, 4, dtype=torch.bfloat16), torch.tensor([[0, 1, -100, 1, 0]] * 2)
+        >>> Moments(dim=4, num_classes=2).update(tokens, labels).count
+        8
+        """
+        rows, skipped = check_rows(self.dim, self.num_classes, self.target_dim, self.device, x, y, mask, weight)
+        self._skipped += skipped
+        block = self._block_rows
+        while len(rows):
+            if self._staged is None and len(rows) >= block:
+                head, rows = rows.split(block)
+                self._absorb(head)
+                continue
+            if self._staged is not None and not self._staged.fits(rows):
+                self._flush()
+                continue
+            if self._staged is None:
+                self._staged = rows.staging(block)
+            rows = self._staged.take(rows)
+            if self._staged.is_full:
+                self._flush()
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """Add the rows of other moments of the same kind, and return self; `other` stays as it is.
+
+        Raises:
+            ValueError: the kinds differ, or non-finite rows were met and are not to be skipped.
+
+        >>> import torch
+        >>> one, two = (Moments(3, 2).update(torch.randn(9, 3), torch.arange(9) % 2) for _ in range(2))
+        >>> one.merge(two).count
+        18
+        """
+        self._check_same_kind(other)
+        self.check_finite()
+        other.check_finite()
+        theirs = other._settled()
+        self._flush()
+        self._state.combine(theirs)
+        self._skipped += other._skipped
+        self._relative_error = max(self._relative_error, other._relative_error)
+        if self._removed:
+            self._removed -= Counter([_fingerprint(theirs)])
+        return self
+
+    def remove(self, other: Moments) -> Moments:
+        """Take the rows of other moments away again, and return self; `other` stays as it is.
+
+        The error grows as eps times total over rest. Exact removal is merging the remaining shards again.
+
+        Raises:
+            ValueError: the kinds differ, `other` holds more rows than there are, it was removed before, or too
+                little would remain for the digits that are left.
+
+        >>> import torch
+        >>> one, two = (Moments(3, 2).update(torch.randn(9, 3), torch.arange(9) % 2) for _ in range(2))
+        >>> one.merge(two).remove(two).count
+        9
+        """
+        self._check_same_kind(other)
+        theirs = other._settled()
+        name = _fingerprint(theirs)
+        if self._removed[name]:
+            raise ValueError("these moments were removed before: merge them again first")
+        mine = self._settled()
+        rest = mine.counts - theirs.counts
+        if bool((rest < 0).any()):
+            raise ValueError(
+                f"cannot remove {theirs.counts.tolist()} rows by class from {mine.counts.tolist()}: "
+                "remove only what was merged"
+            )
+        left = mine.copy()
+        left.combine(theirs, sign=-1)
+        # What has no rows has no sums either: set them to zero instead of to what rounding left.
+        for tensor in (left.weights, left.squared_weights, left.sums, *([left.second] if self.per_class else [])):
+            tensor[rest == 0] = 0
+        if left.is_empty:
+            left = State.empty(self.dim, len(rest), self.target_dim or 0, self.per_class, self.device)
+        elif (error := _removal_error(mine, left)) > MAX_REMOVAL_ERROR:
+            raise ValueError(
+                f"removing {int(theirs.counts.sum())} of {int(mine.counts.sum())} rows would leave a relative error "
+                f"of {error:.0e}, at most {MAX_REMOVAL_ERROR:.0e} is allowed: merge the remaining shards anew"
+            )
+        self._state, self._staged = left, None
+        self._skipped = max(self._skipped - other._skipped, 0)
+        if not left.is_empty:
+            self._removed[name] += 1
+        return self
+
+    # --------------------------------------------------------------- derived
+
+    @property
+    def count(self) -> int:
+        """Rows used."""
+        return int(self.class_counts.sum())
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Rows of each class (k,) int64; (1,) for real-valued targets."""
+        return self._flush().counts.clone()
+
+    @property
+    def class_weights(self) -> Tensor:
+        """Sum of the weights in each class (k,) float64; the counts where none were given."""
+        return self._flush().weights.clone()
+
+    @property
+    def means_about_shift(self) -> Tensor:
+        """Mean of x in each class less a shift common to all (k, d) float64: small numbers, and so exact ones."""
+        state = self._nonempty("means_about_shift", classes=True)
+        return state.sums / state.weights[:, None]
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights; the number of rows where none were given."""
+        return float(self._flush().weights.sum())
+
+    @property
+    def effective_count(self) -> float:
+        """Kish's effective number of rows, (sum w)^2 / sum w^2."""
+        squares = float(self._flush().squared_weights.sum())
+        return self.total_weight**2 / squares if squares else 0.0
+
+    @property
+    def skipped(self) -> int:
+        """Rows left out because x, or a target, was not finite."""
+        return self._skipped
+
+    @property
+    def relative_error(self) -> float:
+        """Bound on the rounding error of the correlation matrix: 2e-6 once float32 rows were multiplied."""
+        self._flush()
+        return max(self._relative_error, self.dim * 2.0**-52)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x (d,) float64."""
+        state = self._nonempty("mean")
+        return state.shift + self._offset(state)
+
+    @property
+    def class_means(self) -> Tensor:
+        """Mean of x in each class (k, d) float64, NaN for a class without rows."""
+        return self._flush().shift + self.means_about_shift
+
+    @property
+    def class_mean_differences(self) -> Tensor:
+        """Class mean less overall mean (k, d) float64, formed about the shift: no digit is lost to an offset."""
+        return self.means_about_shift - self._offset(self._state)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Population covariance of x (d, d) float64: divided by the total weight."""
+        state = self._nonempty("covariance")
+        second = state.second.sum(0) if self.per_class else state.second
+        return _covariance(second, self._offset(state), self.total_weight)
+
+    @property
+    def class_covariances(self) -> Tensor:
+        """Population covariance of x in each class (k, d, d) float64; needs `per_class=True`."""
+        if not self.per_class:
+            raise ValueError("class covariances were not kept: make the moments with per_class=True")
+        state = self._nonempty("class_covariances")
+        parts = zip(state.second, self.means_about_shift, state.weights, strict=True)
+        return torch.stack([_covariance(second, mean, float(weight)) for second, mean, weight in parts])
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        """Population covariance of x with the one-hot labels (d, k) or the targets (d, t), float64."""
+        state = self._nonempty("cross_covariance")
+        total = self.total_weight
+        if self.num_classes is None:
+            return state.cross / total - torch.outer(self._offset(state), state.target_sums / total)
+        shares = state.weights / total
+        return (state.sums / total - shares[:, None] * self._offset(state)).mT
+
+    @property
+    def target_covariance(self) -> Tensor:
+        """Population covariance of the one-hot labels (k, k) or the targets (t, t), float64."""
+        state = self._nonempty("target_covariance")
+        total = self.total_weight
+        if self.num_classes is None:
+            return _covariance(state.target_second, state.target_sums / total, total)
+        shares = state.weights / total
+        return shares.diag() - torch.outer(shares, shares)
+
+    # ----------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically, with a checksum; it contains class means of the data.
+
+        Raises:
+            ValueError: non-finite rows were met and are not to be skipped.
+        """
+        self.check_finite()
+        header = {
+            "dim": self.dim,
+            "num_classes": self.num_classes,
+            "target_dim": self.target_dim,
+            "per_class": self.per_class,
+            "nonfinite": self.nonfinite,
+            "skipped": self._skipped,
+            "relative_error": self.relative_error,
+            "removed": dict(self._removed),
+            "contains": "class means and second moments of the data",
+        }
+        save_tensors(path, "moments", self._settled().tensors(), header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Moments:
+        """Read what `save` wrote, to the bit.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or no moments.
+        """
+        tensors, header = load_tensors(path, "moments")
+        kind = {name: header[name] for name in ("dim", "num_classes", "target_dim", "per_class", "nonfinite")}
+        moments = cls(**kind, device=device)
+        moments._state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        moments._skipped, moments._relative_error = header["skipped"], header["relative_error"]
+        moments._removed = Counter(header["removed"])
+        return moments
+
+    def copy(self) -> Moments:
+        """Return moments that share nothing with these."""
+        twin = Moments(
+            self.dim,
+            self.num_classes,
+            target_dim=self.target_dim,
+            per_class=self.per_class,
+            device=self.device,
+            nonfinite=self.nonfinite,
+        )
+        twin._state = self._state.copy()
+        twin._staged = None if self._staged is None else self._staged.copy()
+        twin._skipped, twin._relative_error = self._skipped, self._relative_error
+        twin._removed = self._removed.copy()
+        return twin
+
+    def check_finite(self) -> None:
+        """Raise ValueError if non-finite rows were met and are not to be skipped."""
+        if self._skipped and self.nonfinite == "raise":
+            raise ValueError(
+                f"{self._skipped} rows held NaN or Inf and were left out, {self.count} rows were used: clean the data, "
+                'or set moments.nonfinite = "skip" to go on without them'
+            )
+
+    def __repr__(self) -> str:
+        what = f"num_classes={self.num_classes}" if self.num_classes else f"target_dim={self.target_dim}"
+        skipped = f", skipped={self._skipped}" if self._skipped else ""
+        staged = 0 if self._staged is None else len(self._staged)
+        return f"Moments(dim={self.dim}, {what}, count={int(self._state.counts.sum()) + staged}{skipped})"
+
+    # -------------------------------------------------------------- internal
+
+    @property
+    def _block_rows(self) -> int:
+        """Rows in a block: a function of the width alone, so that no batch size changes a bit."""
+        return max(1024, min(4096, 2**22 // self.dim))
+
+    def _absorb(self, rows: Rows) -> None:
+        self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
+        if rows.x.dtype != torch.float64:
+            self._relative_error = FLOAT32_ERROR
+
+    def _flush(self) -> State:
+        """Take in the rows that still wait for a full block."""
+        if self._staged is not None:
+            staged, self._staged = self._staged, None
+            self._absorb(staged.filled())
+        return self._state
+
+    def _settled(self) -> State:
+        """Return the state with all rows in it, without changing these moments."""
+        if self._staged is None:
+            return self._state
+        return self.copy()._flush()
+
+    def _nonempty(self, name: str, classes: bool = False) -> State:
+        if classes and self.num_classes is None:
+            raise ValueError(f"{name} needs classes: these moments hold real-valued targets, see cross_covariance")
+        state = self._flush()
+        if state.is_empty:
+            raise ValueError(f"{name} needs rows: none were added, call update(x, y) first")
+        return state
+
+    def _offset(self, state: State) -> Tensor:
+        """Return the mean of x less the shift."""
+        return state.sums.sum(0) / state.weights.sum()
+
+    def _check_same_kind(self, other: Moments) -> None:
+        if not isinstance(other, Moments):
+            raise TypeError(f"got {type(other).__name__}, expected Moments")
+        for name in ("dim", "num_classes", "target_dim", "per_class"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"the moments differ in {name}: {getattr(self, name)} here, {getattr(other, name)} there")
+
+
+def _covariance(second: Tensor, offset: Tensor, total: float) -> Tensor:
+    """Return the full covariance of a second moment whose lower triangle counts."""
+    lower = torch.tril(second / total - torch.outer(offset, offset))
+    return lower + torch.tril(lower, -1).mT
+
+
+def _removal_error(before: State, after: State) -> float:
+    """Return the relative rounding error of the variances that remain."""
+    old, new = (state.second.diagonal(dim1=-2, dim2=-1) for state in (before, after))
+    if before.second.ndim == 3:
+        old, new = old.sum(0), new.sum(0)
+    moved = old > 0
+    if bool((new[moved] <= 0).any()):
+        return float("inf")
+    ratio = float((old[moved] / new[moved]).max()) if bool(moved.any()) else 1.0
+    return 2.0**-52 * max(ratio, float(before.weights.sum() / after.weights.sum()))
+
+
+def _fingerprint(state: State) -> str:
+    """Return a digest of a state's content."""
+    sha = hashlib.sha256()
+    for tensor in (state.counts, state.sums, state.second, state.cross):
+        sha.update(tensor.cpu().contiguous().numpy().data)
+    return sha.hexdigest()

@@ -1,0 +1,58 @@
+"""What a method did and what it could not do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """How an eraser was fitted.
+
+    Attributes:
+        method: name of the method.
+        dim: width of x.
+        rank: rank of the erasure.
+        rows: rows that it was fitted on.
+        ridge: added to the diagonal of the correlation matrix.
+        shrinkage: weight of the identity in the correlation matrix, 0 for none.
+        smallest_eigenvalue: of the correlation matrix that was factored, estimated.
+        error_bound: rounding error of the second moment over that eigenvalue: how far from least change the
+            eraser may be, relative. It does not touch what is erased.
+        change: mean squared change of x on the data fitted.
+        cost_ratio: that change over the change of the affine eraser; 1 for the affine eraser itself.
+        not_erased: each class or direction that was not erased, and why.
+    """
+
+    method: str
+    dim: int
+    rank: int
+    rows: int
+    ridge: float
+    shrinkage: float
+    smallest_eigenvalue: float
+    error_bound: float
+    change: float
+    cost_ratio: float = 1.0
+    not_erased: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Report:
+        """Return the report that `to_dict` wrote."""
+        return cls(**{**values, "not_erased": tuple(values["not_erased"])})
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: rank {self.rank} of {self.dim} dimensions, from {self.rows:,} rows",
+            f"  mean squared change {self.change:.6g}" + (f" ({self.cost_ratio:.4f} of affine)" if self.cost_ratio != 1 else ""),
+            f"  ridge {self.ridge:.1e}, shrinkage {self.shrinkage:.3g}, smallest eigenvalue "
+            f"{self.smallest_eigenvalue:.2e}, distance from the optimum at most {self.error_bound:.1e}",
+            *(f"  not erased: {what}" for what in self.not_erased),
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""Rows on their way into `Moments`: checked, flattened, and staged into blocks of a fixed size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass
+class Rows:
+    """Valid finite rows x (n, d), with labels (n,) int64 or targets (n, t) float64, and weights (n,) float64 or None.
+
+    As a staging buffer it is allocated for a whole block, of which `used` rows are filled.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    targets: Tensor | None
+    weight: Tensor | None
+    used: int
+
+    def __len__(self) -> int:
+        return self.used
+
+    def _map(self, change) -> dict[str, Tensor | None]:
+        parts = {"x": self.x, "labels": self.labels, "targets": self.targets, "weight": self.weight}
+        return {name: None if part is None else change(part) for name, part in parts.items()}
+
+    def split(self, n: int) -> tuple[Rows, Rows]:
+        """Return the first n rows and the others, as views."""
+        head = Rows(**self._map(lambda part: part[:n]), used=n)
+        return head, Rows(**self._map(lambda part: part[n:]), used=self.used - n)
+
+    def fits(self, other: Rows) -> bool:
+        """Tell whether rows of the same dtype and kind of weight wait here."""
+        return self.x.dtype == other.x.dtype and (self.weight is None) == (other.weight is None)
+
+    def staging(self, block: int) -> Rows:
+        """Return an empty buffer for a block of rows of this kind."""
+        return Rows(**self._map(lambda part: part.new_empty(block, *part.shape[1:])), used=0)
+
+    def take(self, rows: Rows) -> Rows:
+        """Copy rows into this buffer until it is full; return those that are left over."""
+        n = min(len(self.x) - self.used, len(rows))
+        head, rest = rows.split(n)
+        for name, part in head._map(lambda part: part).items():
+            if part is not None:
+                getattr(self, name)[self.used : self.used + n] = part
+        self.used += n
+        return rest
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a block is complete."""
+        return self.used == len(self.x)
+
+    def filled(self) -> Rows:
+        """Return the rows that are filled, as views."""
+        return self.split(self.used)[0]
+
+    def copy(self) -> Rows:
+        """Return a buffer that shares nothing with this one."""
+        return Rows(**self._map(Tensor.clone), used=self.used)
+
+
+def check_rows(
+    dim: int,
+    num_classes: int | None,
+    target_dim: int | None,
+    device: torch.device,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+) -> tuple[Rows, int]:
+    """Return the rows to use, flat, and the number of those left out because they are not finite.
+
+    Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
+    """
+    x = torch.as_tensor(x).detach()
+    y = torch.as_tensor(y).detach()
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}, expected a floating dtype: convert it, for example with x.float()")
+    if x.ndim == 0 or x.shape[-1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {dim}): its last dimension must be dim")
+    lead = x.shape[:-1]
+    n = lead.numel()
+    targets = labels = None
+    if num_classes is not None:
+        labels = _labels(y, lead, num_classes).to(device).reshape(n)
+    else:
+        targets = _targets(y, lead, target_dim or 1).to(device).reshape(n, -1)
+
+    keep = torch.ones(n, dtype=torch.bool, device=device) if labels is None else labels != IGNORE
+    if mask is not None:
+        keep &= _mask(torch.as_tensor(mask), lead).to(device).reshape(n)
+    if weight is not None:
+        weight = _weight(torch.as_tensor(weight).detach(), lead).to(device).reshape(n)
+        keep &= weight > 0
+    if labels is not None:
+        used = labels[keep]
+        if len(used) and (int(used.min()) < 0 or int(used.max()) >= num_classes):
+            wrong = used[(used < 0) | (used >= num_classes)]
+            raise ValueError(
+                f"label {int(wrong[0])} is out of range ({len(wrong)} such rows), expected 0 to {num_classes - 1}, or "
+                f"{IGNORE} for rows to leave out: check num_classes={num_classes}"
+            )
+    rows = Rows(x.to(device).reshape(n, dim), labels, targets, weight, n)
+    if not bool(keep.all()):
+        rows = _select(rows, keep)
+    finite = _finite_rows(rows)
+    if finite is None:
+        return rows, 0
+    return _select(rows, finite), int((~finite).sum())
+
+
+def _select(rows: Rows, keep: Tensor) -> Rows:
+    """Return the rows that a mask names."""
+    index = keep.nonzero().flatten()
+    return Rows(**rows._map(lambda part: part[index]), used=len(index))
+
+
+def _finite_rows(rows: Rows) -> Tensor | None:
+    """Return which rows are finite, or None if all are; the common case costs one reduction."""
+    parts = [rows.x] if rows.targets is None else [rows.x, rows.targets]
+    if all(part.numel() == 0 or bool(torch.stack(part.aminmax()).isfinite().all()) for part in parts):
+        return None
+    return torch.stack([part.isfinite().all(1) for part in parts]).all(0)
+
+
+def _labels(y: Tensor, lead: torch.Size, num_classes: int) -> Tensor:
+    if y.is_floating_point() or y.is_complex():
+        raise TypeError(
+            f"y has dtype {y.dtype}, expected integer labels of {num_classes} classes: convert labels with y.long(), "
+            "or make the moments with target_dim= for real-valued targets"
+        )
+    if y.shape != lead:
+        hint = ": for one-hot labels pass y.argmax(-1)" if y.shape == (*lead, num_classes) else ""
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(lead)}, one label for each row of x{hint}")
+    return y.long()
+
+
+def _targets(y: Tensor, lead: torch.Size, target_dim: int) -> Tensor:
+    if not y.is_floating_point():
+        raise TypeError(
+            f"y has dtype {y.dtype}, expected real-valued targets: integer labels are classes, make the moments with "
+            "num_classes=; if these integers are amounts, pass y.double()"
+        )
+    if target_dim == 1 and y.shape == lead:
+        y = y.unsqueeze(-1)
+    if y.shape != (*lead, target_dim):
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected {(*lead, target_dim)}, one target for each row of x")
+    return y.double()
+
+
+def _mask(mask: Tensor, lead: torch.Size) -> Tensor:
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"mask has dtype {mask.dtype}, expected bool or 0/1 integers: use weight= for real numbers")
+    if mask.shape != lead:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {tuple(lead)}, one for each row of x")
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError("mask holds integers other than 0 and 1: use weight= for weights")
+    return mask.bool()
+
+
+def _weight(weight: Tensor, lead: torch.Size) -> Tensor:
+    if weight.dtype == torch.bool or weight.is_complex():
+        raise TypeError(f"weight has dtype {weight.dtype}, expected real numbers: use mask= to choose rows")
+    if weight.shape != lead:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {tuple(lead)}, one for each row of x")
+    weight = weight.double()
+    if not bool((weight.isfinite() & (weight >= 0)).all()):
+        bad = weight[~(weight.isfinite() & (weight >= 0))]
+        raise ValueError(f"weight holds {float(bad[0])}, expected finite numbers >= 0 ({bad.numel()} are not)")
+    return weight
