@@ -1,0 +1,271 @@
+"""Sites: named places in a model where an eraser can act, found by tracing one forward pass.
+
+Nothing here knows a model family. A site is a module whose output is one tensor of hidden states; the default
+ones are the norms that feed the attention and the MLP of each layer, because an eraser there can be folded into
+the linear layers that read them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+Callback = Callable[[str, Tensor], "Tensor | None"]
+
+LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model: the module `name`, its output's `width`, and the modules that read that very tensor.
+
+    >>> Site("model.layers.0.input_layernorm", 768, ("model.layers.0.self_attn.q_proj",)).width
+    768
+    """
+
+    name: str
+    width: int
+    readers: tuple[str, ...] = ()
+
+
+def find_sites(
+    model: nn.Module, example: Mapping[str, Any] | Tensor, sites: str | Iterable[str] = "norms"
+) -> list[Site]:
+    """The sites of `model`, in the order in which one forward pass on `example` runs them.
+
+    Args:
+        model: any module; it is run once, in evaluation mode and without gradients, and left as it was.
+        example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped.
+        sites: "norms" (every norm whose output a linear layer of the layer stack reads: the inputs of attention
+            and MLP), a module's name, a pattern such as "model.layers.*.mlp" ("*" also crosses dots), or several
+            of these.
+
+    Raises:
+        ValueError: a name or pattern that no module has (the nearest names are offered), a module that runs more
+            than once in a pass or whose output is no float tensor, or a model in which nothing is found.
+
+    >>> layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2))
+    >>> [site.name for site in find_sites(nn.Sequential(*layers), torch.ones(1, 3, 4))]
+    ['0.0', '1.0']
+    """
+    wanted = [sites] if isinstance(sites, str) else list(sites)
+    if not wanted or not all(isinstance(name, str) for name in wanted):
+        raise ValueError(f'sites must be "norms", module names or patterns, got {sites!r}')
+    names = {module: name for name, module in model.named_modules()}
+    for name in wanted:
+        if name != "norms" and not any(name == known or fnmatchcase(known, name) for known in names.values()):
+            raise ValueError(unknown("site", name, names.values()))
+
+    def kept(module: nn.Module) -> bool:
+        return _is_norm(module) or any(fnmatchcase(names[module], name) or names[module] == name for name in wanted)
+
+    trace = _trace(model, example, names, kept)
+    stack = _stack(names)
+    inner = {name for name, readers in trace.readers.items() if any(reader.startswith(stack) for reader in readers)}
+    norms = [name for name in trace.outputs if _is_norm(model.get_submodule(name)) and name in inner] if stack else []
+    chosen: set[str] = set()
+    for name in wanted:
+        if name == "norms":
+            chosen.update(norms)
+        elif name in names.values():
+            if name not in trace.outputs:
+                raise ValueError(f"{name!r} cannot be a site: {trace.refused.get(name, 'the example did not run it')}")
+            chosen.add(name)
+        else:
+            matched = {known for known in trace.outputs if fnmatchcase(known, name)}
+            if not matched:
+                raise ValueError(f"no module that matches {name!r} ran once and gave a float tensor; {trace.seen()}")
+            chosen |= matched
+    if not chosen:
+        raise ValueError(f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}")
+    for name in trace.outputs:
+        if name in chosen and trace.calls[name] > 1:
+            raise ValueError(
+                f"{name!r} ran {trace.calls[name]} times in one forward pass: a shared module holds several "
+                "distributions, which one eraser cannot serve; choose other sites by name"
+            )
+    return [
+        Site(name, output.shape[-1], tuple(trace.readers[name]))
+        for name, output in trace.outputs.items()
+        if name in chosen
+    ]
+
+
+@contextmanager
+def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> Iterator[None]:
+    """Calls `callback(name, output)` after each forward of each site, inside the `with` block.
+
+    The callback returns None, or a tensor of the same shape and dtype that takes the output's place. A tap inside
+    another acts on what the outer one left, and all taps act before any other hook of the module, so that captured
+    hidden states are those that the model goes on with.
+
+    Raises:
+        ValueError: an unknown site; while running: an output that is no float tensor, or a replacement that does
+            not fit.
+
+    >>> norm = nn.LayerNorm(4)
+    >>> with tap(norm, [""], lambda name, output: output + 1):
+    ...     norm(torch.zeros(4)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    modules = submodules(model, [site if isinstance(site, str) else site.name for site in sites])
+    entries = [(module, (name, callback)) for name, module in modules.items()]
+    try:
+        _forget_compiled()
+        for module, entry in entries:
+            if module not in _taps:
+                _taps[module] = ([], module.register_forward_hook(_run_taps, prepend=True))
+            _taps[module][0].append(entry)
+        yield
+    finally:
+        for module, entry in entries:
+            callbacks, handle = _taps.get(module, ([], None))
+            # by identity: an equal entry of another tap must stay
+            callbacks[:] = [other for other in callbacks if other is not entry]
+            if handle is not None and not callbacks:
+                handle.remove()
+                del _taps[module]
+        _forget_compiled()
+
+
+def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The modules of `model` by name; a ValueError offers the nearest names for one that it lacks."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name in (names := list(names)):
+        if name not in known:
+            raise ValueError(unknown("site", name, known))
+    return {name: known[name] for name in names}
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not among the `known` ones, with the nearest of these."""
+    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
+
+
+# one hook a module runs all its taps, in the order in which they were entered
+_taps: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, Callback]], Any]] = WeakKeyDictionary()
+
+
+def _forget_compiled() -> None:
+    # code compiled before a hook came or went does not look for it, and would silently run the other model
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def _run_taps(module: nn.Module, args: Any, output: Any) -> Any:
+    if module not in _taps:
+        raise RuntimeError("this module was copied while erasers or recordings were attached; copy it outside of them")
+    for name, callback in tuple(_taps[module][0]):
+        if not _is_hidden(output):
+            raise ValueError(f"the output of {name!r} is {_describe(output)}, expected one float tensor")
+        changed = callback(name, output)
+        if changed is None:
+            continue
+        if not isinstance(changed, Tensor) or changed.shape != output.shape or changed.dtype != output.dtype:
+            raise ValueError(f"the output of {name!r}, {_describe(output)}, cannot become {_describe(changed)}")
+        output = changed
+    return output
+
+
+class _Trace:
+    """What one forward pass showed: outputs in order of execution, how often each ran, and who read them."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, Tensor] = {}  # kept alive: a freed output's address would be given to another tensor
+        self.calls: dict[str, int] = {}
+        self.readers: dict[str, list[str]] = {}
+        self.refused: dict[str, str] = {}
+        self.owner: dict[tuple[int, int], str] = {}
+
+    def seen(self) -> str:
+        norms = [f"{name} (read by {', '.join(self.readers[name]) or 'no linear layer'})" for name in self.outputs]
+        return f"seen: {'; '.join(norms[:8]) or 'no norm'}{' ...' if len(norms) > 8 else ''}"
+
+
+def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Callable[[nn.Module], bool]) -> _Trace:
+    trace = _Trace()
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        name = names[module]
+        for value in (*args, *kwargs.values()):
+            source = trace.owner.get(_address(value)) if isinstance(value, Tensor) else None
+            if source and name not in trace.readers[source]:
+                width = trace.outputs[source].shape[-1]  # heads joined into one vector are another space
+                if value.shape[-1:] == (width,) and _is_reader(module, width):
+                    trace.readers[source].append(name)
+        if not kept(module):
+            return
+        trace.calls[name] = trace.calls.get(name, 0) + 1
+        if not _is_hidden(output):
+            trace.refused[name] = f"its output is {_describe(output)}, expected one float tensor"
+            return
+        trace.outputs[name] = output
+        trace.readers.setdefault(name, [])
+        if output.numel():
+            # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
+            trace.owner.setdefault(_address(output), name)
+
+    training = {module: module.training for module in names}
+    handles = []
+    try:
+        model.eval()  # dropout would copy what the linear layers read
+        for module in names:
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        with torch.no_grad():
+            if isinstance(example, Tensor):
+                model(example)
+            elif isinstance(example, Mapping):
+                model(**{name: value for name, value in example.items() if name != LABELS})
+            else:
+                raise TypeError(f"example must be a batch (a dict) or a tensor, got {_describe(example)}")
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return trace
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _is_hidden(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+
+
+def _is_reader(module: nn.Module, width: int) -> bool:
+    """Whether weights of the module's own multiply vectors of this width: linear layers, routers, fused experts."""
+    if _is_norm(module):
+        return False
+    weights = (parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
+    # quantized layers pack their weights into other shapes and say their width
+    return getattr(module, "in_features", None) == width or any(width in weight.shape for weight in weights)
+
+
+def _address(tensor: Tensor) -> tuple[int, int]:
+    """Equal for views of all of one tensor, whatever their shape."""
+    return tensor.untyped_storage().data_ptr(), tensor.numel()
+
+
+def _stack(names: dict[nn.Module, str]) -> tuple[str, ...]:
+    """Prefixes of the layers: the items of lists of modules that have modules of their own (so no lists of heads)."""
+    lists = (nn.ModuleList, nn.Sequential)
+    items = [item for module in names if isinstance(module, lists) for item in module if next(item.children(), None)]
+    return tuple(names[item] + "." for item in items)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
+    return f"a {type(value).__name__}"
