@@ -66,12 +66,12 @@ def find_sites(
             raise ValueError(unknown("site", name, names.values()))
 
     def kept(module: nn.Module) -> bool:
-        return _is_norm(module) or any(fnmatchcase(names[module], name) or names[module] == name for name in wanted)
+        return is_norm(module) or any(fnmatchcase(names[module], name) or names[module] == name for name in wanted)
 
     trace = _trace(model, example, names, kept)
     stack = _stack(names)
     inner = {name for name, readers in trace.readers.items() if any(reader.startswith(stack) for reader in readers)}
-    norms = [name for name in trace.outputs if _is_norm(model.get_submodule(name)) and name in inner] if stack else []
+    norms = [name for name in trace.outputs if is_norm(model.get_submodule(name)) and name in inner] if stack else []
     chosen: set[str] = set()
     for name in wanted:
         if name == "norms":
@@ -236,7 +236,8 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
     return trace
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether the type of a module names it a norm."""
     return "norm" in type(module).__name__.lower()
 
 
@@ -246,7 +247,7 @@ def _is_hidden(output: Any) -> bool:
 
 def _is_reader(module: nn.Module, width: int) -> bool:
     """Whether weights of the module's own multiply vectors of this width: linear layers, routers, fused experts."""
-    if _is_norm(module):
+    if is_norm(module):
         return False
     weights = (parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
     # quantized layers pack their weights into other shapes and say their width
