@@ -34,6 +34,7 @@ _PLAIN = _without("num_key_value_heads", "head_dim", "sliding_window")
 _T5 = {"vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
 _OPT = {**_without("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window"), "ffn_dim": 24}
 _VIT = {**_PLAIN, "image_size": 8, "patch_size": 4, "num_channels": 3}
+_EXPERTS = {"num_local_experts": 2, "experts_implementation": "eager"}  # the grouped product has no float64
 _ALBERT = {**_PLAIN, "embedding_size": 8}
 
 # architecture -> (name of the config, name of the model, arguments of the config)
@@ -49,7 +50,7 @@ TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {**_GPT2, **_IDS}),
     "opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": WIDTH}),
     "falcon": ("FalconConfig", "FalconForCausalLM", _PLAIN),
-    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**_DECODER, "num_local_experts": 2}),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**_DECODER, **_EXPERTS}),
     "bert": ("BertConfig", "BertForMaskedLM", _PLAIN),
     "t5": ("T5Config", "T5ForConditionalGeneration", {**_T5, "pad_token_id": 0, "decoder_start_token_id": 0}),
     "vit": ("ViTConfig", "ViTModel", _VIT),

@@ -1,0 +1,295 @@
+"""Sites of a table of architectures, and taps."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import nn
+
+from leace_fast.sites import Site, find_sites, submodules, tap
+
+
+def names_of(layer: str, norms: tuple[str, ...], layers: int = 2) -> list[str]:
+    return [f"{layer}.{i}.{norm}" for i in range(layers) for norm in norms]
+
+
+LLAMA = names_of("model.layers", ("input_layernorm", "post_attention_layernorm"))
+GEMMA = names_of("model.layers", ("input_layernorm", "pre_feedforward_layernorm"))
+BERT = names_of("bert.encoder.layer", ("attention.output.LayerNorm", "output.LayerNorm"))
+T5 = [f"encoder.block.{i}.layer.{j}.layer_norm" for i in range(2) for j in range(2)]
+EXPECTED = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,  # q_norm and k_norm are read by no linear layer
+    "mixtral": LLAMA,  # read by the router and the fused experts
+    "gemma2": GEMMA,  # the norms after attention and MLP are only added to the residual
+    "gemma3": GEMMA,
+    "phi": names_of("model.layers", ("input_layernorm",)),
+    "gpt_neox": names_of("gpt_neox.layers", ("input_layernorm", "post_attention_layernorm")),
+    "gpt2": names_of("transformer.h", ("ln_1", "ln_2")),
+    "opt": names_of("model.decoder.layers", ("self_attn_layer_norm", "final_layer_norm")),
+    "falcon": names_of("transformer.h", ("input_layernorm",)),
+    "bert": ["bert.embeddings.LayerNorm", *BERT[:-1]],  # the last output is read by the head only
+    "t5": [
+        *T5,
+        "encoder.final_layer_norm",  # cross-attention reads it
+        *(f"decoder.block.{i}.layer.{j}.layer_norm" for i in range(2) for j in range(3)),
+    ],
+    "vit": names_of("layers", ("layernorm_before", "layernorm_after")),
+}
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+
+def test_the_table_is_tiny_and_covered():
+    assert set(EXPECTED) == set(models.ARCHITECTURES)
+    assert all(sum(p.numel() for p in models.build(name).parameters()) < 100_000 for name in models.TABLE)
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_sites_of_an_architecture(name):
+    model, batch = models.build(name), models.batch(name)
+    assert [site.name for site in find_sites(model, batch)] == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_readers_are_exactly_the_modules_with_weights_that_get_the_output(name):
+    model, batch = models.build(name), models.batch(name)
+    sites = find_sites(model, batch)
+    wanted, outputs, inputs = submodules(model, [site.name for site in sites]), {}, {}
+    for key, module in wanted.items():
+        module.register_forward_hook(lambda m, a, o, key=key: outputs.update({key: o}))
+    for key, module in model.named_modules():
+        if any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(
+                lambda m, a, k, key=key: inputs.update({key: (*a, *k.values())}), with_kwargs=True
+            )
+    with torch.no_grad():
+        model(**batch)
+    for site in sites:
+        output = outputs[site.name]
+        assert site.width == models.WIDTH == output.shape[-1]
+        same = {
+            key
+            for key, tensors in inputs.items()
+            if any(
+                isinstance(t, torch.Tensor)
+                and t.numel() == output.numel()
+                and torch.equal(t.reshape(output.shape), output)
+                for t in tensors
+            )
+        }
+        assert set(site.readers) == same and len(set(site.readers)) == len(site.readers)
+
+
+def test_readers_of_a_layer():
+    sites = find_sites(models.build("gpt2"), models.batch("gpt2"))
+    assert [site.readers for site in sites[:2]] == [("transformer.h.0.attn.c_attn",), ("transformer.h.0.mlp.c_fc",)]
+
+
+def test_names_patterns_and_lists():
+    model, batch = models.build("llama"), models.batch("llama")
+
+    def found(sites):
+        return [site.name for site in find_sites(model, batch, sites)]
+
+    assert found("model.norm") == ["model.norm"]
+    assert found("model.layers.*.mlp") == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert found("*input_layernorm") == LLAMA[::2]
+    assert found(["model.norm", "norms"]) == [*LLAMA, "model.norm"]
+    assert found(["model.norm", "model.embed_tokens", "model.norm"]) == ["model.embed_tokens", "model.norm"]
+    assert find_sites(model, batch, ["norms"]) == find_sites(model, batch)
+    assert find_sites(model, batch, "model.norm")[0].readers == ("lm_head",)
+
+
+def test_labels_are_dropped_and_a_tensor_is_an_example():
+    model, batch = models.build("llama"), models.batch("llama")
+    sites = find_sites(model, {**batch, "concept_labels": torch.zeros(3, models.LENGTH)})
+    assert sites == find_sites(model, batch["input_ids"])
+
+
+def test_dropout_hides_no_reader_and_modes_come_back():
+    model = models.build("bert")
+    model.train()
+    model.bert.encoder.layer[0].eval()
+    before = state_of(model)
+    assert [site.name for site in find_sites(model, models.batch("bert"))] == EXPECTED["bert"]
+    assert state_of(model) == before
+    assert any(training for training, *_ in before) and not all(training for training, *_ in before)
+
+
+@pytest.mark.parametrize("example", [{"input_ids": torch.zeros(1, 40, dtype=torch.int64) + 99}, 3, {"nothing": 1}])
+def test_a_failed_pass_leaves_the_model_as_it_was(example):
+    model = models.build("gpt2").train()
+    before = state_of(model)
+    with pytest.raises((IndexError, TypeError, ValueError)):
+        find_sites(model, example)
+    assert state_of(model) == before
+
+
+def test_a_shared_module_is_refused_by_name():
+    model, batch = models.build("albert"), models.batch("albert")
+    shared = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.LayerNorm"
+    with pytest.raises(ValueError, match=f"'{shared}' ran 2 times"):
+        find_sites(model, batch)
+    with pytest.raises(ValueError, match="ran 2 times"):
+        find_sites(model, batch, "*full_layer_layer_norm")
+    assert [s.name for s in find_sites(model, batch, "albert.embeddings.LayerNorm")] == ["albert.embeddings.LayerNorm"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ("model.layers.0.input_layernrom", "nearest: model.layers.0.input_layernorm"),
+        (["norms", "modle.norm"], "no site 'modle.norm' in this model; the nearest: model.norm"),
+        ("model.layers.*.input_norm", "no site 'model.layers.*.input_norm'"),
+        ("model", "its output is a BaseModelOutputWithPast, expected one float tensor"),
+        ("model.layers.0.self_attn", "its output is a tuple"),
+        ("model.layers", "the example did not run it"),
+        ("*rotary_emb", "no module that matches"),
+        ([], "sites must be"),
+        ([3], "sites must be"),
+    ],
+)
+def test_wrong_names(sites, message):
+    model = models.build("llama")
+    with pytest.raises(ValueError) as error:
+        find_sites(model, models.batch("llama"), sites)
+    assert message in str(error.value)
+
+
+def test_nothing_found_says_what_was_seen():
+    with pytest.raises(ValueError, match="seen: no norm"):
+        find_sites(nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4))
+    outside = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))  # a norm and a head, but no stack of layers
+    with pytest.raises(ValueError, match=r"no norm of this Sequential .* seen: 0 \(read by 1\)"):
+        find_sites(outside, torch.ones(2, 4))
+
+
+class Heads(nn.Module):
+    """One layer, then a final norm that several heads and a wrapper of a norm read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.ModuleDict({"norm": nn.LayerNorm(4), "up": nn.Linear(4, 4), "inner": nn.LayerNorm(2)})
+        self.layers = nn.ModuleList([block])
+        self.norm, self.heads = nn.LayerNorm(4), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        block: Any = self.layers[0]
+        x = x + block["up"](block["norm"](x).reshape(-1, 4)).reshape(x.shape)
+        heads = block["inner"](x.reshape(-1, 2, 2))  # per head: joined to full width before it is read
+        hidden = self.norm(x + block["up"](heads.reshape(x.shape)))
+        return sum(head(hidden) for head in self.heads)
+
+
+def test_heads_and_norms_per_head_are_no_sites():
+    assert find_sites(Heads(), torch.randn(2, 3, 4)) == [Site("layers.0.norm", 4, ("layers.0.up",))]
+
+
+# ------------------------------------------------------------------------ tap
+
+
+def test_tap_sees_every_call_and_replaces():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    x, seen = torch.randn(5, 3), []
+
+    def double(name, output):
+        seen.append((name, output))
+        return 2 * output if name == "1" else None
+
+    before, clean = state_of(model), model(x)
+    with tap(model, [Site("1", 3), "0"], double):
+        tapped = model(x)
+        model(x)
+    assert [name for name, _ in seen] == ["0", "1", "0", "1"]
+    assert torch.equal(seen[1][1], model[1](model[0](x)))
+    assert torch.equal(tapped, model[2](2 * model[1](model[0](x))))
+    assert state_of(model) == before and torch.equal(model(x), clean)
+
+
+def test_taps_nest_and_come_before_other_hooks():
+    norm, captured = nn.LayerNorm(3), []
+    norm.register_forward_hook(lambda module, args, output: captured.append(output))
+
+    def times(factor):
+        return lambda name, output: output * factor
+
+    with tap(norm, [""], lambda name, output: output + 1):
+        with tap(norm, [""], times(2)):  # acts on what the outer one left
+            both = norm(torch.zeros(3))
+        one = norm(torch.zeros(3))
+    assert both.tolist() == [2, 2, 2] and one.tolist() == [1, 1, 1] and norm(torch.zeros(3)).tolist() == [0, 0, 0]
+    assert [output.tolist() for output in captured[:2]] == [[2, 2, 2], [1, 1, 1]]
+
+
+def test_equal_taps_leave_one_by_one():
+    norm = nn.LayerNorm(3)
+
+    def add(name, output):
+        return output + 1
+
+    outer, inner = tap(norm, [""], add), tap(norm, [""], add)
+    outer.__enter__()
+    inner.__enter__()
+    assert norm(torch.zeros(3)).tolist() == [2, 2, 2]
+    outer.__exit__(None, None, None)
+    assert norm(torch.zeros(3)).tolist() == [1, 1, 1]
+    inner.__exit__(None, None, None)
+    assert norm(torch.zeros(3)).tolist() == [0, 0, 0] and not norm._forward_hooks
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x.double(), lambda x: 3])
+def test_replacements_that_do_not_fit(wrong):
+    norm = nn.LayerNorm(3)
+    with pytest.raises(ValueError, match="cannot become"), tap(norm, [""], lambda name, output: wrong(output)):
+        norm(torch.zeros(2, 3))
+    assert not norm._forward_hooks
+
+
+def test_tap_refuses_unknown_sites_and_outputs_that_are_no_tensor():
+    model = models.build("llama")
+    before = state_of(model)
+    with (
+        pytest.raises(ValueError, match="nearest: model.norm"),
+        tap(model, ["lm_head", "model.nrm"], lambda n, o: None),
+    ):
+        pass
+    attention = tap(model, ["model.layers.0.self_attn"], lambda n, o: None)
+    with pytest.raises(ValueError, match="is a tuple, expected one float tensor"), attention:
+        model(**models.batch("llama"))
+    assert state_of(model) == before
+
+
+def test_a_copy_of_a_tapped_model_does_not_run():
+    model = nn.Sequential(nn.LayerNorm(3))
+    with tap(model, ["0"], lambda name, output: output):
+        twin = copy.deepcopy(model)
+    with pytest.raises(RuntimeError, match="copied"):
+        twin(torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "in place", "inside a function"])
+def test_code_compiled_before_the_tap_is_not_bypassed(kind):
+    model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2))
+    x = torch.randn(2, 3)
+    if kind == "in place":
+        model.compile(backend="eager")
+    run = {"wrapped": lambda: torch.compile(model, backend="eager"), "in place": lambda: model}
+    call = run.get(kind, lambda: torch.compile(lambda x: model(x), backend="eager"))()
+    clean = call(x)
+    with tap(model, ["0"], lambda name, output: output * 2):
+        outer = call(x)
+        with tap(model, ["0"], lambda name, output: output * 2):
+            inner = call(x)
+        assert torch.equal(call(x), outer)
+    hidden = model[0](x)
+    assert torch.equal(outer, model[1](2 * hidden)) and torch.equal(inner, model[1](4 * hidden))
+    assert torch.equal(call(x), clean)
