@@ -62,8 +62,9 @@ def record(
     with ExitStack() as stack:
         recorder = _Recorder(model, sites, options, stack)
         # prepended: no other hook, and not the model, meets a keyword that it does not know
-        stack.callback(model.register_forward_pre_hook(recorder.begin, prepend=True, with_kwargs=True).remove)
-        stack.callback(model.register_forward_hook(recorder.commit).remove)
+        begin, commit = _eager(recorder.begin), _eager(recorder.commit)
+        stack.callback(model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True).remove)
+        stack.callback(model.register_forward_hook(commit).remove)
         yield recorder.moments
         if not recorder.moments:
             warnings.warn("record: no forward call of this model was recorded", stacklevel=3)
@@ -119,12 +120,14 @@ class _Recorder:
             if version is not None and x._version != version:
                 raise RuntimeError(f"the model changed the output of {site.name!r} in place: it cannot be recorded")
             rows.append((site.name, x, *self._fit(site.name, x, batch)))
-        # nothing can be wrong with the rows from here on: all sites are added to, or none
-        if not self.moments:
-            fresh = {name: Moments(x.shape[-1], device=x.device, **self.options) for name, x, _, _ in rows}
-            self.moments.update(fresh)
-        for name, x, labels, mask in rows:
-            self.moments[name].update(x, labels, mask=mask)
+        # nothing can be wrong with the rows from here on: all sites are added to, or none; tensors made in inference
+        # mode could not be updated outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            if not self.moments:
+                fresh = {name: Moments(x.shape[-1], device=x.device, **self.options) for name, x, _, _ in rows}
+                self.moments.update(fresh)
+            for name, x, labels, mask in rows:
+                self.moments[name].update(x, labels, mask=mask)
 
     def _start(self, example: Any) -> None:
         if isinstance(self.wanted, list) and all(isinstance(site, Site) for site in self.wanted) and self.wanted:
@@ -135,7 +138,7 @@ class _Recorder:
         if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
             encoder = set(self.model.get_encoder().modules())
             self.decoder = {name for name, module in modules.items() if module not in encoder}
-        self.stack.enter_context(tap(self.model, sites, self._hold))
+        self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites
 
     def _hold(self, name: str, output: Tensor) -> None:
@@ -193,6 +196,11 @@ class _Recorder:
                 f"{tuple(x.shape)}"
             )
         return labels.reshape(*rows, *rest), None if mask is None else mask.to(x.device).reshape(rows)
+
+
+def _eager(hook: Any) -> Any:
+    # what a compiled model would trace of the hook is its bookkeeping, which happens at run time
+    return torch.compiler.disable(hook)
 
 
 def _mask(name: str, mask: Any) -> Tensor:

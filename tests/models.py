@@ -62,19 +62,19 @@ ARCHITECTURES = tuple(name for name in TABLE if name != "albert")
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """A random model of the table, in evaluation mode; norms have weights and biases unlike one and zero."""
+    """A random model of the table, in evaluation mode, the same in every dtype; no norm's weight is one."""
     import transformers
 
     config, model, arguments = TABLE[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = getattr(transformers, model)(getattr(transformers, config)(**arguments)).to(dtype)
+        built = getattr(transformers, model)(getattr(transformers, config)(**arguments))
         for parameter in built.parameters():
             if parameter.ndim == 1:
                 parameter.data.add_(0.3 * torch.randn_like(parameter))
             else:
                 parameter.data.mul_(4.0)  # the default of 0.02 makes every token nearly alike
-    return built.eval()
+    return built.to(dtype).eval()
 
 
 def batch(name: str, rows: int = 3, seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

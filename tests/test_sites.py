@@ -187,7 +187,7 @@ class Heads(nn.Module):
         x = x + block["up"](block["norm"](x).reshape(-1, 4)).reshape(x.shape)
         heads = block["inner"](x.reshape(-1, 2, 2))  # per head: joined to full width before it is read
         hidden = self.norm(x + block["up"](heads.reshape(x.shape)))
-        return sum(head(hidden) for head in self.heads)
+        return torch.stack([head(hidden) for head in self.heads])
 
 
 def test_heads_and_norms_per_head_are_no_sites():
