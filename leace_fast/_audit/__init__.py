@@ -1,0 +1,1 @@
+"""What an erasure left behind and what it cost: probes, losses, pictures."""

@@ -1,0 +1,99 @@
+"""A study as a person meets it: tables for the terminal, and a folder with a report, pictures and erasers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..scrubber import Scrubber
+from .plots import plot_loss, plot_probes
+from .study import QUIET, SLACK, Loss, Study
+
+FORMAT_VERSION = 1
+
+
+def probe_table(study: Study) -> Table:
+    """Return probe accuracy by site, in percent."""
+    table = Table(title="Held-out accuracy of a linear probe, %", title_justify="left", caption_justify="left")
+    for name in ("site", "rank", "before", "after", "best constant", "after, in the model"):
+        table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
+    for site in study.sites:
+        values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
+        values[1] = f"[{'green' if site.guarded else 'red'}]{values[1]}[/]"
+        in_model = "" if site.in_model is None else f"{100 * site.in_model:.1f}"
+        table.add_row(site.site, str(site.rank), *values, in_model)
+    return table
+
+
+def loss_table(loss: Loss) -> Table:
+    """Return the loss of the language model, in bits per byte and nats per token."""
+    table = Table(title="Loss of the language model on held-out text", title_justify="left")
+    for name in ("", "bits per byte", "rise", "nats per token"):
+        table.add_column(name, justify="left" if not name else "right")
+    rows = [("clean", loss.clean), ("erased at every site", loss.erased)]
+    if loss.random:
+        rows.insert(1, (f"random subspaces, mean of {len(loss.random)} seeds", sum(loss.random) / len(loss.random)))
+    for name, nats in rows:
+        rise = "" if name == "clean" else f"{loss.bits(nats) - loss.bits(loss.clean):+.4f}"
+        table.add_row(name, f"{loss.bits(nats):.4f}", rise, f"{nats:.4f}")
+    return table
+
+
+def verdict(study: Study) -> list[str]:
+    """Return what the tables show, one sentence each."""
+    guarded = sum(site.guarded for site in study.sites)
+    lines = [
+        f"After erasure the probe is within {100 * SLACK:.0f} point of the best constant "
+        f"at {guarded} of {len(study.sites)} sites."
+    ]
+    if study.sites and all(site.in_model is not None for site in study.sites):
+        lines.append(
+            "In the model, later sites can be read again: each eraser was fitted on clean activations, "
+            "and those before it change what it meets."
+        )
+    if study.loss and study.loss.random and study.loss.erased > study.loss.clean:
+        share = study.loss.random_rise_share
+        kept = "at most" if share <= QUIET else "NOT at most"
+        lines.append(f"Random subspaces cost {share:.1%} of the concept's rise in loss ({kept} {QUIET:.0%}).")
+    for site in study.sites:
+        lines += [f"Not erased at {site.site}: {what}" for what in site.not_erased]
+    return lines
+
+
+def stage_line(study: Study) -> str:
+    """Return the time of each stage in one line."""
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in study.seconds.items()]
+    return f"{', '.join(parts)}; {sum(study.seconds.values()):.0f} s in all"
+
+
+def write_study(
+    study: Study,
+    folder: str | os.PathLike[str],
+    facts: Mapping[str, Any],
+    concept: str = "the concept",
+    model_id: str = "",
+    revision: str = "",
+) -> list[Path]:
+    """Write report.json, the pictures and the erasers to a folder and return the paths.
+
+    Args:
+        facts: what else the report says: data, model, versions.
+        concept: what the pictures call the concept.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "probe_accuracy.png"]
+    plot_probes(study.sites, paths[0], concept)
+    if study.loss:
+        paths.append(folder / "loss.png")
+        plot_loss(study.loss, paths[-1], concept)
+    Scrubber(study.erasers, model_id, revision).save_pretrained(folder / "erasers")
+    report = {"format_version": FORMAT_VERSION, **facts, **study.to_dict()}
+    paths += [folder / "report.json", folder / "erasers"]
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return paths
