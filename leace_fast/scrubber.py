@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .eraser import Eraser
-from .sites import is_norm, submodules, tap
+from .sites import evaluating, is_norm, submodules, tap
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
@@ -79,8 +79,9 @@ class Scrubber(Mapping[str, Eraser]):
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
         """Erase at every site on each forward pass of `model` inside the `with` block, `generate` included.
 
-        Fails closed: each norm is called on probe rows, which must come out erased, and the model's first forward
-        pass must have run every site. A scrubber inside another acts on what the outer one left.
+        Fails closed: each norm, and each other module that takes rows, is called on probe rows, which must come out
+        erased; and the model's first forward pass must have run every site. A scrubber inside another acts on what
+        the outer one left.
 
         Raises:
             ValueError: the model lacks a site or it has another width, or this scrubber is attached to it already.
@@ -89,8 +90,8 @@ class Scrubber(Mapping[str, Eraser]):
         if model in self._attached:
             raise ValueError("this scrubber is attached to this model already: an eraser acts once at a site")
         modules = submodules(model, self)
-        norms = {site: module for site, module in modules.items() if is_norm(module)}
-        clean = {site: _probe(model, module, self[site]) for site, module in norms.items()}
+        rows = {site: _probe_rows(model, module, self[site].dim) for site, module in modules.items()}
+        clean = {site: _probe(module, rows[site], self[site]) for site, module in modules.items()}
         ran: set[str] = set()
 
         def erase(site: str, output: Tensor) -> Tensor:
@@ -107,7 +108,9 @@ class Scrubber(Mapping[str, Eraser]):
 
         with tap(model, self, erase):
             for site, before in clean.items():
-                after, wanted = _probe(model, norms[site], self[site]), self[site](before)
+                if before is None:
+                    continue
+                after, wanted = _run(modules[site], rows[site]), self[site](before)
                 change, off = (wanted - before).double().norm(), (after - wanted).double().norm()
                 if not off <= PROBE_TOLERANCE * change:
                     raise RuntimeError(
@@ -186,21 +189,33 @@ class Scrubber(Mapping[str, Eraser]):
         return cls(erasers, index["model_id"], index["revision"])
 
 
-@torch.no_grad()
-def _probe(model: nn.Module, norm: nn.Module, eraser: Eraser) -> Tensor:
-    """The output of a norm for the same few random rows each time."""
-    like = next(norm.parameters(), None)
+def _probe_rows(model: nn.Module, module: nn.Module, dim: int) -> Tensor:
+    like = next(module.parameters(), None)
     like = next(model.parameters(), torch.empty(0)) if like is None else like
-    rows = torch.randn(1, PROBE_ROWS, eraser.dim, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(1, PROBE_ROWS, dim, generator=torch.Generator().manual_seed(0))
+    # offloaded weights are on no device until the module runs, and take rows from the host
+    return rows.to("cpu" if like.is_meta else like.device, like.dtype)
+
+
+def _probe(module: nn.Module, rows: Tensor, eraser: Eraser) -> Tensor | None:
+    """The module's output for the rows, or None for a module that does not take rows alone, such as a layer."""
     try:
-        # offloaded weights are on no device until the module runs, and take rows from the host
-        output = norm(rows.to("cpu" if like.is_meta else like.device, like.dtype))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{eraser.site!r} does not take rows of the eraser's width {eraser.dim}: {error}") from error
+        output = _run(module, rows)
+    except Exception as error:
+        if is_norm(module) and isinstance(error, (RuntimeError, ValueError)):
+            width = f"rows of the eraser's width {eraser.dim}"
+            raise ValueError(f"{eraser.site!r} does not take {width}: {error}") from error
+        return None
     if not isinstance(output, Tensor) or output.shape[-1] != eraser.dim:
         got = f"rows of width {output.shape[-1]}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(f"the output of {eraser.site!r} is {got}, its eraser is for rows of width {eraser.dim}")
     return output
+
+
+@torch.no_grad()
+def _run(module: nn.Module, rows: Tensor) -> Any:
+    with evaluating(module):
+        return module(rows)
 
 
 def _file_name(site: str) -> str:

@@ -146,6 +146,18 @@ def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     return {name: known[name] for name in names}
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module gets its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not among the `known` ones, with the nearest of these."""
     nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
@@ -215,13 +227,11 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
             # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
             trace.owner.setdefault(_address(output), name)
 
-    training = {module: module.training for module in names}
     handles = []
     try:
-        model.eval()  # dropout would copy what the linear layers read
         for module in names:
             handles.append(module.register_forward_hook(after, with_kwargs=True))
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):  # dropout would copy what the linear layers read
             if isinstance(example, Tensor):
                 model(example)
             elif isinstance(example, Mapping):
@@ -231,8 +241,6 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return trace
 
 
