@@ -114,14 +114,12 @@ class Moments:
         self._skipped += skipped
         block = self._block_rows
         while len(rows):
-            if self._staged is None and len(rows) >= block:
+            if not self._staged and len(rows) >= block:
                 head, rows = rows.split(block)
                 self._absorb(head)
                 continue
-            if self._staged is not None and not self._staged.fits(rows):
+            if self._staged is None or not self._staged.fits(rows):
                 self._flush()
-                continue
-            if self._staged is None:
                 self._staged = rows.staging(block)
             rows = self._staged.take(rows)
             if self._staged.is_full:
@@ -257,6 +255,25 @@ class Moments:
         return self.means_about_shift - self._offset(self._state)
 
     @property
+    def variance(self) -> Tensor:
+        """Population variance of each column of x (d,) float64, >= 0."""
+        return self.scaled_covariance(None).clamp_min(0)
+
+    def scaled_covariance(self, scale: Tensor | None) -> Tensor:
+        """Return `diag(scale) covariance diag(scale)` (d, d) float64 of which only the lower triangle counts.
+
+        With `scale=None` return the diagonal of the covariance (d,). It takes no more memory than the result.
+        """
+        state = self._nonempty("scaled_covariance")
+        offset, total = self._offset(state), self.total_weight
+        if scale is None:
+            diagonal = state.second.diagonal(dim1=-2, dim2=-1)
+            return (diagonal.sum(0) if self.per_class else diagonal) / total - offset.square()
+        second = state.second.sum(0) if self.per_class else state.second
+        matrix = (second * (scale[:, None] / total)).mul_(scale)
+        return matrix.addr_(offset * scale, offset * scale, alpha=-1)
+
+    @property
     def covariance(self) -> Tensor:
         """Population covariance of x (d, d) float64: divided by the total weight."""
         state = self._nonempty("covariance")
@@ -357,7 +374,7 @@ class Moments:
     def __repr__(self) -> str:
         what = f"num_classes={self.num_classes}" if self.num_classes else f"target_dim={self.target_dim}"
         skipped = f", skipped={self._skipped}" if self._skipped else ""
-        staged = 0 if self._staged is None else len(self._staged)
+        staged = len(self._staged) if self._staged else 0
         return f"Moments(dim={self.dim}, {what}, count={int(self._state.counts.sum()) + staged}{skipped})"
 
     # -------------------------------------------------------------- internal
@@ -374,14 +391,14 @@ class Moments:
 
     def _flush(self) -> State:
         """Take in the rows that still wait for a full block."""
-        if self._staged is not None:
-            staged, self._staged = self._staged, None
-            self._absorb(staged.filled())
+        if self._staged:
+            self._absorb(self._staged.filled())
+            self._staged.used = 0
         return self._state
 
     def _settled(self) -> State:
         """Return the state with all rows in it, without changing these moments."""
-        if self._staged is None:
+        if not self._staged:
             return self._state
         return self.copy()._flush()
 

@@ -95,32 +95,43 @@ def check_rows(
     else:
         targets = _targets(y, lead, target_dim or 1).to(device).reshape(n, -1)
 
-    keep = torch.ones(n, dtype=torch.bool, device=device) if labels is None else labels != IGNORE
+    kept: list[Tensor] = []
     if mask is not None:
-        keep &= _mask(torch.as_tensor(mask), lead).to(device).reshape(n)
+        kept.append(_mask(torch.as_tensor(mask), lead).to(device).reshape(n))
     if weight is not None:
         weight = _weight(torch.as_tensor(weight).detach(), lead).to(device).reshape(n)
-        keep &= weight > 0
-    if labels is not None:
-        used = labels[keep]
-        if len(used) and (int(used.min()) < 0 or int(used.max()) >= num_classes):
+        kept.append(weight > 0)
+    if labels is not None and num_classes is not None and _out_of_range(labels, num_classes):
+        kept.append(labels != IGNORE)
+        used = labels[torch.stack(kept).all(0)]
+        if _out_of_range(used, num_classes):
             wrong = used[(used < 0) | (used >= num_classes)]
             raise ValueError(
                 f"label {int(wrong[0])} is out of range ({len(wrong)} such rows), expected 0 to {num_classes - 1}, or "
                 f"{IGNORE} for rows to leave out: check num_classes={num_classes}"
             )
     rows = Rows(x.to(device).reshape(n, dim), labels, targets, weight, n)
-    if not bool(keep.all()):
-        rows = _select(rows, keep)
+    if kept:
+        rows = _select(rows, torch.stack(kept).all(0))
     finite = _finite_rows(rows)
     if finite is None:
         return rows, 0
     return _select(rows, finite), int((~finite).sum())
 
 
+def _out_of_range(labels: Tensor, num_classes: int) -> bool:
+    """Tell whether a label is none of 0..num_classes-1."""
+    if labels.numel() == 0:
+        return False
+    least, most = labels.aminmax()
+    return int(least) < 0 or int(most) >= num_classes
+
+
 def _select(rows: Rows, keep: Tensor) -> Rows:
     """Return the rows that a mask names."""
     index = keep.nonzero().flatten()
+    if len(index) == len(rows):
+        return rows
     return Rows(**rows._map(lambda part: part[index]), used=len(index))
 
 

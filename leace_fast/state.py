@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .reference import compute_dtype, lower_product
+from .reference import add_class_sums, compute_dtype, lower_product, panels
 
-SLICE_ROWS = 512  # rows widened to float64 at a time: they stay in cache
+SLICE_ELEMENTS = 1 << 16  # elements widened to float64 at a time: they stay in cache
 # Squares of float32 numbers outside about 1e-15 .. 1e17 leave its range: such blocks are multiplied in float64.
 TINY_SQUARE, HUGE_SQUARE = 1e-30, 1e34
 
@@ -74,7 +74,7 @@ class State:
         """Add rows x (n, d), n >= 1, finite, with labels (n,) in range or targets (n, t), and weights (n,) > 0."""
         if self.is_empty:
             # Rounded to the rows' dtype, so that x - shift is exact where it matters.
-            self.shift = x.mean(0, dtype=torch.float64).to(x.dtype).double()
+            self.shift = _rounded_mean(x)
             if targets is not None:
                 self.target_shift = targets.mean(0, dtype=torch.float64)
         if labels is None:
@@ -97,17 +97,19 @@ class State:
         self.weights.index_add_(0, labels, w)
         self.squared_weights.index_add_(0, labels, w * w)
         added = torch.zeros_like(self.sums)
-        for begin in range(0, len(x), SLICE_ROWS):
-            part = slice(begin, begin + SLICE_ROWS)
-            rows = x[part] - self.shift  # float64, exact for narrower rows
-            weighted = rows if weight is None else rows * weight[part, None]
-            added.index_add_(0, labels[part], weighted)
+        step = max(SLICE_ELEMENTS // x.shape[1], 1)
+        buffer = x.new_empty(min(step, len(x)), x.shape[1], dtype=torch.float64)
+        for begin in range(0, len(x), step):
+            part = slice(begin, min(begin + step, len(x)))
+            rows = buffer[: part.stop - begin].copy_(x[part]).sub_(self.shift)  # exact for rows narrower than float64
+            own = None if weight is None else weight[part]
+            add_class_sums(added, rows, labels[part], own)
             if targets is not None:
                 centred = targets[part].double() - self.target_shift
-                self.cross += weighted.mT @ centred
-                centred_weighted = centred if weight is None else centred * weight[part, None]
-                self.target_sums += centred_weighted.sum(0)
-                self.target_second += centred_weighted.mT @ centred
+                weighted = centred if own is None else centred * own[:, None]
+                self.cross.addmm_(rows.mT, weighted)
+                self.target_sums += weighted.sum(0)
+                self.target_second.addmm_(weighted.mT, centred)
         self.sums += added
         return added
 
@@ -152,7 +154,8 @@ def _add_second(second: Tensor, x: Tensor, weight: Tensor | None, shift: Tensor,
     total = float(len(x)) if weight is None else float(weight.sum())
     offset = sums / total  # of the rows' mean from the shift
     product, rest = _block_product(x, (shift + offset), weight)
-    second += product
+    for rows, columns in panels(len(second)):
+        second[rows, columns] += product[rows, columns]
     # The product was taken about a rounded mean: centre it exactly, then move it to the shift.
     second.addmm_(torch.stack([-rest / total, offset * total], 1), torch.stack([rest, offset]))
 
@@ -165,8 +168,14 @@ def _block_product(x: Tensor, mean: Tensor, weight: Tensor | None) -> tuple[Tens
     product = lower_product(scaled)
     if dtype == torch.float32 and _left_range(product.diagonal(), tile):
         return _block_product(x.double(), mean, weight)
-    rest = tile.sum(0, dtype=torch.float64) if weight is None else weight @ tile.double()
+    rest = tile.sum(0).double() if weight is None else weight @ tile.double()
     return product, rest
+
+
+def _rounded_mean(x: Tensor) -> Tensor:
+    """Return the mean of rows (n, d), rounded to their dtype, as float64."""
+    mean = x.mean(0)
+    return (mean if bool(mean.isfinite().all()) else x.double().mean(0).to(x.dtype)).double()
 
 
 def _left_range(squares: Tensor, tile: Tensor) -> bool:

@@ -105,7 +105,7 @@ def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor,
     whitened = white.whiten(columns)
     length = whitened.norm(dim=0)
     # The norm of K^-1 bounds those of its columns: mostly enough, and it spares an inverse.
-    bound = torch.full_like(white.scale, 2 * smallest**-0.5)
+    bound = torch.full_like(white.scale, 4 * smallest**-0.5)
     noise = _noise(concept, white, bound, length)
     basis, certain = _kept(whitened, length, noise)
     if not certain:
@@ -122,15 +122,28 @@ def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Te
 
 
 def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
-    """Return the left singular vectors that stand above rounding, and whether less noise would keep the same."""
-    d = len(whitened)
+    """Return a basis of the singular vectors that stand above rounding, and whether less noise would keep the same."""
     told = (length > 0) & (NOISE_MARGIN * noise < 1)
     unit = whitened[:, told] / length[told]
-    vectors, values, _ = torch.linalg.svd(unit, full_matrices=False)
-    floor = max(unit.shape) * EPSILON
-    above = values > max(floor, NOISE_MARGIN * float(noise[told].norm()))
-    certain = bool((told == (length > 0)).all()) and bool((above == (values > floor)).all())
-    return vectors[:, above].reshape(d, -1), certain
+    floor = max(whitened.shape[0], unit.shape[1]) * EPSILON
+    threshold = max(floor, NOISE_MARGIN * float(noise[told].norm()))
+    all_told = bool((told == (length > 0)).all())
+    orthonormal, triangle = torch.linalg.qr(unit)
+    if _smallest_singular_value(triangle) > threshold:
+        # All directions stand, and any basis of their span will do: no singular vectors are needed.
+        return orthonormal, all_told
+    vectors, values, _ = torch.linalg.svd(triangle, full_matrices=False)
+    above = values > threshold
+    return orthonormal @ vectors[:, above], all_told and bool((above == (values > floor)).all())
+
+
+def _smallest_singular_value(triangle: Tensor) -> float:
+    """Return a lower bound of the smallest singular value of an upper triangle (m, n), 0 if it is not square."""
+    if triangle.shape[0] != triangle.shape[1] or not bool(triangle.diagonal().all()):
+        return 0.0
+    eye = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+    inverse = torch.linalg.solve_triangular(triangle, eye, upper=True)
+    return 1 / float(inverse.norm()) if inverse.numel() else 0.0
 
 
 def _refined(right: Tensor, left: Tensor) -> Tensor:
@@ -150,4 +163,4 @@ def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
 def _change(left: Tensor, right: Tensor, white: Whitening) -> float:
     """Return the mean squared change of centred rows, `tr L (R S R') L'`."""
     spread = (right * white.scale) @ white.factor
-    return float((left @ spread).square().sum())
+    return float(((left.mT @ left) * (spread @ spread.mT)).sum())

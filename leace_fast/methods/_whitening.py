@@ -14,7 +14,7 @@ Shrinkage = Literal["auto"] | bool | float
 # Below this many effective rows for each dimension, shrinking is nearer to the population than not shrinking.
 ROWS_PER_DIMENSION = 4
 EPSILON = 2.0**-52
-ITERATIONS = 8
+ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Whitening:
     def smallest_eigenvalue(self) -> float:
         """Return an estimate, from above, of the smallest eigenvalue of K K', by inverse iteration."""
         generator = torch.Generator().manual_seed(0)
-        block = torch.randn(len(self.scale), 2, dtype=torch.float64, generator=generator).to(self.factor.device)
-        value = block
+        vector = torch.randn(len(self.scale), 1, dtype=torch.float64, generator=generator).to(self.factor.device)
+        value = 1.0
         for _ in range(ITERATIONS):
-            block = torch.linalg.qr(block)[0]
-            half = torch.linalg.solve_triangular(self.factor, block, upper=False)
-            value, block = half, torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
-        return float(1 / torch.linalg.matrix_norm(value, 2) ** 2)
+            half = torch.linalg.solve_triangular(self.factor, vector / vector.norm(), upper=False)
+            value = 1 / float(half.square().sum())
+            vector = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return value
 
     def inverse_norms(self) -> Tensor:
         """Return the norm of each column of K^-1, (d,)."""
@@ -76,22 +76,18 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
     Raises:
         ValueError: shrinkage or ridge is out of range.
     """
-    covariance = moments.covariance
     d = moments.dim
-    variance = covariance.diagonal().clamp_min(0)
-    constant = variance.sqrt() <= 4 * EPSILON * moments.mean.abs()
-    scale = torch.where(constant, 1.0, variance.sqrt())
-    # In place and one side at a time: as many numbers as the matrix itself are all the memory this takes.
-    correlation = covariance.div_(scale).div_(scale[:, None])
-    correlation[constant] = 0
-    correlation[:, constant] = 0
-    correlation.diagonal().fill_(1)
+    deviation = moments.variance.sqrt()
+    constant = deviation <= 4 * EPSILON * moments.mean.abs()
+    scale = torch.where(constant, 1.0, deviation)
+    correlation = moments.scaled_covariance(torch.where(constant, 0.0, 1 / scale))
 
     weight = _shrinkage_weight(correlation, moments.effective_count, shrinkage)
     if ridge is not None and not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
     tau = max(4 * d * EPSILON, moments.relative_error if moments.relative_error > 1e-9 else 0) if ridge is None else ridge
-    correlation.mul_(1 - weight)
+    if weight:
+        correlation.mul_(1 - weight)
     while True:
         correlation.diagonal().fill_(1 + tau)
         factor, failed = torch.linalg.cholesky_ex(correlation)
@@ -113,5 +109,5 @@ def _shrinkage_weight(correlation: Tensor, rows: float, shrinkage: Shrinkage) ->
         return float(shrinkage)
     if not shrinkage:
         return 0.0
-    spread = float(correlation.square().sum()) - d
+    spread = 2 * float(torch.tril(correlation, -1).square().sum())
     return min(1.0, d * d / rows / spread) if spread > 0 else 1.0
