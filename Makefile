@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all that a fresh machine needs: each first makes an environment, with torch for
+# the CPU, or uses the active one. See tools/environment.sh for PYTHON= and TORCH=.
+
+IN := sh tools/environment.sh
+BENCH_JSON ?= bench/results/latest.json
+
+.PHONY: help demo doctor test lint test-long test-all bench dist clean
+
+help:
+	@echo 'make demo      erase a concept from a language model and see what is left'
+	@echo 'make test      lint, types, unit tests, examples: at most five minutes'
+	@echo 'make test-all  the same, then the long tier: at most thirty minutes'
+	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
+	@echo 'make doctor    what this installation has to work with'
+	@echo 'make dist      sdist and wheel, into dist/'
+	@echo 'make clean     remove what was built; .venv stays'
+
+demo:
+	@$(IN) hf,audit leace-fast demo
+
+doctor:
+	@$(IN) hf,audit leace-fast doctor
+
+test: lint
+	@$(IN) dev pytest
+
+lint:
+	@$(IN) dev ruff check .
+	@$(IN) dev ruff format --check .
+	@$(IN) dev pyright
+
+# Tests marked slow, and those of hypothesis again at full depth.
+test-long:
+	@$(IN) dev pytest -m 'slow or hypothesis' --hypothesis-profile=full
+
+test-all: test test-long
+
+bench:
+	@mkdir -p $(dir $(BENCH_JSON))
+	@$(IN) dev,bench pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
+
+dist:
+	@$(IN) dev python -m build --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info leace_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	find leace_fast tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,151 @@
+"""What is installed, from what it is built, and what happens where it cannot be built."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import leace_fast
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command without LEACE_FAST_EXT, unless `env` sets it."""
+    clean = {name: value for name, value in os.environ.items() if name != "LEACE_FAST_EXT"}
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=clean | (env or {}))
+
+
+def test_version_is_written_once() -> None:
+    assert leace_fast.__version__ == importlib.metadata.version("leace-fast")
+    assert 'dynamic = ["version"]' in PYPROJECT
+    assert f"## {leace_fast.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_building_never_asks_for_torch() -> None:
+    requires = re.search(r"^requires = \[(.*)\]$", PYPROJECT, re.MULTILINE)
+    assert requires and "torch" not in requires[1]
+
+
+def test_extras_and_console_script() -> None:
+    metadata = importlib.metadata.metadata("leace-fast")
+    assert {"hf", "audit", "test", "bench", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
+    required = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
+    names = {re.split(r"[ <>=;(\[]", line)[0] for line in required}
+    assert names == {"torch", "numpy", "safetensors", "huggingface_hub", "typer", "rich"}
+    scripts = importlib.metadata.distribution("leace-fast").entry_points
+    assert [entry.value for entry in scripts if entry.name == "leace-fast"] == ["leace_fast.cli:app"]
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which torch cannot be imported."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('no torch here')\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_without_torch_the_build_goes_on(no_torch: dict[str, str]) -> None:
+    result = run(sys.executable, "setup.py", "--version", env=no_torch)
+    assert result.returncode == 0
+    assert result.stdout.strip().endswith(leace_fast.__version__)
+    assert "without its compiled kernels" in result.stderr and "no torch here" in result.stderr
+
+
+def test_without_torch_a_required_build_is_loud(no_torch: dict[str, str]) -> None:
+    result = run(sys.executable, "setup.py", "--version", env=no_torch | {"LEACE_FAST_EXT": "1"})
+    assert result.returncode != 0
+    assert "no torch here" in result.stderr and "--no-build-isolation" in result.stderr
+
+
+def test_left_out_on_request_and_silently(no_torch: dict[str, str]) -> None:
+    result = run(sys.executable, "setup.py", "--version", env=no_torch | {"LEACE_FAST_EXT": "0"})
+    assert result.returncode == 0
+    assert "kernels" not in result.stderr
+
+
+def test_other_values_of_the_switch_are_refused() -> None:
+    result = run(sys.executable, "setup.py", "--version", env={"LEACE_FAST_EXT": "yes"})
+    assert result.returncode != 0
+    assert "expected 1" in result.stderr and "'yes'" in result.stderr
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_compiler_that_fails(tmp_path: Path, required: bool) -> None:
+    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
+    env = {"CXX": "false", "CC": "false"} | ({"LEACE_FAST_EXT": "1"} if required else {})
+    result = run(*build, env=env)
+    assert (result.returncode != 0) == required, result.stderr
+    assert "kernels" in result.stderr
+    assert not list(tmp_path.rglob("_C*"))
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    result = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, env={"LEACE_FAST_EXT": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
+
+
+def installed_package_files() -> set[str]:
+    """The files of the package that are under version control, by their path in the repository."""
+    listed = run("git", "ls-files", "leace_fast").stdout.split()
+    return set(listed) or {str(path.relative_to(ROOT)) for path in (ROOT / "leace_fast").rglob("*.py")}
+
+
+@pytest.mark.slow
+def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py")}
+    files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", "tools/environment.sh"}
+    assert not (sources | tests | files | installed_package_files()) - names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(distributions: tuple[Path, Path]) -> None:
+    names = set(zipfile.ZipFile(distributions[1]).namelist())
+    assert not installed_package_files() - names, "a data file may be missing from package-data"
+    assert "leace_fast/py.typed" in names
+    assert [name for name in names if name.startswith("leace_fast/_C") and name.endswith((".so", ".pyd"))]
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"leace_fast"}
+    assert [name for name in names if name.endswith("dist-info/licenses/LICENSE")]
+
+
+@pytest.mark.slow
+def test_wheel_without_kernels_is_pure(tmp_path: Path) -> None:
+    result = run(*(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path), env={"LEACE_FAST_EXT": "0"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+
+
+@pytest.mark.slow
+def test_installed_wheel_works_away_from_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    assert run(sys.executable, "-m", "venv", tmp_path / "env").returncode == 0
+    python = next((tmp_path / "env").glob("[bS]*/python*"))
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    # Torch and the other dependencies come from this environment; leace-fast itself from the wheel.
+    outer = run(sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
+    (site / "outer.pth").write_text(outer)
+    installed = run(python, "-m", "pip", "install", "--no-deps", "--no-index", "--force-reinstall", distributions[1])
+    assert installed.returncode == 0, installed.stderr
+    script = python.parent / "leace-fast"
+    findings = json.loads(run(script, "doctor", "--json", cwd=tmp_path).stdout)
+    assert Path(findings["leace-fast"]["note"]) == site / "leace_fast"
+    assert findings["extension"]["present"]
