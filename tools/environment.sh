@@ -52,11 +52,11 @@ fi
 if ! has_torch "$environment"; then
     say "installing torch ($TORCH)"
     if [ "$TORCH" = cuda ] || [ "$(uname -s)" = Darwin ]; then
-        "$python" -m pip install --quiet --upgrade "torch>=2.10" # the wheels for macOS have no CUDA
+        "$python" -m pip install -qq --upgrade "torch>=2.10" # the wheels for macOS have no CUDA
     else
         # What pip finds as it is configured (a mirror, a folder of wheels), else the index of CPU builds.
-        "$python" -m pip install --quiet "torch==$TORCH_PIN+cpu" 2>/dev/null ||
-            "$python" -m pip install --quiet "torch==$TORCH_PIN" --index-url https://download.pytorch.org/whl/cpu
+        "$python" -m pip install -qq "torch==$TORCH_PIN+cpu" 2>/dev/null ||
+            "$python" -m pip install -qq "torch==$TORCH_PIN" --index-url https://download.pytorch.org/whl/cpu
     fi
     has_torch "$environment" || stop "the torch that was installed does not fit TORCH=$TORCH and torch>=2.10"
 fi
@@ -68,8 +68,8 @@ if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$root" ] || changed; then
     say "installing leace-fast[$extras] into $environment"
     # The torch that is there stays, and the kernels are built against it.
     "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$stamp.constraints"
-    "$python" -m pip install --quiet "setuptools>=77" ninja
-    "$python" -m pip install --quiet --no-build-isolation --constraint "$stamp.constraints" --editable "$root[$extras]"
+    "$python" -m pip install -qq "setuptools>=77" ninja
+    "$python" -m pip install -qq --no-build-isolation --constraint "$stamp.constraints" --editable "$root[$extras]"
     echo "$root" >"$stamp"
 fi
 
