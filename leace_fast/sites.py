@@ -268,10 +268,9 @@ def _address(tensor: Tensor) -> tuple[int, int]:
 
 
 def _stack(names: dict[nn.Module, str]) -> tuple[str, ...]:
-    """Prefixes of the layers: the items of lists of modules that have modules of their own (so no lists of heads)."""
+    """Prefixes of the names inside layers: the items of lists of modules. A bare head in a list has nothing inside."""
     lists = (nn.ModuleList, nn.Sequential)
-    items = [item for module in names if isinstance(module, lists) for item in module if next(item.children(), None)]
-    return tuple(names[item] + "." for item in items)
+    return tuple(f"{names[item]}." for module in names if isinstance(module, lists) for item in module)
 
 
 def _describe(value: Any) -> str:

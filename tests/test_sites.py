@@ -174,11 +174,12 @@ def test_nothing_found_says_what_was_seen():
 
 
 class Heads(nn.Module):
-    """One layer, then a final norm that several heads and a wrapper of a norm read."""
+    """One layer with a norm per head, then a final norm that several heads read."""
 
     def __init__(self) -> None:
         super().__init__()
-        block = nn.ModuleDict({"norm": nn.LayerNorm(4), "up": nn.Linear(4, 4), "inner": nn.LayerNorm(2)})
+        block = nn.ModuleDict({"norm": nn.LayerNorm(4), "up": nn.Linear(4, 4)})
+        block.update({"inner": nn.LayerNorm(2), "joined": nn.Linear(4, 2)})
         self.layers = nn.ModuleList([block])
         self.norm, self.heads = nn.LayerNorm(4), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
 
@@ -186,12 +187,29 @@ class Heads(nn.Module):
         block: Any = self.layers[0]
         x = x + block["up"](block["norm"](x).reshape(-1, 4)).reshape(x.shape)
         heads = block["inner"](x.reshape(-1, 2, 2))  # per head: joined to full width before it is read
-        hidden = self.norm(x + block["up"](heads.reshape(x.shape)))
+        hidden = self.norm(x + block["joined"](heads.reshape(x.shape)).repeat(1, 1, 2))
         return torch.stack([head(hidden) for head in self.heads])
 
 
 def test_heads_and_norms_per_head_are_no_sites():
     assert find_sites(Heads(), torch.randn(2, 3, 4)) == [Site("layers.0.norm", 4, ("layers.0.up",))]
+
+
+class WrappedNorm(nn.Module):
+    """Hands on the output of an inner norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_one_tensor_is_one_site_and_a_sequence_of_blocks_is_a_stack():
+    model = nn.Sequential(*(nn.Sequential(WrappedNorm(), nn.Linear(4, 4)) for _ in range(2)), nn.Linear(4, 2))
+    sites = find_sites(model, torch.randn(2, 3, 4))
+    assert sites == [Site("0.0.inner", 4, ("0.1",)), Site("1.0.inner", 4, ("1.1",))]
 
 
 # ------------------------------------------------------------------------ tap
