@@ -168,6 +168,9 @@ def _block_product(x: Tensor, mean: Tensor, weight: Tensor | None) -> tuple[Tens
     product = lower_product(scaled)
     if dtype == torch.float32 and _left_range(product.diagonal(), tile):
         return _block_product(x.double(), mean, weight)
+    if dtype == torch.float64:
+        # A matrix product adds row after row; a sum adds in a tree, which keeps a digit more of each variance.
+        product.diagonal().copy_(scaled.square().sum(0))
     rest = tile.sum(0).double() if weight is None else weight @ tile.double()
     return product, rest
 
