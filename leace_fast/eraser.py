@@ -152,7 +152,8 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         >>> Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1]).scaled(2.0)(torch.ones(2)).tolist()
         [-1.0, 1.0]
         """
-        return self._replaced(self._factors[0] * float(strength))
+        left, right, mean = self._factors
+        return Eraser(left * float(strength), right, mean, **self._names)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
         """Return an eraser whose factors are held on a device and in float32 or float64.
@@ -161,17 +162,19 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
             ValueError: dtype is another: factors are never rounded further, whatever dtype x has.
         """
         if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype")
-        moved = [None if part is None else part.to(device, dtype or self.dtype) for part in self._factors]
-        return self._replaced(*moved)
+            raise ValueError(
+                f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype"
+            )
+        left, right, mean = (part if part is None else part.to(device, dtype or self.dtype) for part in self._factors)
+        return Eraser(left, right, mean, **self._names)  # type: ignore[arg-type]
 
     def with_site(self, site: str | None) -> Eraser:
         """Return the same eraser with the name of the place in a model that it belongs to."""
-        return Eraser(*self._factors, method=self.method, report=self.report, site=site)
+        return Eraser(*self._factors, **{**self._names, "site": site})
 
-    def _replaced(self, left: Tensor, *others: Tensor | None) -> Eraser:
-        right, mean = others or self._factors[1:]
-        return Eraser(left, right, mean, method=self.method, report=self.report, site=self.site)  # type: ignore[arg-type]
+    @property
+    def _names(self) -> dict[str, Any]:
+        return {"method": self.method, "report": self.report, "site": self.site}
 
     def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors on the device and in the compute dtype of x."""
@@ -216,5 +219,6 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Eraser:
         if Path(model_id).is_dir():
             return cls.load(Path(model_id) / FILE_NAME)
-        kept = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-        return cls.load(hf_hub_download(model_id, FILE_NAME, **{name: options.get(name) for name in kept}))
+        known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        given: dict[str, Any] = {name: options[name] for name in known if options.get(name) is not None}
+        return cls.load(hf_hub_download(model_id, FILE_NAME, **given))

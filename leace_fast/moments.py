@@ -419,7 +419,9 @@ class Moments:
             raise TypeError(f"got {type(other).__name__}, expected Moments")
         for name in ("dim", "num_classes", "target_dim", "per_class"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"the moments differ in {name}: {getattr(self, name)} here, {getattr(other, name)} there")
+                raise ValueError(
+                    f"the moments differ in {name}: {getattr(self, name)} here, {getattr(other, name)} there"
+                )
 
 
 def _covariance(second: Tensor, offset: Tensor, total: float) -> Tensor:

@@ -47,7 +47,7 @@ def check_project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -
         raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
     if x.ndim == 0 or x.shape[-1] != left.shape[0]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected (..., {left.shape[0]}): its last dimension must be the eraser's dim"
+            f"x has shape {tuple(x.shape)}, expected (..., {left.shape[0]}): its last dimension must be that of left"
         )
     if mean is not None and mean.shape != left.shape[:1]:
         raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:1])}")

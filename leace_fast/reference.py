@@ -27,7 +27,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tens
 
 
 def lower_product(tile: Tensor) -> Tensor:
-    """Return `tile' tile` (d, d) of rows (n, d), in their dtype; what lies above the panels of `panels(d)` is undefined.
+    """Return `tile' tile` (d, d) of rows (n, d), in their dtype; undefined outside the blocks of `panels(d)`.
 
     Column panels stop at the diagonal, which is half the work of the full product.
     """
@@ -46,7 +46,7 @@ def panels(d: int) -> Iterator[tuple[slice, slice]]:
 
 
 def add_class_sums(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
-    """Add the weighted sums of the rows of each class to `sums` (k, d): rows (n, d), labels (n,) in 0..k-1, weight (n,)."""
+    """Add the weighted sums of each class to `sums` (k, d): rows (n, d), labels (n,) in 0..k-1, weight (n,)."""
     if len(sums) > FEW_CLASSES:
         sums.index_add_(0, labels, rows if weight is None else rows * weight[:, None])
         return

@@ -50,7 +50,8 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"{self.method}: rank {self.rank} of {self.dim} dimensions, from {self.rows:,} rows",
-            f"  mean squared change {self.change:.6g}" + (f" ({self.cost_ratio:.4f} of affine)" if self.cost_ratio != 1 else ""),
+            f"  mean squared change {self.change:.6g}"
+            + (f" ({self.cost_ratio:.4f} of affine)" if self.cost_ratio != 1 else ""),
             f"  ridge {self.ridge:.1e}, shrinkage {self.shrinkage:.3g}, smallest eigenvalue "
             f"{self.smallest_eigenvalue:.2e}, distance from the optimum at most {self.error_bound:.1e}",
             *(f"  not erased: {what}" for what in self.not_erased),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ class Rows:
     def __len__(self) -> int:
         return self.used
 
-    def _map(self, change) -> dict[str, Tensor | None]:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         parts = {"x": self.x, "labels": self.labels, "targets": self.targets, "weight": self.weight}
         return {name: None if part is None else change(part) for name, part in parts.items()}
 

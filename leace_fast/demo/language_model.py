@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from .._audit.loss import batch_nats, bits_per_byte
 from ..stream import Window, batched
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["START", "Window", "batch_nats", "batched", "bits_per_byte", "token_labels", "train_tokenizer", "windows"]
 
 START = "<|file|>"
+START_ID = 0  # the special token comes first in the vocabulary
 # One optional blank joins the word or sign after it; digits stand alone; the rest of the white space is one piece.
 PIECES = r" ?_?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}_]+|_+|\s+(?!\S)|\s+"
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .corpus import ASSETS, Module, is_test, save_modules, label_characters, split_library
-from .language_model import batch_nats, batched, bits_per_byte, train_tokenizer, windows
+from .corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
+from .language_model import START_ID, batch_nats, batched, bits_per_byte, train_tokenizer, windows
 
 VOCABULARY = 4000
 CONTEXT = 1024
@@ -32,7 +32,7 @@ WARM_UP = 0.02
 DECAY_FROM = 0.35
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def model_config() -> LlamaConfig:
     """Return the configuration: 4.0 million parameters, 5 layers, tied embeddings."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
@@ -43,9 +43,9 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=START_ID,
+        eos_token_id=START_ID,
+        pad_token_id=START_ID,
     )
 
 
@@ -54,7 +54,7 @@ class TokenStream:
 
     def __init__(self, modules: list[Module], tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> None:
         encoded = tokenizer([m.text for m in modules], add_special_tokens=False, verbose=False)["input_ids"]
-        self.files = [torch.tensor([tokenizer.bos_token_id, *ids]) for ids in encoded]
+        self.files = [torch.tensor([START_ID, *ids]) for ids in encoded]
         self.files += [file for file, m in zip(self.files, modules, strict=True) if not is_test(m.name)]
         self.generator = torch.Generator().manual_seed(seed)
         self.tokens, self.at, self.epochs = torch.empty(0, dtype=torch.int64), 0, 0
@@ -114,13 +114,13 @@ def train(model: LlamaForCausalLM, stream: TokenStream, minutes: float, out: Pat
             save(model, out)
         if step % 25 == 0:
             rate = seen / (time.monotonic() - start)
-            print(f"{progress:6.1%}  step {step}  epoch {stream.epochs}  loss {running:.4f}  {rate:.0f} tokens/s", flush=True)
+            print(f"{progress:6.1%}  step {step}  epoch {stream.epochs}  loss {running:.4f}  {rate:.0f} tokens/s")
     return {"steps": step, "tokens": seen, "epochs": stream.epochs, "train_loss_nats": running}
 
 
 def save(model: LlamaForCausalLM, path: Path) -> None:
     """Save a bfloat16 copy."""
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(path)
+    copy.deepcopy(model).bfloat16().save_pretrained(path)
 
 
 def score(model_path: Path, held_out: list[Module], tokenizer: PreTrainedTokenizerFast) -> float:
@@ -129,7 +129,7 @@ def score(model_path: Path, held_out: list[Module], tokenizer: PreTrainedTokeniz
     nats = 0.0
     for module in held_out:
         pieces = list(windows(module, tokenizer, CONTEXT, stride=CONTEXT // 2))
-        nats += sum(batch_nats(model, batch) for batch in batched(pieces, 8, tokenizer.pad_token_id))
+        nats += sum(batch_nats(model, batch) for batch in batched(pieces, 8, START_ID))
     return bits_per_byte(nats, sum(len(module.text.encode()) for module in held_out))
 
 
@@ -160,9 +160,9 @@ def main() -> None:
     tokenizer.save_pretrained(options.out / "model")
     stream = TokenStream(train_modules, tokenizer, options.seed)
     text_bytes = sum(len(m.text.encode()) for m in train_modules)
-    print(f"{len(train_modules)} training files, {text_bytes / 1e6:.1f} MB; {len(held_out)} held-out modules", flush=True)
+    print(f"{len(train_modules)} training files, {text_bytes / 1e6:.1f} MB; {len(held_out)} held-out modules")
 
-    model = LlamaForCausalLM(model_config(tokenizer))
+    model = LlamaForCausalLM(model_config())
     done = train(model, stream, options.minutes, options.out / "model")
     save(model, options.out / "model")
     facts = {
@@ -176,7 +176,7 @@ def main() -> None:
         "bits_per_byte": score(options.out / "model", held_out, tokenizer),
         **done,
     }
-    print(facts, flush=True)
+    print(facts)
     write_card(options.out / "model", facts)
 
 

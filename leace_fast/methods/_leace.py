@@ -69,7 +69,8 @@ def leace(
         basis = basis @ torch.linalg.svd(basis.mT @ white.whiten(concept.weighted), full_matrices=False)[0][:, :rank]
 
     mean = moments.mean
-    left, right = white.unwhiten(basis), _refined(white.readers(basis), white.unwhiten(basis))
+    left = white.unwhiten(basis)
+    right = _refined(white.readers(basis), left)
     change, ratio = _change(left, right, white), 1.0
     if not affine:
         whitened_mean = white.whiten(mean[:, None])
@@ -112,7 +113,9 @@ def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor,
         noise = _noise(concept, white, white.inverse_norms(), length)
         basis, _ = _kept(whitened, length, noise)
     hidden = ((length > 0) & (NOISE_MARGIN * noise >= 1)).tolist()
-    return basis, [f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost]
+    return basis, [
+        f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost
+    ]
 
 
 def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Tensor) -> Tensor:

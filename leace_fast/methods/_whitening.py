@@ -85,7 +85,9 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
     weight = _shrinkage_weight(correlation, moments.effective_count, shrinkage)
     if ridge is not None and not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
-    tau = max(4 * d * EPSILON, moments.relative_error if moments.relative_error > 1e-9 else 0) if ridge is None else ridge
+    tau = (
+        max(4 * d * EPSILON, moments.relative_error if moments.relative_error > 1e-9 else 0) if ridge is None else ridge
+    )
     if weight:
         correlation.mul_(1 - weight)
     while True:
