@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import os
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ._audit.study import Study, Track
 
 app = typer.Typer(help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False)
 
@@ -35,3 +44,110 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
         mark = "[green]yes[/]" if finding.present else "[yellow]no[/]"
         table.add_row(mark, finding.name, escape(finding.value), f"[dim]{escape(finding.note)}[/]")
     Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and the erasers.")] = Path("demo"),
+    assets: Annotated[
+        Path | None, typer.Option(help="Folder with the model and the text; default: the package's.")
+    ] = None,
+) -> None:
+    """Erase a concept from a small language model, and see what is left and what it costs. Takes about a minute."""
+    with readable_errors():
+        from .demo.corpus import ASSETS
+        from .demo.run import CONCEPT, run_demo
+
+        console, track = screen()
+        console.print(f"Erasing {CONCEPT} of each token from a language model of Python code.\n")
+        study, facts = run_demo(assets or ASSETS, track=track)
+        show(console, study, out, facts, CONCEPT, "leace-fast demo model")
+
+
+@app.command()
+def fit(
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_SHARDS", help="A model's folder or hub id, or activation shards.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Texts for a model: .jsonl, .jsonl.gz or .parquet.")] = None,
+    text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    label: Annotated[str, typer.Option(help="The column of labels: strings, integers or booleans.")] = "label",
+    out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and the erasers.")] = Path("leace-fit"),
+    sites: Annotated[
+        list[str] | None, typer.Option(help="Where to erase: module names or patterns; repeatable.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method that fits the erasers.")] = "leace",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")] = None,
+) -> None:
+    """Fit erasers for your own model and labelled texts, or for activation shards, and measure them.
+
+    Shards are .safetensors or .npz files that hold x (rows, dim) and y (rows,), or .npy files in pairs:
+    x.npy with y.npy, or NAME.x.npy with NAME.y.npy; one file or a folder of them.
+    """
+    with readable_errors():
+        from ._audit.jobs import is_shards, study_shards, study_texts
+
+        console, track = screen()
+        if is_shards(source):
+            if data is not None:
+                raise ValueError(f"{source} holds activation shards, which carry their labels: leave --data out")
+            study = study_shards(source, method=method, track=track)
+        elif data is None:
+            raise ValueError(f"{source} is taken for a model, which needs texts: give --data FILE (.jsonl or .parquet)")
+        else:
+            study = study_texts(
+                source,
+                data,
+                text=text,
+                label=label,
+                sites=sites or "norms",
+                method=method,
+                max_tokens=max_tokens,
+                device=device,
+                track=track,
+            )
+        show(console, study, out, {"source": source, "data": str(data or source)}, repr(label), source)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Show what a user can mend as one line, with exit code 2; everything, if LEACE_FAST_DEBUG is set."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        if os.environ.get("LEACE_FAST_DEBUG"):
+            raise
+        typer.echo(f"error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        raise typer.Exit(2) from error
+
+
+def screen() -> tuple[Console, Track]:
+    """Return a console and a progress bar for its stages."""
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    console = Console()
+
+    def track(items: Sized, stage: str) -> Iterable[Any]:
+        return rich_track(items, f"{stage:<20}", total=len(items), console=console, transient=True)  # type: ignore[arg-type]
+
+    with suppress(ImportError):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    return console, track
+
+
+def show(console: Console, study: Study, out: Path, facts: dict[str, Any], concept: str, model_id: str) -> None:
+    """Print a study's tables and write its folder."""
+    from ._audit.present import loss_table, probe_table, stage_line, verdict, write_study
+
+    paths = write_study(study, out, facts, concept, model_id)
+    console.print(probe_table(study))
+    if study.loss:
+        console.print(loss_table(study.loss))
+    for line in verdict(study):
+        console.print(f"- {line}", highlight=False)
+    console.print(f"\n[dim]{stage_line(study)}[/]", highlight=False)
+    console.print("Written:", *(str(path) for path in paths), highlight=False, soft_wrap=True)

@@ -41,24 +41,27 @@ class Shards:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.files = _shard_files(Path(path))
         self.dim, self.rows = 0, 0
-        values: list[Any] = []
+        found: set[Any] = set()
         for file in self.files:
             rows, dim, y = _describe(file)
             if self.dim and dim != self.dim:
                 raise ValueError(f"{file} has rows of width {dim}, expected {self.dim} as in {self.files[0]}")
             self.dim, self.rows = dim, self.rows + rows
-            values += y
-        labels, self.class_names = as_classes([v for v in values if v != IGNORED], f"y of {path}")
-        numbered = iter(labels)
-        self._labels = torch.tensor([IGNORED if v == IGNORED else next(numbered) for v in values])
+            found.update(np.unique(y).tolist())
+        classes = sorted(found - {IGNORED}, key=lambda value: (str(type(value)), value))
+        _, self.class_names = as_classes(classes, f"y of {path}")
+        self._classes = np.array(classes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (x, y) chunks: x (rows, dim) in the file's dtype, y (rows,) int64 classes."""
-        at = 0
+        """Yield (x, y) chunks: x (rows, dim) in the file's dtype, y (rows,) int64 classes, -100 where left out."""
         for file in self.files:
-            for x in _chunks(file):
-                yield x, self._labels[at : at + len(x)]
-                at += len(x)
+            x, y = _open(file)
+            numbers = np.where(y == IGNORED, IGNORED, np.searchsorted(self._classes, y))
+            labels = torch.from_numpy(numbers.astype(np.int64))
+            for at in range(0, len(y), CHUNK):
+                piece = x[at : at + CHUNK]
+                # A copy: a memory-mapped file is read-only, which torch does not know.
+                yield piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece)), labels[at : at + CHUNK]
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -88,7 +91,7 @@ def _labels_of(path: Path) -> Path:
     return path.with_name(path.name[: -len("x.npy")] + "y.npy")
 
 
-def _describe(path: Path) -> tuple[int, int, list[Any]]:
+def _describe(path: Path) -> tuple[int, int, np.ndarray]:
     """Return the rows, the width and the labels of one shard, after checking that they fit."""
     x, y = _open(path)
     shape, kind = (tuple(x.get_shape()), x.get_dtype()) if hasattr(x, "get_shape") else (x.shape, x.dtype)
@@ -100,16 +103,7 @@ def _describe(path: Path) -> tuple[int, int, list[Any]]:
         raise ValueError(f"y of {path} has shape {y.shape}, expected {shape[:1]}: one label for each row of x")
     if y.dtype.kind not in "iubU":
         raise ValueError(f"y of {path} holds {y.dtype}, expected classes: integers, booleans or strings")
-    return shape[0], shape[1], y.tolist()
-
-
-def _chunks(path: Path) -> Iterator[Tensor]:
-    x, _ = _open(path)
-    rows = x.get_shape()[0] if hasattr(x, "get_shape") else len(x)
-    for at in range(0, rows, CHUNK):
-        piece = x[at : at + CHUNK]
-        # a copy: a memory-mapped file is read-only, which torch does not know
-        yield piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece))
+    return shape[0], shape[1], y
 
 
 def _open(path: Path) -> tuple[Any, np.ndarray]:
@@ -128,7 +122,8 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     file = safe_open(path, framework="pt")
-    return {name: file.get_slice(name) if name == "x" else file.get_tensor(name) for name in file.keys()}
+    names = list(file.keys())
+    return {name: file.get_slice(name) if name == "x" else file.get_tensor(name) for name in names}
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
         distinct = list(dict.fromkeys(text for text, label in rows if label == index))
         if len(distinct) < 2:
             raise ValueError(
-                f"the class {name!r} has {len(distinct)} distinct text, expected at least 2: one to fit on, one held out"
+                f"the class {name!r} has {len(distinct)} distinct text, expected 2 or more: one to fit on, one held out"
             )
         test_texts.update(distinct[: max(1, round(held_out * len(distinct)))])
     parts = [[row for row in rows if (row[0] in test_texts) == side] for side in (False, True)]
@@ -141,7 +141,7 @@ def text_windows(
         total += len(tokens)
         text_bytes += len(text.encode())
         if start is None and tokens:  # nothing comes before the first token: it is context, not scored
-            text_bytes -= len(tokenizer.decode(tokens[:1]).encode())
+            text_bytes -= len(str(tokenizer.decode(tokens[:1])).encode())
         ids = torch.tensor(tokens if start is None else [start, *tokens], dtype=torch.int64)
         done = 1
         while done < len(ids):
@@ -187,7 +187,7 @@ def _read_json_lines(path: Path, text: str, label: str) -> list[tuple[Any, Any]]
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"line {number} of {path} is no JSON ({error}), expected one object a line") from None
+                    raise ValueError(f"line {number} of {path} is no JSON ({error}), expected an object") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} of {path} is no object, expected one object a line")
                 for option, column in (("--text", text), ("--label", label)):

@@ -22,9 +22,9 @@ from .loss import batch_nats, bits_per_byte
 from .probe import linear_probe
 
 Batch = Mapping[str, Tensor]
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
+Track = Callable[[Any, str], Iterable[Any]]  # (items with a length, name of the stage) -> the same items
 
-PROBE_ROWS = 40_000
+PROBE_ROWS = 30_000
 PROBE_MEMORY = 2**31  # bytes of activations that are kept for the probes, at most
 RANDOM_SEEDS = 5
 SLACK = 0.01  # how far a probe's accuracy may lie from the best constant's
@@ -86,8 +86,11 @@ class Study:
         """Return everything but the erasers as plain types, for JSON."""
         loss = None
         if self.loss is not None:
-            values = {"clean": self.loss.clean, "erased": self.loss.erased, "random": self.loss.random}
-            bits = {k: [self.loss.bits(n) for n in v] if k == "random" else self.loss.bits(v) for k, v in values.items()}
+            bits = {
+                "clean": self.loss.bits(self.loss.clean),
+                "erased": self.loss.bits(self.loss.erased),
+                "random": [self.loss.bits(nats) for nats in self.loss.random],
+            }
             rise = self.loss.random_rise_share
             loss = {**dataclasses.asdict(self.loss), "bits_per_byte": bits, "random_rise_share": rise}
         return {
@@ -113,7 +116,7 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
-def untracked(items: Sequence[Any], stage: str) -> Iterable[Any]:
+def untracked(items: Iterable[Any], stage: str) -> Iterable[Any]:
     """Return the items: the progress bar of a program without one."""
     return items
 
@@ -207,7 +210,8 @@ class _Sample:
         generator = torch.Generator().manual_seed(0)
         draws = [torch.rand(batch["input_ids"].shape, generator=generator) < share for batch in batches]
         self.masks = [_labelled(batch) & draw for batch, draw in zip(batches, draws, strict=True)]
-        self.labels = torch.cat([batch["concept_labels"][mask] for batch, mask in zip(batches, self.masks, strict=True)])
+        labels = [batch["concept_labels"][mask] for batch, mask in zip(batches, self.masks, strict=True)]
+        self.labels = torch.cat(labels)
 
 
 def _forward(

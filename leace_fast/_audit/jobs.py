@@ -1,0 +1,178 @@
+"""Whole jobs of `leace-fast fit`: a study of a user's model and texts, or of activation shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import METHODS
+from ..moments import Moments
+from ..shards import SHARD_SUFFIXES, Shards
+from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
+from .probe import linear_probe
+from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, Track, run_study, untracked
+
+HELD_OUT = 0.3
+TOKENS_PER_BATCH = 8192
+LONGEST_WINDOW = 1024
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of models that predict the next token are named
+
+
+def is_shards(source: str) -> bool:
+    """Tell whether a path names activation shards: a shard file, or a folder that holds them and no model."""
+    path = Path(source)
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(p.suffix in SHARD_SUFFIXES for p in path.iterdir())
+    return path.suffix in SHARD_SUFFIXES
+
+
+def study_shards(
+    path: str | os.PathLike[str], *, method: str = "leace", site: str = "activations", track: Track = untracked
+) -> Study:
+    """Fit one eraser on 70 % of the rows of activation shards, and probe the other rows before and after it.
+
+    The rows held out are drawn at random, always the same ones.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `Shards`; an unknown method; too few rows of a class.
+    """
+    _check_method(method)
+    clock = Clock()
+    with clock.stage("load"):
+        shards = Shards(path)
+        moments = Moments(shards.dim, len(shards.class_names))
+    share = min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows, 1)
+    generator = torch.Generator().manual_seed(0)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {"fit": [], "held_out": []}
+    with clock.stage("record"):
+        for x, y in track(shards, "record"):
+            draw, sampled = torch.rand(2, len(x), generator=generator)
+            fit = draw >= HELD_OUT
+            moments.update(x, y, mask=fit)
+            for name, side, part in (("fit", fit, 1 - HELD_OUT), ("held_out", ~fit, HELD_OUT)):
+                kept = side & (y != -100) & (sampled < share / part)
+                parts[name].append((x[kept], y[kept]))
+    x, y = (torch.cat(part) for part in zip(*parts["fit"], strict=True))
+    test_x, test_y = (torch.cat(part) for part in zip(*parts["held_out"], strict=True))
+    if not len(y) or not len(test_y):
+        raise ValueError(f"{shards.rows} rows are too few, expected enough to fit on some and hold out others")
+    with clock.stage("fit"):
+        eraser = METHODS[method](moments).with_site(site)
+    with clock.stage("probe"):
+        before = linear_probe(x, y, test_x, test_y)
+        after = linear_probe(eraser(x.float()), y, eraser(test_x.float()), test_y)
+    not_erased = eraser.report.not_erased if eraser.report else ()
+    result = SiteResult(
+        site, shards.dim, eraser.rank, before.accuracy, after.accuracy, after.constant, None, not_erased
+    )
+    rows = {"fit": moments.count, "probe": len(y), "probe_test": len(test_y)}
+    return Study((result,), None, shards.class_names, rows, clock.seconds, {site: eraser})
+
+
+def study_texts(
+    source: str,
+    data: str | os.PathLike[str],
+    *,
+    text: str = "text",
+    label: str = "label",
+    sites: str | Iterable[str] = "norms",
+    method: str = "leace",
+    max_tokens: int | None = None,
+    device: str | None = None,
+    track: Track = untracked,
+) -> Study:
+    """Study a Hugging Face model on texts with a label column; each token bears the label of its text.
+
+    30 % of each class's texts are held out, by a hash of the text. Loss is
+    measured where the model predicts the next token.
+
+    Args:
+        source: folder or hub id of the model.
+        data, text, label: as in `read_texts`.
+        sites: as in `find_sites`.
+        max_tokens: most tokens to fit on; whole texts are taken.
+        device: where the model runs; by default a GPU if there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
+    """
+    _check_method(method)
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
+    clock = Clock()
+    with clock.stage("load"):
+        fit, held_out = split_texts(read_texts(data, text, label), HELD_OUT)
+        model, tokenizer, causal = _load(source, device)
+        length = _window_length(model.config, tokenizer)
+        most = (max_tokens, None if max_tokens is None else round(max_tokens * HELD_OUT / (1 - HELD_OUT)))
+        cut = text_windows if causal else _whole_texts
+        fit_windows, _ = cut(fit, tokenizer, length, most[0])
+        test_windows, text_bytes = cut(held_out, tokenizer, length, most[1])
+        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        size = max(1, TOKENS_PER_BATCH // length)
+        batches = [list(batched(windows, size, pad)) for windows in (fit_windows, test_windows)]
+    return run_study(
+        model,
+        *batches,
+        class_names=fit.class_names,
+        text_bytes=text_bytes,
+        sites=sites,
+        method=method,
+        track=track,
+        clock=clock,
+    )
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+
+
+def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
+    """Return (model, tokenizer, whether it predicts the next token)."""
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"the folder {source} has no config.json and no activation shards, expected one or the other")
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise FileNotFoundError(f"no file or folder {source}, expected a model's folder, its hub id, or shards")
+    try:
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError("models need transformers: pip install 'leace-fast[hf]'") from error
+    try:
+        config = AutoConfig.from_pretrained(source)
+        causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
+        if config.is_encoder_decoder:
+            raise ValueError(f"{source} is an encoder-decoder: record it in Python, with leace_fast.record")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(source, dtype="auto")
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"the model {source!r} cannot be loaded: {first}") from error
+    model.config.use_cache = False
+    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+    return model.eval(), tokenizer, causal
+
+
+def _window_length(config: Any, tokenizer: Any) -> int:
+    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length, LONGEST_WINDOW)
+    return min(limit for limit in limits if limit)
+
+
+def _whole_texts(data: Texts, tokenizer: Any, length: int, max_tokens: int | None) -> tuple[list[Window], int]:
+    """Return one window a text, with the model's special tokens, cut to `length`; no bytes are scored."""
+    windows: list[Window] = []
+    total = 0
+    for text, label in zip(data.texts, data.labels, strict=True):
+        found = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
+        ids, special = torch.tensor(found["input_ids"]), torch.tensor(found["special_tokens_mask"]).bool()
+        if max_tokens is not None and windows and total + len(ids) > max_tokens:
+            break
+        total += len(ids)
+        windows.append(Window(ids, len(ids), torch.full_like(ids, label).masked_fill(special, -100)))
+    return windows, 0
