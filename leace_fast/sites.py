@@ -255,8 +255,6 @@ def _is_hidden(output: Any) -> bool:
 
 def _is_reader(module: nn.Module, width: int) -> bool:
     """Whether weights of the module's own multiply vectors of this width: linear layers, routers, fused experts."""
-    if is_norm(module):
-        return False
     weights = (parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
     # quantized layers pack their weights into other shapes and say their width
     return getattr(module, "in_features", None) == width or any(width in weight.shape for weight in weights)

@@ -174,25 +174,28 @@ def test_nothing_found_says_what_was_seen():
 
 
 class Heads(nn.Module):
-    """One layer with a norm per head, then a final norm that several heads read."""
+    """One layer with a norm per head, a double reader and one of a slice; then a final norm that several heads read."""
 
     def __init__(self) -> None:
         super().__init__()
         block = nn.ModuleDict({"norm": nn.LayerNorm(4), "up": nn.Linear(4, 4)})
-        block.update({"inner": nn.LayerNorm(2), "joined": nn.Linear(4, 2)})
+        block.update({"inner": nn.LayerNorm(2), "joined": nn.Linear(4, 2), "first": nn.Linear(4, 4)})
         self.layers = nn.ModuleList([block])
         self.norm, self.heads = nn.LayerNorm(4), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         block: Any = self.layers[0]
-        x = x + block["up"](block["norm"](x).reshape(-1, 4)).reshape(x.shape)
+        hidden = block["norm"](x)
+        x = x + block["up"](hidden.reshape(-1, 4)).reshape(x.shape) + block["up"](hidden)
+        x = x + block["first"](hidden[:, :1])
         heads = block["inner"](x.reshape(-1, 2, 2))  # per head: joined to full width before it is read
         hidden = self.norm(x + block["joined"](heads.reshape(x.shape)).repeat(1, 1, 2))
         return torch.stack([head(hidden) for head in self.heads])
 
 
 def test_heads_and_norms_per_head_are_no_sites():
-    assert find_sites(Heads(), torch.randn(2, 3, 4)) == [Site("layers.0.norm", 4, ("layers.0.up",))]
+    batch = {"x": torch.randn(2, 3, 4), "concept_labels": torch.zeros(2)}  # a model without **kwargs
+    assert find_sites(Heads(), batch) == [Site("layers.0.norm", 4, ("layers.0.up",))]
 
 
 class WrappedNorm(nn.Module):
