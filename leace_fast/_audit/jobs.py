@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..methods import METHODS
@@ -102,6 +103,7 @@ def study_texts(
         FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
     """
     _check_method(method)
+    _check_source(source)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
     clock = Clock()
@@ -133,14 +135,20 @@ def _check_method(method: str) -> None:
         raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
 
 
-def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
-    """Return (model, tokenizer, whether it predicts the next token)."""
+def _check_source(source: str) -> None:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"the folder {source} has no config.json and no activation shards, expected one or the other")
+    if path.is_file():
+        raise ValueError(f"{source} is a file, expected a model's folder, its hub id, or activation shards")
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise FileNotFoundError(f"no file or folder {source}, expected a model's folder, its hub id, or shards")
+
+
+def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
+    """Return (model, tokenizer, whether it predicts the next token)."""
     try:
+        import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ImportError("models need transformers: pip install 'leace-fast[hf]'") from error
@@ -150,8 +158,10 @@ def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
         if config.is_encoder_decoder:
             raise ValueError(f"{source} is an encoder-decoder: record it in Python, with leace_fast.record")
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(source, dtype="auto")
-    except OSError as error:
+        # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
+        saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
+        model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype="auto")
+    except (OSError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"the model {source!r} cannot be loaded: {first}") from error
     model.config.use_cache = False

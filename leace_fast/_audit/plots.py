@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BEFORE, AFTER, IN_MODEL, CONSTANT, INK = "#1f6fb4", "#c8372d", "#e39a2d", "#b9bec6", "#30343b"
 WIDTH = 8.4  # inches
 MOST_TICKS = 24
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps grid lines out of the text
 
 
 def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], concept: str = "the concept") -> None:
@@ -58,7 +59,7 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
         spread = f" ({min(random):.3f} to {max(random):.3f})" if name.startswith("random") else ""
         rise = "" if name == "clean" else f"   +{value - clean:.3f}" if value >= clean else f"   {value - clean:.3f}"
         axes.annotate(
-            f"{value:.3f}{rise}{spread}", (value, y), (7, 0), textcoords="offset points", va="center", color=INK
+            f"{value:.3f}{rise}{spread}", (value, y), (7, 0), textcoords="offset points", va="center", color=INK, bbox=LABEL_BOX
         )
         if name.startswith("random"):
             axes.scatter(random, [y] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4)
@@ -68,7 +69,7 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
     axes.grid(axis="x", color="#e8eaee", zorder=0)
     axes.set_xlim(0, max(value for _, value, _ in rows) * 1.32)
     axes.set_xlabel("bits per byte of held-out text (lower is better)")
-    _title(axes, "What erasing it from every site costs the language model")
+    _title(axes, f"What erasing {concept} costs the language model")
     _save(figure, path)
 
 

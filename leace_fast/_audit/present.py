@@ -51,10 +51,11 @@ def verdict(study: Study) -> list[str]:
         f"After erasure the probe is within {100 * SLACK:.0f} point of the best constant "
         f"at {guarded} of {len(study.sites)} sites."
     ]
-    if study.sites and all(site.in_model is not None for site in study.sites):
+    again = sum(site.in_model is not None and site.in_model > site.constant + SLACK for site in study.sites)
+    if again:
         lines.append(
-            "In the model, later sites can be read again: each eraser was fitted on clean activations, "
-            "and those before it change what it meets."
+            f"In the model, with all sites erased at once, {again} can be read again: each eraser was fitted on "
+            "clean activations, and those before it change what it meets."
         )
     if study.loss and study.loss.random and study.loss.erased > study.loss.clean:
         share = study.loss.random_rise_share

@@ -1,0 +1,157 @@
+"""The command line as a new user meets it: what works, and what mistakes say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from models import build
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from leace_fast import Eraser
+from leace_fast.cli import app
+from leace_fast.demo.language_model import train_tokenizer
+from leace_fast.scrubber import Scrubber
+
+WORDS = {"fruit": "apple pear plum cherry quince", "tool": "hammer saw chisel pliers drill"}
+RUNNER = CliRunner()
+
+
+def run(*arguments):
+    return RUNNER.invoke(app, [str(argument) for argument in arguments])
+
+
+def texts(count: int) -> list[dict[str, str]]:
+    rows = []
+    for i in range(count):
+        kind = ("fruit", "tool")[i % 2]
+        words = WORDS[kind].split()
+        rows.append({"body": " ".join(words[(i + j * (1 + i // 2)) % 5] for j in range(9)) + f" {i}", "kind": kind})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, texts(60))))
+    tokenizer = train_tokenizer([row["body"] for row in texts(60)], 400)
+    for name, architecture in (("model", "llama"), ("encoder", "bert")):
+        model = build(architecture, torch.float32)
+        model.resize_token_embeddings(len(tokenizer))
+        # New rows all start at the mean of the old ones: no model could tell their words apart.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, generator=torch.Generator().manual_seed(0))
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (3000,), generator=generator)
+    x = torch.randn(3000, 8, generator=generator) + 3 * y[:, None]
+    save_file({"x": x, "y": y}, folder / "acts.safetensors")
+    (folder / "shards").mkdir()
+    for i in range(2):
+        np.savez(folder / "shards" / f"{i}.npz", x=x[i::2].numpy(), y=np.array(["no", "yes"])[y[i::2].numpy()])
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("model", ["model", "encoder"])
+def test_fit_a_model_on_texts(workplace, tmp_path, model):
+    arguments = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind", "--out", tmp_path / "out")
+    result = run("fit", workplace / model, *arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["class_names"] == ["fruit", "tool"]
+    assert (report["loss"] is None) == (model == "encoder")
+    assert (tmp_path / "out" / "loss.png").exists() == (model == "model")
+    assert len(Scrubber.from_pretrained(tmp_path / "out" / "erasers")) == len(report["sites"]) > 0
+    assert all(site["before"] > site["constant"] + 0.1 for site in report["sites"]), report["sites"]
+
+
+def test_fit_options_reach_the_study(workplace, tmp_path):
+    arguments = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind", "--out", tmp_path / "out")
+    site = "model.layers.1.input_layernorm"
+    result = run("fit", workplace / "model", *arguments, "--sites", site, "--max-tokens", 400, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [found["site"] for found in report["sites"]] == [site]
+    assert report["rows"]["fit"] <= 400
+
+
+@pytest.mark.parametrize(("source", "names"), [("acts.safetensors", ["0", "1"]), ("shards", ["no", "yes"])])
+def test_fit_activation_shards(workplace, tmp_path, source, names):
+    result = run("fit", workplace / source, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (site,) = report["sites"]
+    assert report["class_names"] == names
+    assert site["before"] > 0.95 and abs(site["after"] - site["constant"]) < 0.05
+    assert 1900 < report["rows"]["fit"] < 2300
+    (eraser,) = Scrubber.from_pretrained(tmp_path / "out" / "erasers").values()
+    assert isinstance(eraser, Eraser) and (eraser.dim, eraser.rank) == (8, 1)
+
+
+MISTAKES = {
+    "no such model": (("fit", "./nowhere", "--data", "data.jsonl"), "no file or folder ./nowhere"),
+    "no such shard": (("fit", "acts.npz"), "no file or folder acts.npz"),
+    "an empty folder": (("fit", "empty", "--data", "data.jsonl"), "no config.json and no activation shards"),
+    "no data": (("fit", "model"), "give --data"),
+    "no such data": (("fit", "model", "--data", "nope.jsonl"), "no file nope.jsonl"),
+    "data of another kind": (("fit", "model", "--data", "data.csv"), "expected one of .jsonl, .jsonl.gz, .parquet"),
+    "data for shards": (("fit", "acts.safetensors", "--data", "data.jsonl"), "leave --data out"),
+    "no such text column": (
+        ("fit", "model", "--data", "data.jsonl"),
+        "its columns: 'body', 'kind'; name one with --text",
+    ),
+    "no such label column": (
+        ("fit", "model", "--data", "data.jsonl", "--text", "body"),
+        "no column 'label'; its columns: 'body', 'kind'; name one with --label",
+    ),
+    "one class": (("fit", "model", "--data", "one.jsonl"), "only the class 'a'"),
+    "one text of a class": (("fit", "model", "--data", "few.jsonl"), "class 'b' has 1 distinct text"),
+    "no such method": (("fit", "acts.safetensors", "--method", "magic"), "unknown method 'magic'"),
+    "no such site": (
+        ("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind", "--sites", "model.layers.7.norm"),
+        "model.layers.7.norm",
+    ),
+    "shards without labels": (("fit", "nolabels.safetensors"), "holds x but no y"),
+    "shards of one class": (("fit", "oneclass.safetensors"), "only the class 1"),
+    "shards with NaN": (("fit", "nan.safetensors"), "not finite|non-finite|NaN"),
+    "a damaged model": (
+        ("fit", "damaged", "--data", "data.jsonl", "--text", "body", "--label", "kind"),
+        "the model 'damaged' cannot be loaded",
+    ),
+    "a file for a model": (("fit", "data.jsonl", "--data", "data.jsonl"), "data.jsonl is a file"),
+    "demo without assets": (("demo", "--assets", "empty"), "config.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_clear_line(workplace, monkeypatch, mistake):
+    monkeypatch.chdir(workplace)
+    (workplace / "data.csv").write_text("a,b")
+    (workplace / "one.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "a"}\n')
+    (workplace / "few.jsonl").write_text("".join(f'{{"text": "{t}", "label": "{"ab"[t == "z"]}"}}\n' for t in "xyz"))
+    save_file({"x": torch.ones(3, 2)}, workplace / "nolabels.safetensors")
+    save_file({"x": torch.ones(3, 2), "y": torch.ones(3, dtype=torch.int64)}, workplace / "oneclass.safetensors")
+    x = torch.randn(50, 2)
+    x[7] = torch.nan
+    save_file({"x": x, "y": torch.arange(50) % 2}, workplace / "nan.safetensors")
+    shutil.copytree(workplace / "model", workplace / "damaged", dirs_exist_ok=True)
+    (workplace / "damaged" / "model.safetensors").write_bytes(b"damaged")
+    arguments, message = MISTAKES[mistake]
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert message in lines[0] or re.search(message, lines[0]), lines[0]
+    assert not (workplace / "leace-fit").exists() and not (workplace / "demo").exists()
+
+
+def test_help_names_the_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.output for command in ("demo", "fit", "doctor"))
