@@ -71,6 +71,8 @@ if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$root" ] || changed; then
     "$python" -m pip install -qq "setuptools>=77" ninja
     "$python" -m pip install -qq --no-build-isolation --constraint "$stamp.constraints" --editable "$root[$extras]"
     echo "$root" >"$stamp"
+    ls "$root"/leace_fast/_C.* >/dev/null 2>&1 ||
+        say "the compiled kernels could not be built (no compiler?); plain torch is used, with the same results"
 fi
 
 PATH=$environment/bin:$PATH
