@@ -93,6 +93,39 @@ def test_the_mask_leaves_padding_out(llama):
     assert torch.equal(moments["model.layers.0.input_layernorm"].class_counts, batch["concept_labels"][used].bincount())
 
 
+def test_labels_of_padding_may_be_anything(llama):
+    model, batch = llama
+    with record(model, num_classes=CLASSES) as wanted:
+        model(**batch)
+    labels = batch["concept_labels"].where(batch["attention_mask"].bool(), 99)
+    with record(model, num_classes=CLASSES) as moments:
+        model(**{**batch, "concept_labels": labels})
+    assert same(moments[FIRST], wanted[FIRST]) and (labels == 99).any()
+
+
+class Pooled(nn.Module):
+    """A layer, then a norm of one row a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))])
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.norm((self.layers[0](x) * attention_mask[..., None]).mean(1))
+
+
+@pytest.mark.parametrize(("length", "counts"), [(3, [1, 2, 1]), (1, [1, 1, 0])])
+def test_one_row_a_sequence(length, counts):
+    mask = torch.ones(4, length, dtype=torch.int64)
+    mask[2:, -1] = 0  # two sequences of length 1 are all padding
+    model = Pooled()
+    with record(model, ["norms", "norm"], num_classes=3) as moments:
+        model(torch.randn(4, length, 4), attention_mask=mask, concept_labels=torch.tensor([0, 1, 2, 1]))
+    assert moments["norm"].class_counts.tolist() == counts
+    assert moments["layers.0.0"].count == int(mask.sum())
+
+
 def test_outputs_and_gradients_are_those_of_a_plain_call(llama):
     model, batch = llama
     plain = {key: value for key, value in batch.items() if key != "concept_labels"}
