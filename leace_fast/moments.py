@@ -112,6 +112,8 @@ class Moments:
         """
         rows, skipped = check_rows(self.dim, self.num_classes, self.target_dim, self.device, x, y, mask, weight)
         self._skipped += skipped
+        if len(rows) and rows.x.dtype != torch.float64:
+            self._relative_error = FLOAT32_ERROR
         block = self._block_rows
         while len(rows):
             if not self._staged and len(rows) >= block:
@@ -235,7 +237,6 @@ class Moments:
     @property
     def relative_error(self) -> float:
         """Bound on the rounding error of the correlation matrix: 2e-6 once float32 rows were multiplied."""
-        self._flush()
         return max(self._relative_error, self.dim * 2.0**-52)
 
     @property
@@ -325,11 +326,12 @@ class Moments:
             "per_class": self.per_class,
             "nonfinite": self.nonfinite,
             "skipped": self._skipped,
-            "relative_error": self.relative_error,
+            "relative_error": self._relative_error,
             "removed": dict(self._removed),
             "contains": "class means and second moments of the data",
         }
-        save_tensors(path, "moments", self._settled().tensors(), header)
+        # Rows that wait for a full block are taken in now: going on from the file and without it give the same bits.
+        save_tensors(path, "moments", self._flush().tensors(), header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Moments:
@@ -386,8 +388,6 @@ class Moments:
 
     def _absorb(self, rows: Rows) -> None:
         self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
-        if rows.x.dtype != torch.float64:
-            self._relative_error = FLOAT32_ERROR
 
     def _flush(self) -> State:
         """Take in the rows that still wait for a full block."""

@@ -95,7 +95,8 @@ def check_rows(
     if num_classes is not None:
         labels = _labels(y, lead, num_classes).to(device).reshape(n)
     else:
-        targets = _targets(y, lead, target_dim or 1).to(device).reshape(n, -1)
+        width = target_dim or 1
+        targets = _targets(y, lead, width).to(device).reshape(n, width)
 
     kept: list[Tensor] = []
     if mask is not None:

@@ -73,7 +73,8 @@ def leace(
     right = _refined(white.readers(basis), left)
     change, ratio = _change(left, right, white), 1.0
     if not affine:
-        whitened_mean = white.whiten(mean[:, None])
+        # A constant column is left alone here too: it could serve as the offset, but only while it stays constant.
+        whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
         right = _refined(_without_mean(basis, whitened_mean, white), left)
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
@@ -120,7 +121,9 @@ def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor,
 
 def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Tensor) -> Tensor:
     """Return the rounding error of each whitened column relative to its length (m,)."""
-    error = EPSILON * (inverse_norms / white.scale)[:, None] * concept.size
+    # Constant columns were set to zero: they bring no error, however large they are.
+    weight = torch.where(white.constant, 0.0, inverse_norms / white.scale)
+    error = EPSILON * weight[:, None] * concept.size
     return error.norm(dim=0) / torch.where(length > 0, length, 1.0)
 
 
