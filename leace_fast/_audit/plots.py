@@ -59,7 +59,13 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
         spread = f" ({min(random):.3f} to {max(random):.3f})" if name.startswith("random") else ""
         rise = "" if name == "clean" else f"   +{value - clean:.3f}" if value >= clean else f"   {value - clean:.3f}"
         axes.annotate(
-            f"{value:.3f}{rise}{spread}", (value, y), (7, 0), textcoords="offset points", va="center", color=INK, bbox=LABEL_BOX
+            f"{value:.3f}{rise}{spread}",
+            (value, y),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            bbox=LABEL_BOX,
         )
         if name.startswith("random"):
             axes.scatter(random, [y] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4)
@@ -67,7 +73,7 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e8eaee", zorder=0)
-    axes.set_xlim(0, max(value for _, value, _ in rows) * 1.32)
+    axes.set_xlim(0, max(value for _, value, _ in rows) * 1.4)
     axes.set_xlabel("bits per byte of held-out text (lower is better)")
     _title(axes, f"What erasing {concept} costs the language model")
     _save(figure, path)
@@ -88,9 +94,10 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'leace-fast[audit]'") from error
-    figure = Figure(figsize=(WIDTH, height), dpi=160, layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.12))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for side in ("top", "right", "left"):
