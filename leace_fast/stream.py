@@ -103,7 +103,7 @@ def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
 
     >>> fit, test = split_texts(Texts(["a", "b", "c", "d"], [0, 0, 1, 1], ("x", "y")))
     >>> fit.labels, test.labels
-    ([1, 0], [0, 1])
+    ([1, 0], [1, 0])
     """
     rows = sorted(zip(data.texts, data.labels, strict=True), key=lambda row: hashlib.sha256(row[0].encode()).digest())
     test_texts: set[str] = set()
