@@ -60,10 +60,15 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
             raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:1])}")
         # Factors are never held in fewer digits than float32: a rounded factor leaves some of the concept behind.
         dtype = compute_dtype(left.dtype)
-        factors = [None if part is None else part.detach().to(dtype, copy=True) for part in (left, right, mean)]
+
+        def own(part: Tensor) -> Tensor:
+            return part.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+        # Both factors lie by rank, as the kernels read them: any other layout would be copied at every call.
+        factors = (own(left.mT).mT, own(right), None if mean is None else own(mean))
         if not all(part is None or bool(part.isfinite().all()) for part in factors):
             raise ValueError("a factor holds NaN or Inf, expected finite numbers")
-        self._factors: tuple[Tensor, Tensor, Tensor | None] = tuple(factors)  # type: ignore[assignment]
+        self._factors: tuple[Tensor, Tensor, Tensor | None] = factors
         self.method, self.report, self.site = method, report, site
         self._cast = {(left.device, dtype): self._factors}
         self._frozen = True

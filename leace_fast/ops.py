@@ -35,7 +35,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tens
     """
     check_project(x, left, right, mean)
     if EXTENSION.present and x.device.type == "cpu":
-        return torch.ops.leace_fast.project(x, left, right, mean)
+        return torch.ops.leace_fast.project.default(x, left, right, mean)
     return reference.project(x, left, right, mean)
 
 
