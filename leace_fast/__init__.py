@@ -6,6 +6,22 @@ from ._version import __version__
 from .eraser import Eraser
 from .methods import METHODS, leace, random_subspace
 from .moments import Moments
+from .record import record
 from .report import Report
+from .scrubber import Scrubber
+from .sites import Site, find_sites, tap
 
-__all__ = ["METHODS", "Eraser", "Moments", "Report", "__version__", "leace", "random_subspace"]
+__all__ = [
+    "METHODS",
+    "Eraser",
+    "Moments",
+    "Report",
+    "Scrubber",
+    "Site",
+    "__version__",
+    "find_sites",
+    "leace",
+    "random_subspace",
+    "record",
+    "tap",
+]

@@ -43,6 +43,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
     """
 
+    @torch.inference_mode(False)  # factors made inside inference mode must serve outside it too
     def __init__(
         self,
         left: Tensor,
@@ -185,7 +186,8 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         """Return the factors on the device and in the compute dtype of x."""
         key = (x.device, compute_dtype(x.dtype))
         if key not in self._cast:
-            self._cast[key] = tuple(None if part is None else part.to(*key) for part in self._factors)  # type: ignore[assignment]
+            with torch.inference_mode(False):
+                self._cast[key] = tuple(None if part is None else part.to(*key) for part in self._factors)  # type: ignore[assignment]
         return self._cast[key]
 
     # ----------------------------------------------------------------- files

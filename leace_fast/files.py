@@ -22,15 +22,18 @@ DIGEST_MARK = b'"sha256":"'
 def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file, atomically.
 
-    The file is written beside its place, flushed to disk and renamed, so that
-    a crash leaves the old file or the new one. A SHA-256 over the whole file
+    A crash leaves the old file or the new one. A SHA-256 over the whole file
     goes with it.
     """
-    path = Path(path)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, **header}, sort_keys=True)
     data = save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST})
-    data = _with_digest(data, hashlib.sha256(data).hexdigest())
+    write_bytes(path, _with_digest(data, hashlib.sha256(data).hexdigest()))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all: beside its place, flushed to disk, renamed, its folder flushed too."""
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -42,6 +45,8 @@ def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Ten
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    if os.name != "posix":
+        return  # folders cannot be flushed elsewhere
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -48,6 +48,7 @@ class Moments:
     (1000, [500, 500])
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         dim: int,
@@ -92,6 +93,7 @@ class Moments:
 
     # ------------------------------------------------------------- streaming
 
+    @torch.inference_mode(False)
     def update(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None) -> Moments:
         """Add rows and return self; a call that fails changes nothing.
 
@@ -128,6 +130,7 @@ class Moments:
                 self._flush()
         return self
 
+    @torch.inference_mode(False)
     def merge(self, other: Moments) -> Moments:
         """Add the rows of other moments of the same kind, and return self; `other` stays as it is.
 
@@ -151,6 +154,7 @@ class Moments:
             self._removed -= Counter([_fingerprint(theirs)])
         return self
 
+    @torch.inference_mode(False)
     def remove(self, other: Moments) -> Moments:
         """Take the rows of other moments away again, and return self; `other` stays as it is.
 
@@ -349,6 +353,7 @@ class Moments:
         moments._removed = Counter(header["removed"])
         return moments
 
+    @torch.inference_mode(False)
     def copy(self) -> Moments:
         """Return moments that share nothing with these."""
         twin = Moments(
@@ -389,6 +394,7 @@ class Moments:
     def _absorb(self, rows: Rows) -> None:
         self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
 
+    @torch.inference_mode(False)
     def _flush(self) -> State:
         """Take in the rows that still wait for a full block."""
         if self._staged:

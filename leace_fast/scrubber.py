@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .eraser import Eraser
+from .files import write_bytes
 from .sites import evaluating, is_norm, submodules, tap
 
 FORMAT_VERSION = 1
@@ -141,15 +142,7 @@ class Scrubber(Mapping[str, Eraser]):
             "revision": self.revision,
             "sites": list(sites.items()),
         }
-        temporary = folder / f".{INDEX}.{os.getpid()}"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump({**index, "sha256": _digest(index)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / INDEX)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}, indent=1).encode())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Scrubber:
