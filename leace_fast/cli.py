@@ -128,9 +128,10 @@ def screen() -> tuple[Console, Track]:
     from rich.progress import track as rich_track
 
     console = Console()
+    quiet = not console.is_terminal
 
     def track(items: Sized, stage: str) -> Iterable[Any]:
-        return rich_track(items, f"{stage:<20}", total=len(items), console=console, transient=True)  # type: ignore[arg-type]
+        return rich_track(items, f"{stage:<20}", total=len(items), console=console, transient=True, disable=quiet)  # type: ignore[arg-type]
 
     with suppress(ImportError):
         from transformers.utils import logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -142,6 +143,11 @@ def test_the_verdict_says_what_failed():
     assert "at 0 of 1 sites" in bad[0] and "50.0% of the concept's rise in loss (NOT at most 10%)" in bad[2]
     assert good[3] == "Not erased at a: class 2: one row"
     assert stage_line(made_study(0.4, 1.0)) == "record 1.0 s, probe 2.0 s; 3 s in all"
+
+
+def test_few_rows_are_said():
+    study = dataclasses.replace(made_study(0.4, 1.05), rows={"probe_test": 100})
+    assert verdict(study)[1] == "Only 100 held-out rows were tested: each accuracy is uncertain by 5.0 points."
 
 
 def test_tables_have_a_row_for_each_site_and_condition():

@@ -11,22 +11,26 @@ from typing import Any
 from rich.table import Table
 
 from ..scrubber import Scrubber
-from .plots import plot_loss, plot_probes
+from .plots import plot_loss, plot_probes, short_names
 from .study import QUIET, SLACK, Loss, Study
 
 FORMAT_VERSION = 1
+FEW_ROWS = 2500  # fewer, and the standard error of an accuracy of a half passes a point
 
 
 def probe_table(study: Study) -> Table:
     """Return probe accuracy by site, in percent."""
-    table = Table(title="Held-out accuracy of a linear probe, %", title_justify="left", caption_justify="left")
-    for name in ("site", "rank", "before", "after", "best constant", "after, in the model"):
+    names = short_names([site.site for site in study.sites])
+    prefix = study.sites[0].site.removesuffix(names[0])
+    where = f" (sites: {prefix}...)" if prefix else ""
+    table = Table(title=f"Held-out accuracy of a linear probe, %{where}", title_justify="left")
+    for name in ("site", "rank", "before", "after", "best constant", "in the model"):
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
-    for site in study.sites:
+    for site, name in zip(study.sites, names, strict=True):
         values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
         values[1] = f"[{'green' if site.guarded else 'red'}]{values[1]}[/]"
         in_model = "" if site.in_model is None else f"{100 * site.in_model:.1f}"
-        table.add_row(site.site, str(site.rank), *values, in_model)
+        table.add_row(name, str(site.rank), *values, in_model)
     return table
 
 
@@ -51,6 +55,11 @@ def verdict(study: Study) -> list[str]:
         f"After erasure the probe is within {100 * SLACK:.0f} point of the best constant "
         f"at {guarded} of {len(study.sites)} sites."
     ]
+    tested = study.rows.get("probe_test", 0)
+    if 0 < tested < FEW_ROWS:
+        lines.append(
+            f"Only {tested} held-out rows were tested: each accuracy is uncertain by {50 / tested**0.5:.1f} points."
+        )
     again = sum(site.in_model is not None and site.in_model > site.constant + SLACK for site in study.sites)
     if again:
         lines.append(
