@@ -22,9 +22,9 @@ def probe_table(study: Study) -> Table:
     """Return probe accuracy by site, in percent."""
     names = short_names([site.site for site in study.sites])
     prefix = study.sites[0].site.removesuffix(names[0])
-    where = f" (sites: {prefix}...)" if prefix else ""
+    where = f" ({prefix}*)" if prefix else ""
     table = Table(title=f"Held-out accuracy of a linear probe, %{where}", title_justify="left")
-    for name in ("site", "rank", "before", "after", "best constant", "in the model"):
+    for name in ("site", "rank", "before", "after", "constant", "in model"):
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
     for site, name in zip(study.sites, names, strict=True):
         values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
