@@ -11,7 +11,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
 from .files import load_tensors, save_tensors
-from .ops import project
+from .ops import check_project, project
 from .reference import compute_dtype
 from .report import Report
 
@@ -146,8 +146,14 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         return x.copy_(self(x))
 
     def isolate(self, x: Tensor) -> Tensor:
-        """Return the erased part of x (..., d), that is `((x - mean) R') L'`."""
+        """Return the erased part of x (..., d), that is `((x - mean) R') L'`.
+
+        Raises:
+            TypeError: x is not floating.
+            ValueError: the last dimension of x is not `dim`.
+        """
         left, right, mean = self._factors_for(x)
+        check_project(x, left, right, mean)
         centred = x.to(left.dtype) if mean is None else x.to(left.dtype) - mean
         return ((centred @ right.mT) @ left.mT).to(x.dtype)
 
