@@ -96,9 +96,7 @@ METHODS = [
         optimal=True,
         rotates=True,
     ),
-    Method(
-        "leace, rank 1", lambda m: leace(m, rank=1, shrinkage=False), complete=False, optimal=False, rotates=True
-    ),
+    Method("leace, rank 1", lambda m: leace(m, rank=1, shrinkage=False), complete=False, optimal=False, rotates=True),
     Method("random", lambda m: random_subspace(m, 1), complete=False, rescales=False),
 ]
 
@@ -140,7 +138,9 @@ def correlated(rows: int, dim: int, generator: torch.Generator, condition: float
     return x * torch.logspace(0, -math.log10(condition) / 2, dim, dtype=torch.float64) @ basis.mT
 
 
-def classes(rows: int, dim: int, num_classes: int, *, condition: float = 1e3, seed: int = 0, noise: float = 1.0) -> Data:
+def classes(
+    rows: int, dim: int, num_classes: int, *, condition: float = 1e3, seed: int = 0, noise: float = 1.0
+) -> Data:
     """Return rows of classes of unlike sizes, whose means are apart in random directions."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(num_classes**2, (rows,), generator=generator).sqrt().long()

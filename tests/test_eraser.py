@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
-
-import cases
 from cases import PRECISIONS, Precision
+
 from leace_fast import Eraser, leace
 from leace_fast import eraser as eraser_module
 from leace_fast.eraser import FILE_NAME
@@ -86,7 +86,8 @@ def test_an_issued_eraser_never_changes() -> None:
         assert part is not None
         part.fill_(7)
     moments.mean.zero_()
-    eraser.scaled(3.0), eraser.to(dtype=torch.float32), eraser.with_site("here")
+    others = eraser.scaled(3.0), eraser.to(dtype=torch.float32), eraser.with_site("here")
+    assert all(other is not eraser for other in others)
     assert_same(eraser, before)
     assert torch.equal(eraser(x), expected)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import cases
 import laws
+import pytest
+import torch
 from cases import HARD, METHODS, PRECISIONS, STATISTICS, Data, Method, Precision, Statistic
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from laws import ERASER_LAWS, MOMENTS_LAWS, Update
 
 EXAMPLES = settings().max_examples  # of the profile in use; many tables share them
@@ -50,7 +49,7 @@ def update(
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("law", MOMENTS_LAWS, ids=lambda law: law.__name__)
 def test_moments(law, precision: Precision, statistic: Statistic) -> None:
-    @settings(max_examples=max(EXAMPLES // 8, 1))
+    @settings(max_examples=max(EXAMPLES // 5, 1))
     @given(streams(statistic, precision.dtype))
     def holds(updates: list[Update]) -> None:
         law(functools.partial(statistic.moments, updates[0]["x"].shape[1]), updates, precision)
@@ -102,7 +101,7 @@ def test_erasers(law, name: str, method: Method) -> None:
 @pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
 def test_erasers_of_any_data(law, precision: Precision, method: Method) -> None:
-    @settings(max_examples=max(EXAMPLES // 8, 1))
+    @settings(max_examples=max(EXAMPLES // 5, 1))
     @given(
         rows=st.sampled_from([30, 100, 300]),
         dim=st.sampled_from([3, 8, 20]),

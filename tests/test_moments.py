@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import cases
 import pytest
 import torch
-from torch import Tensor
-
-import cases
 from cases import PRECISIONS, STATISTICS, Precision, Statistic
 from laws import Used, within
+from torch import Tensor
+
 from leace_fast import Moments
 
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from cases import PRECISIONS, Precision
 from torch import Tensor
 
-from cases import PRECISIONS, Precision
 from leace_fast import ops, reference
 from leace_fast._extension import Extension
 
