@@ -252,7 +252,7 @@ class Moments:
     @property
     def class_means(self) -> Tensor:
         """Mean of x in each class (k, d) float64, NaN for a class without rows."""
-        return self._flush().shift + self.means_about_shift
+        return self.means_about_shift + self._state.shift
 
     @property
     def class_mean_differences(self) -> Tensor:
