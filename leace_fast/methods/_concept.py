@@ -18,14 +18,12 @@ class Concept:
         columns: (d, m) float64: class means less that of the largest class, or the cross-covariance with each target.
         size: (d, m) magnitude of the numbers that each entry is the difference of; its rounding error is 2^-52 of it.
         names: m names, for the report.
-        weighted: (d, m') columns whose singular vectors, whitened, are the canonical directions in order.
         absent: what has no rows.
     """
 
     columns: Tensor
     size: Tensor
     names: tuple[str, ...]
-    weighted: Tensor
     absent: tuple[str, ...]
 
 
@@ -49,19 +47,16 @@ def _classes(moments: Moments) -> Concept:
             f"only class {int(present[0])} has rows ({moments.count} of them), expected at least two classes: "
             "there is nothing to tell apart, check the labels"
         )
-    differences = moments.class_mean_differences[present]
     # Less the largest class instead of the overall mean: no structural null direction is left among the columns.
     largest = int(counts[present].argmax())
     others = torch.arange(len(present), device=counts.device) != largest
     means, full = moments.means_about_shift[present], moments.class_means[present]
-    shares = (moments.class_weights[present] / moments.total_weight).sqrt()
     reference = int(present[largest])
     return Concept(
         columns=(means[others] - means[largest]).mT,
         # The means themselves, not those about the shift: rows at an offset were rounded there before they came.
         size=torch.hypot(full[others], full[largest]).mT,
         names=tuple(f"class {j} against class {reference}" for j in present[others].tolist()),
-        weighted=(differences * shares[:, None]).mT,
         absent=tuple(f"class {j}: it has no rows" for j in (counts == 0).nonzero().flatten().tolist()),
     )
 
@@ -69,15 +64,24 @@ def _classes(moments: Moments) -> Concept:
 def _targets(moments: Moments) -> Concept:
     cross, targets = moments.cross_covariance, moments.target_covariance
     spread = targets.diagonal().clamp_min(0).sqrt()
-    scale = torch.where(spread > 0, spread, 1.0)
-    values, vectors = torch.linalg.eigh(targets / torch.outer(scale, scale))
-    kept = values > len(values) * 2.0**-52 * values[-1]
-    inverse_root = vectors[:, kept] * values[kept].rsqrt()
     constant = (spread == 0).nonzero().flatten().tolist()
     return Concept(
         columns=cross,
         size=torch.outer(moments.covariance.diagonal().clamp_min(0).sqrt(), spread),
         names=tuple(f"target {j}" for j in range(cross.shape[1])),
-        weighted=(cross / scale) @ inverse_root,
         absent=tuple(f"target {j}: it is constant" for j in constant),
     )
+
+
+def canonical_columns(moments: Moments) -> Tensor:
+    """Return columns (d, m) whose singular vectors, whitened, are the canonical directions of the concept in order."""
+    if moments.num_classes:
+        shares = moments.class_weights / moments.total_weight
+        present = shares > 0
+        return (moments.class_mean_differences[present] * shares[present].sqrt()[:, None]).mT
+    targets = moments.target_covariance
+    spread = targets.diagonal().clamp_min(0).sqrt()
+    scale = torch.where(spread > 0, spread, 1.0)
+    values, vectors = torch.linalg.eigh(targets / torch.outer(scale, scale))
+    kept = values > len(values) * 2.0**-52 * values[-1]
+    return (moments.cross_covariance / scale) @ (vectors[:, kept] * values[kept].rsqrt())

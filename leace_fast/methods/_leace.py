@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..eraser import Eraser
 from ..moments import Moments
+from ..reference import add_lower_product
 from ..report import Report
-from ._concept import Concept, concept_of
+from ._concept import Concept, canonical_columns, concept_of
 from ._whitening import EPSILON, Shrinkage, Whitening, whitening_of
 
 NOISE_MARGIN = 4  # singular values below this many rounding errors are not told from zero
+WELL_APART = 1e-3  # singular values of unit columns above this lose no digit that counts
 
 
 def leace(
@@ -62,16 +64,17 @@ def leace(
     concept = concept_of(moments)
     white = whitening_of(moments, shrinkage, ridge)
     smallest = white.smallest_eigenvalue()
-    basis, unresolved = _basis(concept, white, smallest)
+    basis, left, unresolved = _basis(concept, white, smallest)
     not_erased = [*concept.absent, *unresolved]
     if rank is not None and rank < basis.shape[1]:
         not_erased.append(f"{basis.shape[1] - rank} of {basis.shape[1]} directions: rank={rank} was asked for")
-        basis = basis @ torch.linalg.svd(basis.mT @ white.whiten(concept.weighted), full_matrices=False)[0][:, :rank]
+        turn = torch.linalg.svd(basis.mT @ white.whiten(canonical_columns(moments)), full_matrices=False)[0][:, :rank]
+        basis, left = basis @ turn, left @ turn
 
     mean = moments.mean
-    left = white.unwhiten(basis)
     right = _refined(white.readers(basis), left)
-    change, ratio = _change(left, right, white), 1.0
+    # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I.
+    change, ratio = float(left.square().sum()), 1.0
     if not affine:
         # A constant column is left alone here too: it could serve as the offset, but only while it stays constant.
         whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
@@ -101,22 +104,23 @@ def leace(
     return Eraser(left, right, mean if affine else None, method="leace", report=report)
 
 
-def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor, list[str]]:
-    """Return an orthonormal basis (d, r) of the whitened concept, and what rounding hides."""
+def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor, Tensor, list[str]]:
+    """Return an orthonormal basis (d, r) of the whitened concept, the same unwhitened, and what rounding hides."""
     columns = torch.where(white.constant[:, None], 0.0, concept.columns)
     whitened = white.whiten(columns)
     length = whitened.norm(dim=0)
     # The norm of K^-1 bounds those of its columns: mostly enough, and it spares an inverse.
     bound = torch.full_like(white.scale, 4 * smallest**-0.5)
     noise = _noise(concept, white, bound, length)
+    if NOISE_MARGIN * float(noise.norm()) < WELL_APART and (apart := _well_apart(columns, whitened, length)):
+        return *apart, []
     basis, certain = _kept(whitened, length, noise)
     if not certain:
         noise = _noise(concept, white, white.inverse_norms(), length)
         basis, _ = _kept(whitened, length, noise)
     hidden = ((length > 0) & (NOISE_MARGIN * noise >= 1)).tolist()
-    return basis, [
-        f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost
-    ]
+    unresolved = [f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost]
+    return basis, white.unwhiten(basis), unresolved
 
 
 def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Tensor) -> Tensor:
@@ -125,6 +129,26 @@ def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Te
     weight = torch.where(white.constant, 0.0, inverse_norms / white.scale)
     error = EPSILON * weight[:, None] * concept.size
     return error.norm(dim=0) / torch.where(length > 0, length, 1.0)
+
+
+def _well_apart(columns: Tensor, whitened: Tensor, length: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the basis, whitened and not, if the directions are so far apart that any way of finding it will do.
+
+    The Cholesky factor T' T of their products gives it by triangles alone: `W T^-1`, and `C T^-1` without a product
+    with K. Either loses digits as T comes near to singular.
+    """
+    if not bool((length > 0).all()):
+        return None
+    unit = whitened / length
+    products = unit.new_zeros(len(length), len(length))
+    add_lower_product(products, unit)
+    triangle, failed = torch.linalg.cholesky_ex(products)
+    if failed or _smallest_singular_value(triangle.mT) < WELL_APART:
+        return None
+    basis, left = (
+        torch.linalg.solve_triangular(triangle.mT, part, upper=True, left=False) for part in (unit, columns / length)
+    )
+    return basis, left
 
 
 def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
