@@ -55,6 +55,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         site: str | None = None,
     ) -> None:
         left, right = torch.as_tensor(left), torch.as_tensor(right)
+        mean = None if mean is None else torch.as_tensor(mean)
         if left.ndim != 2 or right.shape != left.shape[::-1]:
             raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
         if mean is not None and mean.shape != left.shape[:1]:
@@ -78,6 +79,9 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         if self.__dict__.get("_frozen"):
             raise AttributeError(f"an eraser is frozen: cannot set {name!r}, make another Eraser instead")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an eraser is frozen: cannot delete {name!r}, make another Eraser instead")
 
     # ------------------------------------------------------------ what it is
 

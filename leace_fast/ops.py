@@ -41,8 +41,10 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tens
 
 def check_project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> None:
     """Raise TypeError or ValueError unless the arguments of `project` fit together."""
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}, expected a floating dtype: convert it, for example with x.float()")
+    if x.dtype not in reference.ROW_DTYPES:
+        raise TypeError(
+            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
+        )
     if left.ndim != 2 or right.shape != left.shape[::-1]:
         raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
     if x.ndim == 0 or x.shape[-1] != left.shape[0]:

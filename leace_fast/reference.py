@@ -10,6 +10,7 @@ from torch import Tensor
 # Columns of one product: wide enough for BLAS; an eighth of the matrix does 56 % of the full work, at best 50.
 LEAST_PANEL, PANELS = 64, 8
 FEW_CLASSES = 32  # a product with the one-hot labels is faster than scattered adds up to here
+ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

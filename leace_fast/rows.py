@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .reference import ROW_DTYPES
+
 IGNORE = -100
 
 
@@ -85,8 +87,10 @@ def check_rows(
     """
     x = torch.as_tensor(x).detach()
     y = torch.as_tensor(y).detach()
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}, expected a floating dtype: convert it, for example with x.float()")
+    if x.dtype not in ROW_DTYPES:
+        raise TypeError(
+            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
+        )
     if x.ndim == 0 or x.shape[-1] != dim:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {dim}): its last dimension must be dim")
     lead = x.shape[:-1]

@@ -47,6 +47,7 @@ UPDATES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "no width": ({"x": torch.tensor(1.0)}, ValueError, ("x has shape ()", "expected (..., 4)")),
     "integer rows": ({"x": X.long()}, TypeError, ("x has dtype torch.int64", "expected a floating", "x.float()")),
     "complex rows": ({"x": X.to(torch.complex64)}, TypeError, ("x has dtype torch.complex64", "expected a floating")),
+    "rows of eight bits": ({"x": X.to(torch.float8_e5m2)}, TypeError, ("float8_e5m2", "16 bits or more", "x.float()")),
     "label too large": ({"y": Y + 1}, ValueError, ("label 3", "3 such rows", "expected 0 to 2", "num_classes=3")),
     "label below zero": ({"y": Y - 1}, ValueError, ("label -1", "4 such rows", "-100 for rows to leave out")),
     "real-valued labels": ({"y": Y.float()}, TypeError, ("torch.float32", "expected integer labels", "target_dim=")),

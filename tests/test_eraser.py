@@ -71,6 +71,8 @@ def test_frozen() -> None:
     for name, value in (("left", torch.zeros(6, 2)), ("site", "elsewhere"), ("report", None), ("anything", 1)):
         with pytest.raises(AttributeError, match=f"frozen: cannot set '{name}', make another Eraser"):
             setattr(eraser, name, value)
+    with pytest.raises(AttributeError, match="frozen: cannot delete 'method'"):
+        del eraser.method
     with pytest.raises(AttributeError):
         eraser.report.rank = 3  # type: ignore[union-attr, misc]
 
@@ -149,9 +151,13 @@ def test_refuses_factors_that_do_not_fit(arguments: tuple[Any, ...], message: st
 def test_refuses_rows_that_do_not_fit(act: Any) -> None:
     eraser = fitted()
     whole = torch.arange(12).reshape(2, 6)
-    with pytest.raises(TypeError, match=r"x has dtype torch.int64, expected a floating dtype: convert it"):
+    with pytest.raises(
+        TypeError, match=r"x has dtype torch.int64, expected a floating dtype of 16 bits or more: convert it"
+    ):
         act(eraser, whole)
     assert torch.equal(whole, torch.arange(12).reshape(2, 6)), "unchanged"
+    with pytest.raises(TypeError, match=r"float8_e5m2, expected a floating dtype of 16 bits or more"):
+        act(eraser, torch.ones(2, 6).to(torch.float8_e5m2))
     with pytest.raises(ValueError, match=r"x has shape \(2, 5\), expected \(\.\.\., 6\)"):
         act(eraser, torch.randn(2, 5))
 
