@@ -23,6 +23,7 @@ FLOORS = {
     "files": 2,
     "rows": 2,
     "state": 2,
+    "derived": 2,
     "moments": 2,
     "report": 3,
     "eraser": 3,
