@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all that a fresh machine needs: each first makes an environment, with torch for
-# the CPU, or uses the active one. See tools/environment.sh for PYTHON= and TORCH=.
+# the CPU, or uses the active one. See .ci/environment.sh for PYTHON= and TORCH=.
 
-IN := sh tools/environment.sh
-BENCH_JSON ?= bench/results/latest.json
+IN := sh .ci/environment.sh
+BENCH_JSON ?= bench/results/cpu.json
 
 .PHONY: help demo doctor test lint test-long test-all bench dist clean
 
@@ -37,7 +37,8 @@ test-all: test test-long
 
 bench:
 	@mkdir -p $(dir $(BENCH_JSON))
-	@$(IN) dev pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
+	@$(IN) dev,bench pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
+	@$(IN) dev,bench python bench/table.py $(BENCH_JSON)
 
 dist:
 	@$(IN) dev python -m build --no-isolation

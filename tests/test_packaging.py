@@ -111,7 +111,7 @@ def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Pa
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py")}
-    files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", "tools/environment.sh"}
+    files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", ".ci/environment.sh"}
     assert not (sources | tests | files | installed_package_files()) - names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run a command in an environment that has leace-fast and some of its extras, making it first where need be:
 #
-#     tools/environment.sh EXTRAS COMMAND...
+#     .ci/environment.sh EXTRAS COMMAND...
 #
 # An active virtual environment or conda environment is used if it has a torch that fits; else .venv is made here.
 # PYTHON names the interpreter for .venv. TORCH=cuda asks for a torch with CUDA (gigabytes); without it, none is
