@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Columns of one product: wide enough for BLAS; an eighth of the matrix does 56 % of the full work, at best 50.
 LEAST_PANEL, PANELS = 64, 8
+FACTOR_PANEL = 192  # columns of a Cholesky factor that LAPACK finds at a time
 FEW_CLASSES = 32  # a product with the one-hot labels is faster than scattered adds up to here
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,6 +44,28 @@ def panels(d: int) -> Iterator[tuple[slice, slice]]:
     for begin in range(0, d, panel):
         end = min(begin + panel, d)
         yield slice(begin, end), slice(0, end)
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
+    """Return the lower Cholesky factor of a matrix (d, d), of which the lower triangle counts, and whether it failed.
+
+    By panels that lie by rows: on the CPU the matrix products outrun LAPACK's factorisation of the whole.
+    """
+    if matrix.device.type != "cpu":
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        return factor, bool(failed)
+    factor = matrix.clone(memory_format=torch.contiguous_format)
+    for begin in range(0, len(factor), FACTOR_PANEL):
+        panel = slice(begin, begin + FACTOR_PANEL)
+        above, below = factor[panel, :begin], factor[begin + FACTOR_PANEL :]
+        factor[panel, panel].addmm_(above, above.mT, alpha=-1)
+        corner, failed = torch.linalg.cholesky_ex(factor[panel, panel])
+        if failed:
+            return factor, True
+        factor[panel, panel] = corner
+        below[:, panel].addmm_(below[:, :begin], above.mT, alpha=-1)
+        below[:, panel] = torch.linalg.solve_triangular(corner.mT, below[:, panel], upper=True, left=False)
+    return factor.tril_(), False
 
 
 def add_class_sums(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..eraser import Eraser
 from ..moments import Moments
-from ..reference import add_lower_product
+from ..reference import add_lower_product, cholesky
 from ..report import Report
 from ._concept import Concept, canonical_columns, concept_of
-from ._whitening import EPSILON, Shrinkage, Whitening, whitening_of
+from ._whitening import EPSILON, Shrinkage, Whitening, smallest_eigenvalue, whitening_of
 
 NOISE_MARGIN = 4  # singular values below this many rounding errors are not told from zero
 WELL_APART = 1e-3  # singular values of unit columns above this lose no digit that counts
@@ -63,7 +63,7 @@ def leace(
         raise ValueError(f"rank is {rank!r}, expected a positive integer or None for all")
     concept = concept_of(moments)
     white = whitening_of(moments, shrinkage, ridge)
-    smallest = white.smallest_eigenvalue()
+    smallest = smallest_eigenvalue(white.factor)
     basis, left, unresolved = _basis(concept, white, smallest)
     not_erased = [*concept.absent, *unresolved]
     if rank is not None and rank < basis.shape[1]:
@@ -139,15 +139,13 @@ def _well_apart(columns: Tensor, whitened: Tensor, length: Tensor) -> tuple[Tens
     """
     if not bool((length > 0).all()):
         return None
-    unit = whitened / length
-    products = unit.new_zeros(len(length), len(length))
-    add_lower_product(products, unit)
-    triangle, failed = torch.linalg.cholesky_ex(products)
-    if failed or _smallest_singular_value(triangle.mT) < WELL_APART:
+    products = whitened.new_zeros(len(length), len(length))
+    add_lower_product(products, whitened)
+    triangle, failed = cholesky(products.div_(length).div_(length[:, None]))
+    if failed or smallest_eigenvalue(triangle) < WELL_APART**2:
         return None
-    basis, left = (
-        torch.linalg.solve_triangular(triangle.mT, part, upper=True, left=False) for part in (unit, columns / length)
-    )
+    upper = triangle.mT * length
+    basis, left = (torch.linalg.solve_triangular(upper, part, upper=True, left=False) for part in (whitened, columns))
     return basis, left
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..moments import Moments
+from ..reference import cholesky
 
 Shrinkage = Literal["auto"] | bool | float
 # Below this many effective rows for each dimension, shrinking is nearer to the population than not shrinking.
@@ -47,21 +48,22 @@ class Whitening:
         """Return `columns' K^-1 D^-1`."""
         return torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).mT / self.scale
 
-    def smallest_eigenvalue(self) -> float:
-        """Return an estimate, from above, of the smallest eigenvalue of K K', by inverse iteration."""
-        generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(len(self.scale), 1, dtype=torch.float64, generator=generator).to(self.factor.device)
-        value = 1.0
-        for _ in range(ITERATIONS):
-            half = torch.linalg.solve_triangular(self.factor, vector / vector.norm(), upper=False)
-            value = 1 / float(half.square().sum())
-            vector = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
-        return value
-
     def inverse_norms(self) -> Tensor:
         """Return the norm of each column of K^-1, (d,)."""
         eye = torch.eye(len(self.scale), dtype=torch.float64, device=self.factor.device)
         return torch.linalg.solve_triangular(self.factor, eye, upper=False).norm(dim=0)
+
+
+def smallest_eigenvalue(factor: Tensor) -> float:
+    """Return an estimate, from above, of the smallest eigenvalue of K K' (K lower), by inverse iteration."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(len(factor), 1, dtype=torch.float64, generator=generator).to(factor.device)
+    value = 1.0
+    for _ in range(ITERATIONS):
+        half = torch.linalg.solve_triangular(factor, vector / vector.norm(), upper=False)
+        value = 1 / float(half.square().sum())
+        vector = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return value
 
 
 def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float | None = None) -> Whitening:
@@ -92,7 +94,7 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
         correlation.mul_(1 - weight)
     while True:
         correlation.diagonal().fill_(1 + tau)
-        factor, failed = torch.linalg.cholesky_ex(correlation)
+        factor, failed = cholesky(correlation)
         if not failed:
             return Whitening(scale, constant, factor, tau, weight)
         tau = max(10 * tau, 4 * d * EPSILON)
