@@ -37,8 +37,8 @@ test-all: test test-long
 
 bench:
 	@mkdir -p $(dir $(BENCH_JSON))
-	@$(IN) dev,bench pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
-	@$(IN) dev,bench python bench/table.py $(BENCH_JSON)
+	@$(IN) dev pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
+	@$(IN) dev python bench/table.py $(BENCH_JSON)
 
 dist:
 	@$(IN) dev python -m build --no-isolation
