@@ -37,7 +37,7 @@ def measure(benchmark, request, rates: dict[str, float]) -> Callable[[Work, str,
         call()
         once = time.perf_counter() - begin
         rounds = max(least, min(MAX_ROUNDS, int(budget / once)))
-        benchmark.pedantic(call, rounds=rounds, warmup_rounds=min(rounds, 20) if once < budget else 0)
+        benchmark.pedantic(call, rounds=rounds, warmup_rounds=min(rounds, 5) if once < budget else 0)
 
     return run
 

@@ -15,6 +15,7 @@ from ._concept import Concept, canonical_columns, concept_of
 from ._whitening import EPSILON, Shrinkage, Whitening, smallest_eigenvalue, whitening_of
 
 NOISE_MARGIN = 4  # singular values below this many rounding errors are not told from zero
+SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 WELL_APART = 1e-3  # singular values of unit columns above this lose no digit that counts
 
 
@@ -176,7 +177,11 @@ def _smallest_singular_value(triangle: Tensor) -> float:
 
 def _refined(right: Tensor, left: Tensor) -> Tensor:
     """Return `(R L)^-1 R`: what rounding left of `R L` from the identity is taken out."""
-    return torch.linalg.solve(right @ left, right)
+    product = right @ left
+    rest = torch.eye(len(product), dtype=product.dtype, device=product.device) - product
+    if float(rest.norm()) < SMALL_REST:
+        return torch.addmm(right, rest, right)
+    return torch.linalg.solve(product, right)
 
 
 def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
