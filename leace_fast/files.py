@@ -27,7 +27,7 @@ def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Ten
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, **header}, sort_keys=True)
-    data = save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST})
+    data = _ordered(save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST}))
     write_bytes(path, _with_digest(data, hashlib.sha256(data).hexdigest()))
 
 
@@ -80,6 +80,14 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     if header["kind"] != kind:
         raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}: load it with the class that wrote it")
     return tensors, header
+
+
+def _ordered(data: bytes) -> bytes:
+    """Return a file's bytes with the entries of its header in order: safetensors writes them in any."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # keeps the tensors aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _with_digest(data: bytes, digest: str) -> bytes:

@@ -58,9 +58,11 @@ def test_content_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     eraser = leace(cases.classes(300, 6, 3).moments())
-    eraser.save(tmp_path / "one")
-    eraser.save(tmp_path / "two")
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    written = set()
+    for _ in range(20):
+        eraser.save(tmp_path / "file")
+        written.add((tmp_path / "file").read_bytes())
+    assert len(written) == 1
 
 
 def test_any_safetensors_reader_opens_it(eraser_file: Path, moments_file: Path) -> None:

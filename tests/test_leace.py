@@ -95,6 +95,18 @@ def test_means_that_nearly_coincide() -> None:
     assert torch.equal(hidden(x), x), "nothing to erase leaves rows as they are"
 
 
+def test_a_small_gap_beside_large_ones() -> None:
+    """Three classes far apart on a line leave one direction; a fourth, 1e-8 off the line, has its own."""
+    generator = torch.Generator().manual_seed(2)
+    noise, y = cases.correlated(500, 6, generator, condition=10.0), torch.arange(2000) // 500
+    means = torch.zeros(4, 6, dtype=torch.float64)
+    means[1, 0], means[2, 0], means[3, 1] = 5, 10, 1e-8
+    x = noise.repeat(4, 1) + means[y]
+    eraser = leace(Moments(6, 4).update(x, y))
+    assert eraser.rank == 2
+    within(Moments(6, 4).update(eraser(x), y).class_mean_differences, 1e-14, "gap")
+
+
 @pytest.mark.parametrize("condition", [1e2, 1e6])
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_is_the_eraser_of_the_paper(num_classes: int, condition: float) -> None:

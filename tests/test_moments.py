@@ -75,6 +75,15 @@ def test_correlation_is_accurate_at_any_offset(precision: Precision, offset: flo
     assert torch.linalg.matrix_norm(error, 2) <= bound
 
 
+def test_covariance_beyond_the_digits_of_float32() -> None:
+    """Where float32 cannot hold the mean, the rows are centred once more with their own sums."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2000, 20, generator=generator) + 2e5 + torch.rand(20, generator=generator)
+    used = Used(cases.Data(x, torch.arange(2000) % 2, {"num_classes": 2}))
+    moments = Moments(20, 2).update(x, torch.arange(2000) % 2)
+    within((moments.covariance - used.covariance(used.x)) / torch.outer(used.spread, used.spread), 1e-5, "covariance")
+
+
 def test_class_means_keep_their_digits_at_a_huge_offset() -> None:
     """Differences of class means are formed about the shift: an offset of 1e12 costs nothing but its own rounding."""
     base = torch.tensor([[0.25], [0.5], [0.75], [1.0]], dtype=torch.float64).repeat(50, 1)
@@ -153,6 +162,20 @@ def test_removed_shard_may_come_back() -> None:
     both = a.copy().merge(b).remove(b).merge(b)
     within(both.covariance - Moments(3, 2).update(x, y).covariance, 1e-13, "covariance")
     assert both.remove(b).count == 60
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_nothing_is_left_of_a_class_that_was_removed(per_class: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, weight = (torch.rand(60, *more, generator=generator, dtype=torch.float64) for more in ((3,), ()))
+    shards = [
+        Moments(3, 3, per_class=per_class).update(x[part], torch.arange(60)[part] % 2 + first, weight=weight[part])
+        for part, first in ((slice(0, 40), 0), (slice(40, 60), 1))
+    ]
+    rest = shards[0].copy().merge(shards[1]).remove(shards[1])
+    assert rest.class_counts.tolist() == [20, 20, 0] and float(rest.class_weights[2]) == 0.0
+    assert rest.class_means[2].isnan().all() and not rest.cross_covariance[:, 2].any()
+    assert not per_class or rest.class_covariances[2].isnan().all()
 
 
 def test_copy_shares_nothing() -> None:

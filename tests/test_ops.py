@@ -27,7 +27,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def factors(dim: int, rank: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(dim, rank, generator=generator, dtype=torch.float64)
-    right = torch.linalg.pinv(left)
+    reader = torch.randn(rank, dim, generator=generator, dtype=torch.float64) + left.mT
+    right = torch.linalg.solve(reader @ left, reader)  # oblique: left @ right is not symmetric
     mean = torch.randn(dim, generator=generator, dtype=torch.float64)
     compute = reference.compute_dtype(dtype)
     return left.to(compute), right.to(compute), mean.to(compute)
