@@ -48,15 +48,14 @@ def _classes(moments: Moments) -> Concept:
             "there is nothing to tell apart, check the labels"
         )
     # Less the largest class instead of the overall mean: no structural null direction is left among the columns.
-    largest = int(counts[present].argmax())
-    others = torch.arange(len(present), device=counts.device) != largest
-    means, full = moments.means_about_shift[present], moments.class_means[present]
-    reference = int(present[largest])
+    reference = int(present[counts[present].argmax()])
+    others = present[present != reference]
+    means, full = moments.means_about_shift, moments.class_means
     return Concept(
-        columns=(means[others] - means[largest]).mT,
+        columns=(means[others] - means[reference]).mT,
         # The means themselves, not those about the shift: rows at an offset were rounded there before they came.
-        size=torch.hypot(full[others], full[largest]).mT,
-        names=tuple(f"class {j} against class {reference}" for j in present[others].tolist()),
+        size=torch.hypot(full[others], full[reference]).mT,
+        names=tuple(f"class {j} against class {reference}" for j in others.tolist()),
         absent=tuple(f"class {j}: it has no rows" for j in (counts == 0).nonzero().flatten().tolist()),
     )
 
