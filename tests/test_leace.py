@@ -101,7 +101,7 @@ def test_a_small_gap_beside_large_ones() -> None:
     noise, y = cases.correlated(500, 6, generator, condition=10.0), torch.arange(2000) // 500
     means = torch.zeros(4, 6, dtype=torch.float64)
     means[1, 0], means[2, 0], means[3, 1] = 5, 10, 1e-8
-    x = noise.repeat(4, 1) + means[y]
+    x = noise.repeat(4, 1) + means[y] + 1
     eraser = leace(Moments(6, 4).update(x, y))
     assert eraser.rank == 2
     within(Moments(6, 4).update(eraser(x), y).class_mean_differences, 1e-14, "gap")

@@ -35,12 +35,16 @@ def test_depends_on_the_seed_and_on_the_mean_alone() -> None:
 
 
 def test_is_uniform() -> None:
-    """Over many draws the mean projection is rank / dim times the identity, and no direction is preferred."""
-    moments, draws = moments_at(0.0), 2000
-    bases = [random_subspace(moments, 2, seed=seed) for seed in range(draws)]
-    mean = torch.stack([basis.left @ basis.right for basis in bases]).mean(0)
-    # An entry of one projection has a standard deviation below 0.3.
-    torch.testing.assert_close(mean, torch.eye(6, dtype=torch.float64) / 3, rtol=0, atol=5 * 0.3 / draws**0.5)
+    """The first two moments of the projection are those of the uniform distribution: no direction is preferred."""
+    moments, draws, dim, rank = moments_at(0.0), 2000, 6, 2
+    erasers = [random_subspace(moments, rank, seed=seed) for seed in range(draws)]
+    projections = torch.stack([eraser.left @ eraser.right for eraser in erasers])
+    eye = torch.eye(dim, dtype=torch.float64)
+    # An entry of one projection has a standard deviation below 0.3, and its square one below 0.2.
+    torch.testing.assert_close(projections.mean(0), eye * rank / dim, rtol=0, atol=5 * 0.3 / draws**0.5)
+    on, off = rank * (rank + 2) / (dim * (dim + 2)), rank * (dim - rank) / (dim * (dim - 1) * (dim + 2))
+    squares = projections.square().mean(0)
+    torch.testing.assert_close(squares, eye * on + (1 - eye) * off, rtol=0, atol=5 * 0.2 / draws**0.5)
 
 
 @pytest.mark.parametrize("rank", [-1, 7])
