@@ -24,7 +24,7 @@ from .probe import linear_probe
 Batch = Mapping[str, Tensor]
 Track = Callable[[Any, str], Iterable[Any]]  # (items with a length, name of the stage) -> the same items
 
-PROBE_ROWS = 30_000
+PROBE_ROWS = 20_000
 PROBE_MEMORY = 2**31  # bytes of activations that are kept for the probes, at most
 RANDOM_SEEDS = 5
 SLACK = 0.01  # how far a probe's accuracy may lie from the best constant's
