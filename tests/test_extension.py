@@ -54,8 +54,19 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
         whole = project(x, left, right, mean)
         for begin, end in ((0, 1), (1, 2), (3, 67), (64, 67), (10, 15)):
             assert torch.equal(project(x[begin:end], left, right, mean), whole[begin:end])
-        many = project(x.repeat(50, 1), left, right, mean)  # enough for several threads
-        assert torch.equal(many, whole.repeat(50, 1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_row_has_the_same_bits_for_any_number_of_threads(threads: int) -> None:
+    x, left, right, mean = operands(67, 100, 5, torch.float32)
+    whole = project(x, left, right, mean)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        many = project(x.repeat(50, 1), left, right, mean)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(many, whole.repeat(50, 1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
