@@ -171,7 +171,7 @@ def _block_product(x: Tensor, mean: Tensor, weight: Tensor | None) -> tuple[Tens
     buffer = x.new_empty(min(TILE_ROWS, len(x)), d, dtype=dtype)
     for begin in range(0, len(x), TILE_ROWS):
         part = x[begin : begin + TILE_ROWS]
-        tile = buffer[: len(part)].copy_(part).sub_(centre)
+        tile = torch.sub(part, centre, out=buffer[: len(part)])
         if weight is None:
             rest += tile.sum(0)
         else:

@@ -15,7 +15,7 @@ Shrinkage = Literal["auto"] | bool | float
 # Below this many effective rows for each dimension, shrinking is nearer to the population than not shrinking.
 ROWS_PER_DIMENSION = 4
 EPSILON = 2.0**-52
-ITERATIONS = 6
+ITERATIONS = 4
 
 
 @dataclass(frozen=True)
