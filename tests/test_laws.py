@@ -49,7 +49,7 @@ def update(
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("law", MOMENTS_LAWS, ids=lambda law: law.__name__)
 def test_moments(law, precision: Precision, statistic: Statistic) -> None:
-    @settings(max_examples=max(EXAMPLES // 5, 1))
+    @settings(max_examples=max(EXAMPLES // 10, 5))
     @given(streams(statistic, precision.dtype))
     def holds(updates: list[Update]) -> None:
         law(functools.partial(statistic.moments, updates[0]["x"].shape[1]), updates, precision)
@@ -101,7 +101,7 @@ def test_erasers(law, name: str, method: Method) -> None:
 @pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
 def test_erasers_of_any_data(law, precision: Precision, method: Method) -> None:
-    @settings(max_examples=max(EXAMPLES // 5, 1))
+    @settings(max_examples=max(EXAMPLES // 10, 5))
     @given(
         rows=st.sampled_from([30, 100, 300]),
         dim=st.sampled_from([3, 8, 20]),
