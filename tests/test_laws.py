@@ -45,6 +45,7 @@ def update(
     return {"x": x.to(dtype), "y": y, "mask": mask, "weight": weight}
 
 
+@pytest.mark.hypothesis  # the long tier runs it again, deeper
 @pytest.mark.parametrize("statistic", STATISTICS, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("law", MOMENTS_LAWS, ids=lambda law: law.__name__)
@@ -96,6 +97,7 @@ def test_erasers(law, name: str, method: Method) -> None:
     law(method, hard(name))
 
 
+@pytest.mark.hypothesis  # the long tier runs it again, deeper
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
