@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .._audit.loss import batch_nats, bits_per_byte
-from ..stream import Window, batched
+from ..stream import Window
 from .corpus import BLANK, LETTERS, Module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-__all__ = ["START", "Window", "batch_nats", "batched", "bits_per_byte", "token_labels", "train_tokenizer", "windows"]
 
 START = "<|file|>"
 START_ID = 0  # the special token comes first in the vocabulary

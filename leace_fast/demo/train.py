@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .._audit.loss import batch_nats, bits_per_byte
+from ..stream import batched
 from .corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
-from .language_model import START_ID, batch_nats, batched, bits_per_byte, train_tokenizer, windows
+from .language_model import START_ID, train_tokenizer, windows
 
 VOCABULARY = 4000
 CONTEXT = 1024
