@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         method: name of the method that made it.
         report: how it was fitted.
         site: name of the place in a model that it belongs to.
+        mean_solve: (d,) `Sxx^-1 mean`, which `without_offset` needs; kept in float64.
 
     Raises:
         ValueError: the shapes do not fit, or a factor is not finite.
@@ -53,22 +55,26 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         method: str = "custom",
         report: Report | None = None,
         site: str | None = None,
+        mean_solve: Tensor | None = None,
     ) -> None:
         left, right = torch.as_tensor(left), torch.as_tensor(right)
         mean = None if mean is None else torch.as_tensor(mean)
+        mean_solve = None if mean is None or mean_solve is None else torch.as_tensor(mean_solve)
         if left.ndim != 2 or right.shape != left.shape[::-1]:
             raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
-        if mean is not None and mean.shape != left.shape[:1]:
-            raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:1])}")
+        for name, vector in (("mean", mean), ("mean_solve", mean_solve)):
+            if vector is not None and vector.shape != left.shape[:1]:
+                raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected {tuple(left.shape[:1])}")
         # Factors are never held in fewer digits than float32: a rounded factor leaves some of the concept behind.
         dtype = compute_dtype(left.dtype)
 
-        def own(part: Tensor) -> Tensor:
+        def own(part: Tensor, dtype: torch.dtype = dtype) -> Tensor:
             return part.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
         # Both factors lie by rank, as the kernels read them: any other layout would be copied at every call.
         factors = (own(left.mT).mT, own(right), None if mean is None else own(mean))
-        if not all(part is None or bool(part.isfinite().all()) for part in factors):
+        self._mean_solve = None if mean_solve is None else own(mean_solve, torch.float64)
+        if not all(part is None or bool(part.isfinite().all()) for part in (*factors, self._mean_solve)):
             raise ValueError("a factor holds NaN or Inf, expected finite numbers")
         self._factors: tuple[Tensor, Tensor, Tensor | None] = factors
         self.method, self.report, self.site = method, report, site
@@ -99,6 +105,11 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     def mean(self) -> Tensor | None:
         """The point that stays where it is (d,), or None for the origin."""
         return None if self._factors[2] is None else self._factors[2].clone()
+
+    @property
+    def mean_solve(self) -> Tensor | None:
+        """`Sxx^-1 mean` in float64 (d,), or None: the method kept none."""
+        return None if self._mean_solve is None else self._mean_solve.clone()
 
     @property
     def dim(self) -> int:
@@ -171,6 +182,52 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         left, right, mean = self._factors
         return Eraser(left * float(strength), right, mean, **self._names)
 
+    def without_offset(self, max_cost_ratio: float = 1.1) -> Eraser:
+        """Return the least-squares linear map that erases the same, for weights that take no bias.
+
+        It whitens with the uncentred second moment M = Sxx + mean mean', whose inverse follows from that of Sxx by
+        Sherman and Morrison's formula, so that `mean_solve` is all it needs. The mean is not kept.
+
+        Args:
+            max_cost_ratio: refuse a map that changes x more than so many times the affine one.
+
+        Raises:
+            ValueError: the cost is above that, or the eraser keeps no `mean_solve`.
+
+        Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, equation 3.
+
+        >>> import torch
+        >>> mean = torch.tensor([0.0, 1.0])
+        >>> eraser = Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1], mean, mean_solve=mean)
+        >>> eraser.without_offset()(torch.ones(2)).tolist()
+        [0.0, 1.0]
+        """
+        if self._factors[2] is None:
+            return self
+        if self._mean_solve is None:
+            raise ValueError(
+                f"an eraser by {self.method!r} keeps no mean_solve, which the best linear map needs: fit it with "
+                "affine=False, or by leace"
+            )
+        left, right, mean = (part.double() for part in self._factors if part is not None)
+        solve = self._mean_solve
+        read = right @ mean  # equal to L' Sxx^-1 mean: R is L' Sxx^-1
+        total = 1 + mean @ solve
+        rest = torch.clamp_min(total - read @ read, 1)  # at least 1 but for rounding
+        linear = right - torch.outer(read, solve / total)  # L' M^-1
+        linear = linear + torch.outer(read, read @ linear) / rest
+        affine_cost, offset_cost = left.square().sum(), (left @ read).square().sum() / rest
+        ratio = 1 + float(offset_cost / affine_cost) if offset_cost else 1.0
+        if not ratio <= max_cost_ratio:
+            raise ValueError(
+                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
+                f"{max_cost_ratio} is allowed: keep the offset, or raise max_cost_ratio"
+            )
+        if affine_cost:  # what rounding left: both must read the same of L
+            linear = (right @ left) @ torch.linalg.solve(linear @ left, linear)
+        report = self.report and replace(self.report, change=self.report.change * ratio, cost_ratio=ratio)
+        return Eraser(left.to(self.dtype), linear.to(self.dtype), **{**self._names, "report": report})
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
         """Return an eraser whose factors are held on a device and in float32 or float64.
 
@@ -182,7 +239,8 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
                 f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype"
             )
         left, right, mean = (part if part is None else part.to(device, dtype or self.dtype) for part in self._factors)
-        return Eraser(left, right, mean, **self._names)  # type: ignore[arg-type]
+        names = {**self._names, "mean_solve": None if self._mean_solve is None else self._mean_solve.to(device)}
+        return Eraser(left, right, mean, **names)  # type: ignore[arg-type]
 
     def with_site(self, site: str | None) -> Eraser:
         """Return the same eraser with the name of the place in a model that it belongs to."""
@@ -190,7 +248,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
 
     @property
     def _names(self) -> dict[str, Any]:
-        return {"method": self.method, "report": self.report, "site": self.site}
+        return {"method": self.method, "report": self.report, "site": self.site, "mean_solve": self._mean_solve}
 
     def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors on the device and in the compute dtype of x."""
@@ -203,9 +261,9 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     # ----------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, with a checksum; it holds no statistics of the data."""
-        names = ("left", "right", "mean")
-        tensors = {name: part for name, part in zip(names, self._factors, strict=True) if part is not None}
+        """Write one safetensors file, atomically, with a checksum; of the data it tells no more than the mean."""
+        names, parts = ("left", "right", "mean", "mean_solve"), (*self._factors, self._mean_solve)
+        tensors = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
         header = {
             "dim": self.dim,
             "rank": self.rank,

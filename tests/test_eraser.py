@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def fitted(dtype: torch.dtype = torch.float64) -> Eraser:
 
 def assert_same(one: Eraser, two: Eraser) -> None:
     """Compare two erasers to the bit, with all that they carry."""
-    for part in ("left", "right", "mean"):
+    for part in ("left", "right", "mean", "mean_solve"):
         mine, theirs = getattr(one, part), getattr(two, part)
         assert (mine is None) == (theirs is None)
         assert mine is None or (mine.dtype == theirs.dtype and torch.equal(mine, theirs)), part
@@ -55,6 +56,44 @@ def test_strengths() -> None:
         torch.testing.assert_close(eraser.scaled(strength)(x), expected, rtol=0, atol=1e-13)
     assert torch.equal(eraser.scaled(0.0)(x), x)
     torch.testing.assert_close(eraser.scaled(2.0)(eraser.scaled(2.0)(x)), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"shrinkage": False}, {"shrinkage": 0.3}, {"rank": 1, "ridge": 1e-3}], ids=str)
+@pytest.mark.parametrize("name", cases.HARD)
+def test_without_offset_is_the_linear_fit(name: str, options: dict[str, Any]) -> None:
+    data = cases.HARD[name]()
+    moments = data.moments()
+    eraser = leace(moments, **options)
+    wanted = leace(moments, affine=False, max_cost_ratio=math.inf, **options)
+    linear = eraser.without_offset(math.inf)
+    assert linear.mean is None and linear.mean_solve is None and linear.without_offset(1.0) is linear
+    x = data.x.double()
+    change = wanted.isolate(x).norm()
+    assert float((linear(x) - wanted(x)).norm() / change) < 1e-10
+    torch.testing.assert_close(linear.right @ linear.left, wanted.right @ wanted.left, rtol=0, atol=1e-12)
+    assert linear.report is not None and wanted.report is not None
+    assert linear.report.cost_ratio == pytest.approx(wanted.report.cost_ratio, rel=1e-12)
+    assert linear.report.change == pytest.approx(wanted.report.change, rel=1e-12)
+
+
+def test_without_offset_of_other_strengths_dtypes_and_methods() -> None:
+    eraser, x = fitted(), torch.randn(9, 6, dtype=torch.float64)
+    linear = eraser.without_offset()
+    for strength in (0.0, 2.0, -1.0):
+        expected = x - strength * linear.isolate(x)
+        torch.testing.assert_close(eraser.scaled(strength).without_offset()(x), expected, rtol=0, atol=1e-12)
+    narrow = eraser.to(dtype=torch.float32).without_offset()
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow(x), linear(x), rtol=0, atol=1e-5)
+    assert fitted().to(dtype=torch.float32).mean_solve.dtype == torch.float64  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="keeps no mean_solve"):
+        Eraser(eraser.left, eraser.right, eraser.mean).without_offset()
+    dear = leace(cases.HARD["mean in the span"]().moments())
+    with pytest.raises(ValueError, match=r"times as much as the affine one, at most 1\.1 is allowed: keep the offset"):
+        dear.without_offset()
+    for solve in (torch.zeros(5), torch.full((6,), math.nan)):
+        with pytest.raises(ValueError, match="mean_solve has shape|NaN"):
+            Eraser(eraser.left, eraser.right, eraser.mean, mean_solve=solve)
 
 
 def test_gradient_of_x_is_the_transposed_map() -> None:

@@ -70,7 +70,7 @@ def test_any_safetensors_reader_opens_it(eraser_file: Path, moments_file: Path) 
 
     with safe_open(eraser_file, "pt") as file:
         header = json.loads(file.metadata()[files.KEY])
-        assert set(file.keys()) == {"left", "right", "mean"}
+        assert set(file.keys()) == {"left", "right", "mean", "mean_solve"}
     assert {name: header[name] for name in ("kind", "dim", "rank", "dtype", "method", "site", "format_version")} == {
         "kind": "eraser",
         "dim": 6,

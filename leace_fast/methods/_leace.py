@@ -74,11 +74,11 @@ def leace(
 
     mean = moments.mean
     right = _refined(white.readers(basis), left)
+    # A constant column is left alone without an offset too: it could serve as one, but only while it stays constant.
+    whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
     # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I.
     change, ratio = float(left.square().sum()), 1.0
     if not affine:
-        # A constant column is left alone here too: it could serve as the offset, but only while it stays constant.
-        whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
         right = _refined(_without_mean(basis, whitened_mean, white), left)
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
@@ -102,7 +102,8 @@ def leace(
         cost_ratio=ratio,
         not_erased=tuple(not_erased),
     )
-    return Eraser(left, right, mean if affine else None, method="leace", report=report)
+    solve = white.readers(whitened_mean)[0] if affine else None
+    return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
 
 
 def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor, Tensor, list[str]]:
