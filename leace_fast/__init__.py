@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._version import __version__
 from .eraser import Eraser
-from .methods import METHODS, leace, random_subspace
+from .methods import METHODS, leace, mean_projection, orth, random_subspace
 from .moments import Moments
 from .record import record
 from .report import Report
@@ -21,6 +21,8 @@ __all__ = [
     "__version__",
     "find_sites",
     "leace",
+    "mean_projection",
+    "orth",
     "random_subspace",
     "record",
     "tap",

@@ -16,27 +16,29 @@ class Report:
         dim: width of x.
         rank: rank of the erasure.
         rows: rows that it was fitted on.
+        change: mean squared change of x on the data fitted.
         ridge: added to the diagonal of the correlation matrix.
         shrinkage: weight of the identity in the correlation matrix, 0 for none.
-        smallest_eigenvalue: of the correlation matrix that was factored, estimated.
+        smallest_eigenvalue: of the correlation matrix that was factored, estimated; 1 if the method needs none.
         error_bound: rounding error of the second moment over that eigenvalue: how far from least change the
             eraser may be, relative. It does not touch what is erased.
-        change: mean squared change of x on the data fitted.
         cost_ratio: that change over the change of the affine eraser; 1 for the affine eraser itself.
         not_erased: each class or direction that was not erased, and why.
+        concepts: what was erased of each of several concepts.
     """
 
     method: str
     dim: int
     rank: int
     rows: int
-    ridge: float
-    shrinkage: float
-    smallest_eigenvalue: float
-    error_bound: float
     change: float
+    ridge: float = 0.0
+    shrinkage: float = 0.0
+    smallest_eigenvalue: float = 1.0
+    error_bound: float = 0.0
     cost_ratio: float = 1.0
     not_erased: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -45,15 +47,23 @@ class Report:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """Return the report that `to_dict` wrote."""
-        return cls(**{**values, "not_erased": tuple(values["not_erased"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("not_erased", "concepts")}
+        return cls(**{**values, **lists})
 
     def __str__(self) -> str:
         lines = [
             f"{self.method}: rank {self.rank} of {self.dim} dimensions, from {self.rows:,} rows",
             f"  mean squared change {self.change:.6g}"
             + (f" ({self.cost_ratio:.4f} of affine)" if self.cost_ratio != 1 else ""),
-            f"  ridge {self.ridge:.1e}, shrinkage {self.shrinkage:.3g}, smallest eigenvalue "
-            f"{self.smallest_eigenvalue:.2e}, distance from the optimum at most {self.error_bound:.1e}",
+            *(
+                [
+                    f"  ridge {self.ridge:.1e}, shrinkage {self.shrinkage:.3g}, smallest eigenvalue "
+                    f"{self.smallest_eigenvalue:.2e}, distance from the optimum at most {self.error_bound:.1e}"
+                ]
+                if self.error_bound
+                else []
+            ),
+            *(f"  {what}" for what in self.concepts),
             *(f"  not erased: {what}" for what in self.not_erased),
         ]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leace_fast import Eraser, Moments, leace, random_subspace
+from leace_fast import Eraser, Moments, leace, mean_projection, orth, random_subspace
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Method:
     optimal: bool = False  # changes x least among all maps of its kind that erase the concept
     rescales: bool = True  # a rescaled x gives the rescaled eraser
     rotates: bool = False  # a rotated x gives the rotated eraser
+    targets: bool = True  # takes real-valued targets too
 
     def __str__(self) -> str:
         return self.name
@@ -97,6 +98,10 @@ METHODS = [
         rotates=True,
     ),
     Method("leace, rank 1", lambda m: leace(m, rank=1, shrinkage=False), complete=False, optimal=False, rotates=True),
+    Method("leace, of two concepts in one", lambda m: leace([m, m], shrinkage=False), optimal=True, rotates=True),
+    Method("orth", orth, rescales=False, rotates=True),
+    Method("orth, rank 1", lambda m: orth(m, rank=1), complete=False, rescales=False),
+    Method("mean projection", mean_projection, affine=False, rescales=False, rotates=True, targets=False),
     Method("random", lambda m: random_subspace(m, 1), complete=False, rescales=False),
 ]
 

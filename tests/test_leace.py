@@ -291,4 +291,4 @@ def test_refuses_options_out_of_range(options: dict[str, Any], message: str) -> 
 
 
 def test_is_in_the_table_of_methods() -> None:
-    assert METHODS["leace"] is leace
+    assert METHODS["leace"].fit is leace

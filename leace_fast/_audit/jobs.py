@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..methods import METHODS
+from ..methods import moments_method
 from ..moments import Moments
 from ..shards import SHARD_SUFFIXES, Shards
 from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
@@ -42,7 +42,7 @@ def study_shards(
     Raises:
         FileNotFoundError, ValueError: as in `Shards`; an unknown method; too few rows of a class.
     """
-    _check_method(method)
+    fit_method = moments_method(method)
     clock = Clock()
     with clock.stage("load"):
         shards = Shards(path)
@@ -63,7 +63,7 @@ def study_shards(
     if not len(y) or not len(test_y):
         raise ValueError(f"{shards.rows} rows are too few, expected enough to fit on some and hold out others")
     with clock.stage("fit"):
-        eraser = METHODS[method](moments).with_site(site)
+        eraser = fit_method(moments).with_site(site)
     with clock.stage("probe"):
         before = linear_probe(x, y, test_x, test_y)
         after = linear_probe(eraser(x.float()), y, eraser(test_x.float()), test_y)
@@ -102,7 +102,7 @@ def study_texts(
     Raises:
         FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
     """
-    _check_method(method)
+    moments_method(method)  # raises for a name that is of no use here
     _check_source(source)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
@@ -128,11 +128,6 @@ def study_texts(
         track=track,
         clock=clock,
     )
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
 
 
 def _check_source(source: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..eraser import Eraser
-from ..methods import METHODS, random_subspace
+from ..methods import moments_method, random_subspace
 from ..moments import Moments
 from ..record import record
 from ..scrubber import Scrubber
@@ -153,8 +153,7 @@ def run_study(
     Raises:
         ValueError: an unknown method, no batches, or no labelled rows.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+    fit_method = moments_method(method)
     if not fit or not held_out:
         raise ValueError(f"got {len(fit)} batches to fit on and {len(held_out)} held out, expected some of each")
     clock = clock or Clock()
@@ -172,7 +171,7 @@ def run_study(
     with clock.stage("record"), record(model, found, num_classes=len(class_names)) as moments:
         _, x = _forward(model, track(fit, "record"), train, found, labelled=True)
     with clock.stage("fit"):
-        erasers = {site.name: METHODS[method](moments[site.name]).with_site(site.name) for site in found}
+        erasers = {site.name: fit_method(moments[site.name]).with_site(site.name) for site in found}
         scrubber = Scrubber(erasers)
     with clock.stage("loss"):
         clean, test_x = _forward(model, track(held_out, "clean"), test, found, score=score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,30 @@ class Concept:
     absent: tuple[str, ...]
 
 
+def concepts_of(moments: Moments | Sequence[Moments]) -> list[Moments]:
+    """Return the moments of one or several concepts of the same x as a list.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: none were given, or their widths or devices differ.
+    """
+    every = [moments] if isinstance(moments, Moments) else moments
+    if not isinstance(every, Sequence) or not all(isinstance(one, Moments) for one in every):
+        raise TypeError(f"got {moments!r:.60}, expected Moments, or a sequence of Moments: one for each concept")
+    if not every:
+        raise ValueError("got no moments, expected those of at least one concept")
+    for name in ("dim", "device"):
+        values = {str(getattr(one, name)) for one in every}
+        if len(values) > 1:
+            raise ValueError(f"the moments differ in {name}: {', '.join(sorted(values))}, expected those of the same x")
+    return list(every)
+
+
+def fullest(every: Sequence[Moments]) -> Moments:
+    """Return the moments with the most weight, whose mean and covariance stand for those of x."""
+    return max(every, key=lambda one: one.total_weight)
+
+
 def concept_of(moments: Moments) -> Concept:
     """Return the concept of some moments.
 
@@ -37,6 +62,22 @@ def concept_of(moments: Moments) -> Concept:
     if moments.count == 0:
         raise ValueError("the moments hold no rows: call update(x, y) first")
     return _classes(moments) if moments.num_classes else _targets(moments)
+
+
+def union_of(concepts: Sequence[Concept]) -> Concept:
+    """Return several concepts as one; their names tell which is which."""
+    if len(concepts) == 1:
+        return concepts[0]
+
+    def named(part: str) -> tuple[str, ...]:
+        return tuple(f"concept {i}: {name}" for i, one in enumerate(concepts) for name in getattr(one, part))
+
+    return Concept(
+        columns=torch.cat([one.columns for one in concepts], 1),
+        size=torch.cat([one.size for one in concepts], 1),
+        names=named("names"),
+        absent=named("absent"),
+    )
 
 
 def _classes(moments: Moments) -> Concept:

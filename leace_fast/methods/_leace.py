@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..eraser import Eraser
 from ..moments import Moments
-from ..reference import add_lower_product, cholesky
 from ..report import Report
-from ._concept import Concept, canonical_columns, concept_of
-from ._whitening import EPSILON, Shrinkage, Whitening, smallest_eigenvalue, whitening_of
+from ._concept import canonical_columns, concept_of, concepts_of, fullest, union_of
+from ._fitted import check_rank
+from ._span import described, span_of
+from ._whitening import Shrinkage, Whitening, whitening_of
 
-NOISE_MARGIN = 4  # singular values below this many rounding errors are not told from zero
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
-WELL_APART = 1e-3  # singular values of unit columns above this lose no digit that counts
 
 
 def leace(
-    moments: Moments,
+    moments: Moments | Sequence[Moments],
     *,
     rank: int | None = None,
     affine: bool = True,
@@ -35,7 +35,8 @@ def leace(
     `L = D K U`, `R = U' K^-1 D^-1`. Columns of C count alike, however rare their class.
 
     Args:
-        moments: statistics of (x, labels).
+        moments: statistics of (x, labels); or several, of the same x with the labels of several concepts: all of
+            them are erased. Mean and covariance of x are then those of the moments with the most rows.
         rank: erase only so many directions, those of the largest canonical correlation.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
         shrinkage: see `whitening_of`; it moves the eraser off the least change, never off the erasure.
@@ -59,20 +60,27 @@ def leace(
     >>> means = Moments(16, 3).update(eraser(x.double()), y).class_mean_differences
     >>> bool(means.abs().max() < 1e-12)
     True
+    >>> two = leace([Moments(16, 3).update(x, y), Moments(16, 2).update(x, (x[:, 9] > 0).long())])
+    >>> two.rank, two.report.concepts
+    (3, ('concept 0: 2 directions', 'concept 1: 1 direction'))
     """
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank is {rank!r}, expected a positive integer or None for all")
-    concept = concept_of(moments)
-    white = whitening_of(moments, shrinkage, ridge)
-    smallest = smallest_eigenvalue(white.factor)
-    basis, left, unresolved = _basis(concept, white, smallest)
-    not_erased = [*concept.absent, *unresolved]
-    if rank is not None and rank < basis.shape[1]:
-        not_erased.append(f"{basis.shape[1] - rank} of {basis.shape[1]} directions: rank={rank} was asked for")
-        turn = torch.linalg.svd(basis.mT @ white.whiten(canonical_columns(moments)), full_matrices=False)[0][:, :rank]
+    check_rank(rank)
+    every = concepts_of(moments)
+    main = fullest(every)
+    concepts = [concept_of(one) for one in every]
+    concept = union_of(concepts)
+    white = whitening_of(main, shrinkage, ridge)
+    span = span_of(concept, white)
+    basis, left = span.basis, span.left
+    incomplete = [*concept.absent, *span.unresolved]
+    not_erased = list(incomplete)
+    if rank is not None and rank < span.rank:
+        not_erased.append(f"{span.rank - rank} of {span.rank} directions: rank={rank} was asked for")
+        canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
+        turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
         basis, left = basis @ turn, left @ turn
 
-    mean = moments.mean
+    mean = main.mean
     right = _refined(white.readers(basis), left)
     # A constant column is left alone without an offset too: it could serve as one, but only while it stays constant.
     whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
@@ -87,93 +95,24 @@ def leace(
                 f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
                 f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
             )
-    if concept.absent or unresolved:
+    if incomplete:
         warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=2)
     report = Report(
         method="leace",
-        dim=moments.dim,
+        dim=main.dim,
         rank=basis.shape[1],
-        rows=moments.count,
+        rows=main.count,
+        change=change,
         ridge=white.ridge,
         shrinkage=white.shrinkage,
-        smallest_eigenvalue=smallest,
-        error_bound=moments.relative_error / smallest,
-        change=change,
+        smallest_eigenvalue=white.smallest_eigenvalue,
+        error_bound=main.relative_error / white.smallest_eigenvalue,
         cost_ratio=ratio,
         not_erased=tuple(not_erased),
+        concepts=described(concepts, white) if rank is None else (),
     )
     solve = white.readers(whitened_mean)[0] if affine else None
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
-
-
-def _basis(concept: Concept, white: Whitening, smallest: float) -> tuple[Tensor, Tensor, list[str]]:
-    """Return an orthonormal basis (d, r) of the whitened concept, the same unwhitened, and what rounding hides."""
-    columns = torch.where(white.constant[:, None], 0.0, concept.columns)
-    whitened = white.whiten(columns)
-    length = whitened.norm(dim=0)
-    # The norm of K^-1 bounds those of its columns: mostly enough, and it spares an inverse.
-    bound = torch.full_like(white.scale, 4 * smallest**-0.5)
-    noise = _noise(concept, white, bound, length)
-    if NOISE_MARGIN * float(noise.norm()) < WELL_APART and (apart := _well_apart(columns, whitened, length)):
-        return *apart, []
-    basis, certain = _kept(whitened, length, noise)
-    if not certain:
-        noise = _noise(concept, white, white.inverse_norms(), length)
-        basis, _ = _kept(whitened, length, noise)
-    hidden = ((length > 0) & (NOISE_MARGIN * noise >= 1)).tolist()
-    unresolved = [f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost]
-    return basis, white.unwhiten(basis), unresolved
-
-
-def _noise(concept: Concept, white: Whitening, inverse_norms: Tensor, length: Tensor) -> Tensor:
-    """Return the rounding error of each whitened column relative to its length (m,)."""
-    # Constant columns were set to zero: they bring no error, however large they are.
-    weight = torch.where(white.constant, 0.0, inverse_norms / white.scale)
-    error = EPSILON * weight[:, None] * concept.size
-    return error.norm(dim=0) / torch.where(length > 0, length, 1.0)
-
-
-def _well_apart(columns: Tensor, whitened: Tensor, length: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the basis, whitened and not, if the directions are so far apart that any way of finding it will do.
-
-    The Cholesky factor T' T of their products gives it by triangles alone: `W T^-1`, and `C T^-1` without a product
-    with K. Either loses digits as T comes near to singular.
-    """
-    if not bool((length > 0).all()):
-        return None
-    products = whitened.new_zeros(len(length), len(length))
-    add_lower_product(products, whitened)
-    triangle, failed = cholesky(products.div_(length).div_(length[:, None]))
-    if failed or smallest_eigenvalue(triangle) < WELL_APART**2:
-        return None
-    upper = triangle.mT * length
-    basis, left = (torch.linalg.solve_triangular(upper, part, upper=True, left=False) for part in (whitened, columns))
-    return basis, left
-
-
-def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
-    """Return a basis of the singular vectors that stand above rounding, and whether less noise would keep the same."""
-    told = (length > 0) & (NOISE_MARGIN * noise < 1)
-    unit = whitened[:, told] / length[told]
-    floor = max(whitened.shape[0], unit.shape[1]) * EPSILON
-    threshold = max(floor, NOISE_MARGIN * float(noise[told].norm()))
-    all_told = bool((told == (length > 0)).all())
-    orthonormal, triangle = torch.linalg.qr(unit)
-    if _smallest_singular_value(triangle) > threshold:
-        # All directions stand, and any basis of their span will do: no singular vectors are needed.
-        return orthonormal, all_told
-    vectors, values, _ = torch.linalg.svd(triangle, full_matrices=False)
-    above = values > threshold
-    return orthonormal @ vectors[:, above], all_told and bool((above == (values > floor)).all())
-
-
-def _smallest_singular_value(triangle: Tensor) -> float:
-    """Return a lower bound of the smallest singular value of an upper triangle (m, n), 0 if it is not square."""
-    if triangle.shape[0] != triangle.shape[1] or not bool(triangle.diagonal().all()):
-        return 0.0
-    eye = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
-    inverse = torch.linalg.solve_triangular(triangle, eye, upper=True)
-    return 1 / float(inverse.norm()) if inverse.numel() else 0.0
 
 
 def _refined(right: Tensor, left: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,19 +20,45 @@ ITERATIONS = 4
 
 
 @dataclass(frozen=True)
-class Whitening:
-    """`D K`, with D the standard deviations and K K' the correlation matrix, regularised.
+class Scaling:
+    """The metric in which each column of x counts in its own standard deviations.
 
     Attributes:
-        scale: (d,) standard deviations, 1 for a constant column.
+        scale: (d,) standard deviations D, 1 for a constant column.
         constant: (d,) bool, columns without variance.
+    """
+
+    scale: Tensor
+    constant: Tensor
+
+    def whiten(self, columns: Tensor) -> Tensor:
+        """Return `D^-1 columns`."""
+        return columns / self.scale[:, None]
+
+    def unwhiten(self, columns: Tensor) -> Tensor:
+        """Return `D columns`."""
+        return self.scale[:, None] * columns
+
+    def inverse_norms(self) -> Tensor:
+        """Return how much rounding each column of x brings into what is whitened, in its deviations (d,)."""
+        return torch.ones_like(self.scale)
+
+    @cached_property
+    def smallest_eigenvalue(self) -> float:
+        """That of the correlation matrix as this metric sees it."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Whitening(Scaling):
+    """`D K`, with K K' the correlation matrix, regularised.
+
+    Attributes:
         factor: (d, d) lower triangular K.
         ridge: what was added to the diagonal.
         shrinkage: weight of the identity.
     """
 
-    scale: Tensor
-    constant: Tensor
     factor: Tensor
     ridge: float
     shrinkage: float
@@ -53,6 +80,11 @@ class Whitening:
         eye = torch.eye(len(self.scale), dtype=torch.float64, device=self.factor.device)
         return torch.linalg.solve_triangular(self.factor, eye, upper=False).norm(dim=0)
 
+    @cached_property
+    def smallest_eigenvalue(self) -> float:
+        """An estimate, from above, of that of K K'."""
+        return smallest_eigenvalue(self.factor)
+
 
 def smallest_eigenvalue(factor: Tensor) -> float:
     """Return an estimate, from above, of the smallest eigenvalue of K K' (K lower), by inverse iteration."""
@@ -64,6 +96,13 @@ def smallest_eigenvalue(factor: Tensor) -> float:
         value = 1 / float(half.square().sum())
         vector = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return value
+
+
+def scaling_of(moments: Moments) -> Scaling:
+    """Return the scaling of some moments with at least one row."""
+    deviation = moments.variance.sqrt()
+    constant = deviation <= 4 * EPSILON * moments.mean.abs()
+    return Scaling(torch.where(constant, 1.0, deviation), constant)
 
 
 def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float | None = None) -> Whitening:
@@ -79,11 +118,8 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
         ValueError: shrinkage or ridge is out of range.
     """
     d = moments.dim
-    deviation = moments.variance.sqrt()
-    constant = deviation <= 4 * EPSILON * moments.mean.abs()
-    scale = torch.where(constant, 1.0, deviation)
-    correlation = moments.scaled_covariance(torch.where(constant, 0.0, 1 / scale))
-
+    scaling = scaling_of(moments)
+    correlation = moments.scaled_covariance(torch.where(scaling.constant, 0.0, 1 / scaling.scale))
     weight = _shrinkage_weight(correlation, moments.effective_count, shrinkage)
     if ridge is not None and not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
@@ -96,7 +132,7 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
         correlation.diagonal().fill_(1 + tau)
         factor, failed = cholesky(correlation)
         if not failed:
-            return Whitening(scale, constant, factor, tau, weight)
+            return Whitening(scaling.scale, scaling.constant, factor, tau, weight)
         tau = max(10 * tau, 4 * d * EPSILON)
         if tau > 1:
             raise ValueError("the second moment is not that of any data: the moments were damaged or removed too far")

@@ -1,0 +1,65 @@
+"""What all methods do last: check the options they share, measure the change, fill in the report, warn."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor
+
+from ..eraser import Eraser
+from ..moments import Moments
+from ..report import Report
+
+
+def check_rank(rank: int | None) -> None:
+    """Raise ValueError if `rank` is neither None nor a positive integer."""
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank is {rank!r}, expected a positive integer or None for all")
+
+
+def check_class(moments: Moments, name: str, value: object) -> int:
+    """Return a class that has rows; raise ValueError for real-valued targets, or a class unknown or without rows."""
+    if moments.num_classes is None:
+        raise ValueError("the moments hold real-valued targets, expected classes: make them with num_classes")
+    counts = moments.class_counts
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(counts):
+        raise ValueError(f"{name} is {value!r}, expected a class from 0 to {len(counts) - 1}")
+    if not counts[value]:
+        raise ValueError(f"{name} is class {value}, which has no rows: expected one of those that have")
+    return value
+
+
+def warn_of(not_erased: list[str]) -> None:
+    """Warn the caller's caller of what was not erased."""
+    if not_erased:
+        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=4)
+
+
+def mean_squared_change(moments: Moments, left: Tensor, right: Tensor, mean: Tensor | None) -> float:
+    """Return the mean over the rows of `|L R (x - mean)|^2`, that is `tr L R S R' L'` and what the mean adds."""
+    seen = right @ moments.covariance @ right.mT
+    moved = right @ (moments.mean if mean is None else moments.mean - mean)
+    return float(((left.mT @ left) * (seen + moved.outer(moved))).sum())
+
+
+def fitted(
+    method: str,
+    moments: Moments,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None,
+    *,
+    not_erased: list[str] | None = None,
+    concepts: tuple[str, ...] = (),
+) -> Eraser:
+    """Return the eraser of these factors with a report on the rows of some moments."""
+    report = Report(
+        method=method,
+        dim=moments.dim,
+        rank=left.shape[1],
+        rows=moments.count,
+        change=mean_squared_change(moments, left, right, mean),
+        not_erased=tuple(not_erased or ()),
+        concepts=concepts,
+    )
+    return Eraser(left, right, mean, method=method, report=report)

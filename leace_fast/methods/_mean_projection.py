@@ -1,0 +1,46 @@
+"""Mean projection: the linear map that drops the differences of class means, in one step and without an offset."""
+
+from __future__ import annotations
+
+from ..eraser import Eraser
+from ..moments import Moments
+from ._fitted import check_rank, fitted, warn_of
+from ._subspace import concept_subspace
+
+
+def mean_projection(moments: Moments, *, rank: int | None = None) -> Eraser:
+    """Return the orthogonal projection `x - V V' x`, V a basis of the differences between class means.
+
+    Beside `orth` it has no offset, so that it moves the mean, and classes count
+    alike, however rare, when `rank` leaves some directions in.
+
+    Args:
+        moments: statistics of (x, labels), with classes.
+        rank: drop only so many directions, those along which the class means spread most.
+
+    Raises:
+        ValueError: real-valued targets, no rows, one class only, non-finite rows, or rank is out of range.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Source: Haghighatkhah et al. 2022, https://arxiv.org/abs/2212.04273, section 3.
+
+    >>> import torch
+    >>> x, y = torch.randn(600, 4, dtype=torch.float64), torch.arange(600) % 2
+    >>> x[:, 0] += 8 * y
+    >>> eraser = mean_projection(Moments(4, 2).update(x, y))
+    >>> eraser.rank, eraser.mean, bool((eraser.left[0].abs() > 0.99).all())
+    (1, None, True)
+    """
+    check_rank(rank)
+    if moments.num_classes is None:
+        raise ValueError("the moments hold real-valued targets, expected classes: use orth for targets")
+    found = concept_subspace(moments)
+    basis, not_erased = found.basis, found.not_erased
+    if rank is not None and rank < basis.shape[1]:
+        means = moments.means_about_shift[moments.class_counts > 0].mT
+        basis, left_out = found.strongest(means - means.mean(1, keepdim=True), rank)
+        not_erased = [*not_erased, left_out]
+    warn_of(found.not_erased)
+    return fitted("mean_projection", moments, basis, basis.mT, None, not_erased=not_erased)

@@ -1,0 +1,47 @@
+"""The orthogonal projection about the mean that drops the concept's directions: spectral attribute removal, centred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..eraser import Eraser
+from ..moments import Moments
+from ._fitted import check_rank, fitted, warn_of
+from ._subspace import concept_subspace
+
+
+def orth(moments: Moments | Sequence[Moments], *, rank: int | None = None) -> Eraser:
+    """Return the eraser that drops the left singular vectors U of the cross-covariance: `L = U`, `R = U'`.
+
+    It needs no covariance of x and changes x more than `leace` does.
+
+    Args:
+        moments: statistics of (x, labels); or several, of the same x, whose concepts are all erased.
+        rank: drop only so many vectors, those of the largest singular values.
+
+    Raises:
+        ValueError: no rows, one class only, non-finite rows, or rank is out of range.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Source: Shao, Ziser and Cohen 2023 (SAL), https://arxiv.org/abs/2203.07893, section 3; about the mean.
+
+    >>> import torch
+    >>> y = torch.arange(900) % 3
+    >>> x = torch.randn(900, 8, dtype=torch.float64) + torch.eye(8)[y] * 5
+    >>> eraser = orth(Moments(8, 3).update(x, y))
+    >>> bool(Moments(8, 3).update(eraser(x), y).class_mean_differences.abs().max() < 1e-12)
+    True
+    """
+    check_rank(rank)
+    found = concept_subspace(moments)
+    basis, not_erased = found.basis, found.not_erased
+    if rank is not None and rank < basis.shape[1]:
+        cross = torch.cat([one.cross_covariance for one in found.every], 1)
+        basis, left_out = found.strongest(cross, rank)
+        not_erased = [*not_erased, left_out]
+    warn_of(found.not_erased)
+    return fitted("orth", found.main, basis, basis.mT, found.main.mean, not_erased=not_erased, concepts=found.concepts)
