@@ -44,5 +44,5 @@ dist:
 	@$(IN) dev python -m build --no-isolation
 
 clean:
-	rm -rf build dist *.egg-info leace_fast/_C*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info leace_fast/*.so .pytest_cache .ruff_cache .hypothesis
 	find leace_fast tests -name __pycache__ -prune -exec rm -rf {} +

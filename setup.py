@@ -1,77 +1,157 @@
-"""Build the compiled kernels when torch and a compiler are at hand; everything else stands in pyproject.toml.
+"""Build the compiled kernels with ninja, where there is a compiler; everything else stands in pyproject.toml.
 
-LEACE_FAST_EXT=1 makes a failure to build them an error, LEACE_FAST_EXT=0 leaves them out. Unset, a failure is
-a warning and the install is pure Python: slower in places, and the same results.
+Two libraries: `leace_fast._C`, which needs no torch, and `leace_fast/_ops.so`, the operators of torch, built where
+torch can be imported. LEACE_FAST_EXT=1 makes a failure to build them an error, LEACE_FAST_EXT=0 leaves them out.
+Unset, a failure is a warning and the install does without: slower in places, and the same results.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
 import warnings
+from pathlib import Path
+from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-MINIMUM_TORCH = (2, 10)
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/project.cpp"]
-HEADERS = ["csrc/project.h", "csrc/cpu/number_formats.h", "csrc/cpu/project_rows.h"]
+MINIMUM_TORCH = (2, 10)  # the oldest whose stable ABI is used; the build then serves that torch and all later ones
+GPUS = ("80", "90a", "100a")  # compute capabilities that the CUDA kernels are compiled for
+FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 wanted = os.environ.get("LEACE_FAST_EXT", "")
 if wanted not in ("", "0", "1"):
     raise SystemExit(f"LEACE_FAST_EXT is {wanted!r}, expected 1 (must build), 0 (leave out) or unset")
 
 
-def give_up(reason: str) -> None:
-    """Warn that the install is pure Python, or stop where the kernels were asked for."""
+def give_up(what: str, reason: str) -> None:
+    """Warn of what the install does without, or stop where it was asked for."""
     if wanted == "1":
-        raise SystemExit(f"LEACE_FAST_EXT=1, and the compiled kernels cannot be built: {reason}")
-    warnings.warn(f"leace-fast is installed without its compiled kernels: {reason}", stacklevel=2)
+        raise SystemExit(f"LEACE_FAST_EXT=1, and {what} cannot be built: {reason}")
+    warnings.warn(f"leace-fast is installed without {what}: {reason}", stacklevel=2)
 
 
-def compile_flags() -> list[str]:
-    """Return flags for optimised code that runs on any machine of this architecture."""
-    if sys.platform == "win32":
-        return ["/O2", "/std:c++20"]
-    return ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
 
 
-def extension() -> dict:
-    """Return the arguments of `setup` that build the kernels, or none."""
-    if wanted == "0":
-        return {}
+@functools.cache
+def python_module() -> Extension:
+    """Return `leace_fast._C`: the kernels for NumPy and DLPack, and what is known of this build."""
+    import pybind11
+
+    return Extension(
+        "leace_fast._C",
+        sources("cpu/*.cpp", "python/*.cpp"),
+        include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
+        define_macros=[("LEACE_FAST_FLAGS", f'"{shlex.join(FLAGS)}"')],
+    )
+
+
+@functools.cache
+def torch_operators() -> Extension | None:
+    """Return `leace_fast/_ops.so`, or None where torch is absent or too old."""
     try:
         import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        from torch.utils import cpp_extension
     except ImportError as error:
-        give_up(f"torch cannot be imported ({error}). Install torch first, then pip install --no-build-isolation")
-        return {}
+        advice = "Install torch first, then pip install --no-build-isolation"
+        give_up("its torch operators", f"torch cannot be imported ({error}). {advice}")
+        return None
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < MINIMUM_TORCH:
-        give_up(f"torch is {torch.__version__}, expected {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or newer")
-        return {}
-
-    class OptionalBuild(BuildExtension):
-        """Turn a failed build into a pure-Python install."""
-
-        def run(self) -> None:
-            try:
-                super().run()
-            except Exception as error:  # whatever the toolchain lacks: no compiler, no Python headers, ...
-                give_up(f"{type(error).__name__}: {error}")
-                self.extensions = []
-
-    flags = compile_flags()
-    # The oldest torch whose stable ABI is used; the build then serves that torch and all later ones.
-    target = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}"
-    kernels = CppExtension(
-        "leace_fast._C",
-        SOURCES,
-        depends=HEADERS,
-        define_macros=[("TORCH_TARGET_VERSION", target), ("LEACE_FAST_FLAGS", f'"{shlex.join(flags)}"')],
-        extra_compile_args={"cxx": flags},
+        expected = ".".join(map(str, MINIMUM_TORCH))
+        give_up("its torch operators", f"torch is {torch.__version__}, expected {expected} or newer")
+        return None
+    cuda = bool(torch.version.cuda) and bool(sources("cuda/*.cu")) and nvcc() is not None
+    kind = "cuda" if cuda else "cpu"
+    files = set(sources("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu"))
+    files -= set() if cuda else set(sources("torch/*_cuda.cpp", "cuda/*.cu"))
+    return Extension(
+        "leace_fast._ops",
+        sorted(files),
+        include_dirs=cpp_extension.include_paths(kind),
+        library_dirs=cpp_extension.library_paths(kind),
+        libraries=["c10", "torch", "torch_cpu", *(["torch_cuda", "cudart"] if cuda else [])],
+        define_macros=[("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}")],
     )
-    return {"ext_modules": [kernels], "cmdclass": {"build_ext": OptionalBuild}}
 
 
-setup(**extension())
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+
+
+class NinjaBuild(build_ext):
+    """Compile every source once, all at the same time; a library that fails is left out unless it was asked for."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        name = Path(super().get_ext_filename(fullname))
+        # The operators do not depend on Python: one file serves all versions.
+        return str(name.with_name("_ops.so") if name.name.startswith("_ops.") else name)
+
+    def build_extensions(self) -> None:
+        built = []
+        for extension in self.extensions:
+            try:
+                self.ninja(extension)
+                built.append(extension)
+            except (OSError, subprocess.CalledProcessError, ImportError) as error:  # no compiler, no headers, ...
+                output = getattr(error, "output", None) or ""
+                give_up(f"its compiled kernels ({extension.name})", f"{error}\n{output}")
+        self.extensions = built
+
+    def ninja(self, extension: Extension) -> None:
+        import ninja
+        from ninja import ninja_syntax
+
+        folder = Path(self.build_temp, extension.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(extension.name)).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        options = [f"-I{path}" for path in ["csrc/include", *extension.include_dirs]]
+        options += [f"-D{name}={value}" for name, value in extension.define_macros]
+        links = [f"-L{path}" for path in extension.library_dirs] + [f"-l{name}" for name in extension.libraries]
+        linker = shlex.split(sysconfig.get_config_var("LDCXXSHARED") or "c++ -shared")[1:]
+        compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+        gpus = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
+        with open(folder / "build.ninja", "w", encoding="utf-8") as file:
+            writer: Any = ninja_syntax.Writer(file, width=120)  # type: ignore[arg-type]
+            writer.variable("builddir", str(folder))
+            flags = shlex.join([*FLAGS, *options])
+            writer.rule("cxx", f"{compiler} {flags} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+            flags = shlex.join([*NVCC_FLAGS, *gpus, *options])
+            writer.rule("cuda", f"{nvcc()} {flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+            writer.rule("link", f"{compiler} {shlex.join(linker)} $in -o $out {shlex.join(links)}")
+            objects = []
+            for source in extension.sources:
+                objects.append(str(folder / source) + ".o")
+                writer.build(objects[-1], "cuda" if source.endswith(".cu") else "cxx", source)
+            writer.build(str(target), "link", objects)
+        command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(folder / "build.ninja")]
+        subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def libraries() -> list[Extension]:
+    if wanted == "0":
+        return []
+    if sys.platform == "win32":
+        give_up("its compiled kernels", "they are not written for Windows")
+        return []
+    try:
+        module = python_module()
+    except ImportError as error:
+        give_up("its compiled kernels", f"{error}. pip install pybind11 ninja")
+        return []
+    operators = torch_operators()
+    return [module, operators] if operators else [module]
+
+
+setup(ext_modules=libraries(), cmdclass={"build_ext": NinjaBuild})

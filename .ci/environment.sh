@@ -68,10 +68,10 @@ if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$root" ] || changed; then
     say "installing leace-fast[$extras] into $environment"
     # The torch that is there stays, and the kernels are built against it.
     "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$stamp.constraints"
-    "$python" -m pip install -qq "setuptools>=77" ninja
+    "$python" -m pip install -qq "setuptools>=77" "pybind11>=2.13" ninja
     "$python" -m pip install -qq --no-build-isolation --constraint "$stamp.constraints" --editable "$root[$extras]"
     echo "$root" >"$stamp"
-    ls "$root"/leace_fast/_C.* >/dev/null 2>&1 ||
+    [ -e "$root/leace_fast/_ops.so" ] ||
         say "the compiled kernels could not be built (no compiler?); plain torch is used, with the same results"
 fi
 

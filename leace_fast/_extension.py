@@ -1,35 +1,49 @@
-"""The compiled kernels: found, loaded, or a sentence that says why not."""
+"""The compiled libraries: found, loaded, or a sentence that says why not."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
-MODULE = "leace_fast._C"
-NOT_BUILT = (
-    "not built: the install found no torch or no compiler. "
-    "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see why"
-)
+MODULE = "leace_fast._C"  # the kernels on NumPy and DLPack, and what is known of the build
+OPERATORS = Path(__file__).with_name("_ops.so")  # the kernels as torch operators
+HOW = "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see why"
+NOT_BUILT = f"not built: the install found no compiler. {HOW}"
+NO_OPERATORS = f"torch operators not built: the install found no torch. {HOW}"
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What is known of the compiled library: whether it is loaded, how it was built, or why it is absent."""
+    """What is known of the compiled kernels.
+
+    Attributes:
+        present: whether `torch.ops.leace_fast` holds the operators.
+        reason: if not, why not.
+        build: the compiler, its flags, the instruction set in use, the torch it was built against.
+        features: what of the processor the kernels may use, present or not.
+        devices: types of device that the operators have kernels for.
+    """
 
     present: bool
     reason: str = ""
     build: dict[str, str] = field(default_factory=dict)
+    features: dict[str, bool] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()
 
 
 @functools.cache
 def load() -> Extension:
-    """Load the compiled library once; afterwards `torch.ops.leace_fast` holds its operators.
+    """Load the compiled libraries once; afterwards `torch.ops.leace_fast` holds the operators.
 
-    LEACE_FAST_EXT=0 in the environment leaves it out, to compare with plain torch.
+    LEACE_FAST_EXT=0 in the environment leaves them out, to compare with plain torch; LEACE_FAST_CPU=avx2 or
+    baseline holds the kernels to a lesser instruction set.
 
     >>> extension = load()
     >>> extension.present or extension.reason != ""
@@ -38,11 +52,23 @@ def load() -> Extension:
     if os.environ.get("LEACE_FAST_EXT") == "0":
         return Extension(False, "switched off by LEACE_FAST_EXT=0")
     try:
-        module = importlib.import_module(MODULE)
+        module: Any = importlib.import_module(MODULE)
     except ModuleNotFoundError as error:
-        if error.name != MODULE:
-            return Extension(False, f"built, but it does not load: {error}")
-        return Extension(False, NOT_BUILT)
+        return Extension(False, NOT_BUILT if error.name == MODULE else f"built, but it does not load: {error}")
     except (ImportError, OSError) as error:
-        return Extension(False, f"built, but it does not load with torch {torch.__version__}: {error}")
-    return Extension(True, build=module.build_info())
+        return Extension(False, f"built, but it does not load: {error}")
+    known = {"build": module.build_info(), "features": module.cpu_features()}
+    if not OPERATORS.exists():
+        return Extension(False, NO_OPERATORS, **known)
+    try:
+        torch.ops.load_library(OPERATORS)
+    except (RuntimeError, OSError) as error:
+        return Extension(False, f"built, but it does not load with torch {torch.__version__}: {error}", **known)
+    version = ctypes.CDLL(str(OPERATORS)).leace_fast_torch_version
+    version.restype = ctypes.c_char_p
+    known["build"]["torch"] = version().decode()
+    return Extension(True, devices=frozenset(device for device in ("cpu", "cuda") if _has_kernels(device)), **known)
+
+
+def _has_kernels(device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("leace_fast::project", device.upper())

@@ -71,7 +71,9 @@ def _package(name: str, note: str) -> Finding:
 
 def _cpu() -> Finding:
     capability = torch.backends.cpu.get_cpu_capability()
-    return Finding("CPU", True, capability, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
+    features = "".join(f", {name}: {'yes' if present else 'no'}" for name, present in load().features.items())
+    note = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}{features}"
+    return Finding("CPU", True, capability, note)
 
 
 def _cuda() -> Finding:
@@ -97,5 +99,6 @@ def _extension() -> Finding:
     if not extension.present:
         return Finding("extension", False, "absent", f"{extension.reason}. Plain torch is used: the same results")
     build = extension.build
-    note = f"{build['compiler']}, {build['flags']}, built against torch {build['torch']}"
+    kernels = " and ".join(device.upper() for device in sorted(extension.devices))
+    note = f"kernels for {kernels}; {build['compiler']}, {build['flags']}, built against torch {build['torch']}"
     return Finding("extension", True, build["instruction_set"], note)

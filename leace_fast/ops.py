@@ -1,4 +1,7 @@
-"""Every operation that has a kernel: checked, registered with torch, and sent to the fastest implementation."""
+"""Every operation of the apply: sent to its kernel, or to plain torch; and what is said of arguments that do not fit.
+
+Kernels check their arguments themselves; what they refuse is looked at here once more, to say what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -10,66 +13,227 @@ from ._extension import load
 
 EXTENSION = load()
 
+if EXTENSION.present:
+    from . import _autograd  # noqa: F401  (registers fake kernels and gradients)
 
-def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor:
+
+def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:
     """Return `x - ((x - mean) R') L'`, computed in the factors' dtype and rounded once to that of x.
 
-    Differentiable in x; the factors are constants.
+    Differentiable in x; the factors are constants. A row's result depends on that row and its eraser alone.
 
     Args:
         x: (..., d) floating.
         left: (d, k), float64 for float64 x and float32 otherwise, on the device of x.
         right: (k, d), likewise.
         mean: (d,), likewise, or None for zero.
+        index: int64 of the leading shape of x, which eraser a row meets, or -1 for none: that row comes out as it
+            is. The factors are then stacked: left (E, d, k), right (E, k, d), mean (E, d).
 
     Raises:
-        TypeError: x is not floating, or the factors are not of the compute dtype.
+        TypeError: x is not floating, the factors are not of the compute dtype, or index is not int64.
         ValueError: a shape does not fit.
+        IndexError: index names an eraser that is not there; nothing has been written.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, equation 1.
 
     >>> import torch
     >>> left = torch.tensor([[1.0], [0.0]])
-    >>> project(torch.tensor([[3.0, 4.0]]), left, left.mT, torch.tensor([1.0, 0.0]))
-    tensor([[1., 4.]])
+    >>> x = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+    >>> project(x, left, left.mT, torch.tensor([1.0, 0.0]))
+    tensor([[1., 4.],
+            [1., 6.]])
+    >>> project(x, left[None], left.mT[None], index=torch.tensor([-1, 0]))
+    tensor([[3., 4.],
+            [0., 6.]])
     """
-    check_project(x, left, right, mean)
-    if EXTENSION.present and x.device.type == "cpu":
-        return torch.ops.leace_fast.project.default(x, left, right, mean)
-    return reference.project(x, left, right, mean)
+    if x.device.type in EXTENSION.devices:
+        try:
+            return torch.ops.leace_fast.project.default(x, left, right, mean, index)
+        except RuntimeError:
+            check_project(x, left, right, mean, index)
+            raise
+    check_project(x, left, right, mean, index)
+    return reference.project(x, left, right, mean, index)
 
 
-def check_project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> None:
-    """Raise TypeError or ValueError unless the arguments of `project` fit together."""
+def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+    """Do what `project` does, in place; return x, whose memory may be strided but not overlap.
+
+    Raises:
+        TypeError, IndexError: as `project`.
+        ValueError: a shape does not fit, x is a leaf that requires a gradient, or rows of x share memory.
+
+    >>> import torch
+    >>> left, x = torch.eye(2)[:, :1], torch.ones(2, 2)
+    >>> project_(x, left, left.mT) is x
+    True
+    >>> x
+    tensor([[0., 1.],
+            [0., 1.]])
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        if x.is_leaf:
+            raise ValueError("x is a leaf that requires a gradient and cannot change in place: use project(x, ...)")
+        return x.copy_(project(x, left, right, mean, index))
+    check_project(x, left, right, mean, index)
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+        raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
+    if x.device.type in EXTENSION.devices and _has_kernel("project_", x.device.type):
+        torch.ops.leace_fast.project_.default(x, left, right, mean, index)
+        if not torch.compiler.is_compiling() and not x.is_inference():
+            torch.autograd.graph.increment_version(x)
+        return x
+    return x.copy_(reference.project(x, left, right, mean, index))
+
+
+def add_rms_norm_project(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the erased RMS norm of `x + residual`, and that sum in x's dtype: one pass over the rows.
+
+    Computed in the factors' dtype from the rounded sum, and rounded once. Differentiable in x, residual and weight.
+
+    Args:
+        x: (..., d) floating.
+        residual: of x's shape and dtype, or None: then the sum is x itself.
+        weight: (d,) floating, or None for ones.
+        eps: added to the mean square.
+        left: the eraser, as for `project`; so are right, mean and index.
+        weight_offset: added to the weight (1 in Gemma).
+
+    Raises:
+        TypeError, ValueError, IndexError: as `project`.
+
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4.
+
+    >>> import torch
+    >>> left = torch.eye(2)[:, :1]
+    >>> y, summed = add_rms_norm_project(torch.tensor([3.0, 1.0]), torch.zeros(2), torch.ones(2), 0.0, left, left.mT)
+    >>> y, summed
+    (tensor([0.0000, 0.4472]), tensor([3., 1.]))
+    """
+    if x.device.type in EXTENSION.devices and _has_kernel("add_rms_norm_project", x.device.type):
+        try:
+            y, summed = torch.ops.leace_fast.add_rms_norm_project.default(
+                x, residual, weight, eps, left, right, mean, index, weight_offset
+            )
+        except RuntimeError:
+            check_norm(x, residual, weight, None)
+            check_project(x, left, right, mean, index)
+            raise
+        return y, x if residual is None else summed
+    check_norm(x, residual, weight, None)
+    check_project(x, left, right, mean, index)
+    return reference.add_rms_norm_project(
+        x, residual, weight, eps, left, right, mean, index, weight_offset=weight_offset
+    )
+
+
+def add_layer_norm_project(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the erased layer norm of `x + residual`, and that sum in x's dtype: one pass over the rows.
+
+    Computed in the factors' dtype from the rounded sum, and rounded once. Differentiable in x, residual, weight, bias.
+
+    Args:
+        x: (..., d) floating.
+        residual: of x's shape and dtype, or None: then the sum is x itself.
+        weight: (d,) floating, or None for ones.
+        bias: (d,) floating, or None for zeros.
+        eps: added to the variance.
+        left: the eraser, as for `project`; so are right, mean and index.
+
+    Raises:
+        TypeError, ValueError, IndexError: as `project`.
+
+    Source: Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450, equation 4.
+
+    >>> import torch
+    >>> left = torch.eye(2)[:, :1]
+    >>> y, _ = add_layer_norm_project(torch.tensor([3.0, 1.0]), None, torch.ones(2), None, 0.0, left, left.mT)
+    >>> y
+    tensor([ 0., -1.])
+    """
+    if x.device.type in EXTENSION.devices and _has_kernel("add_layer_norm_project", x.device.type):
+        try:
+            y, summed = torch.ops.leace_fast.add_layer_norm_project.default(
+                x, residual, weight, bias, eps, left, right, mean, index
+            )
+        except RuntimeError:
+            check_norm(x, residual, weight, bias)
+            check_project(x, left, right, mean, index)
+            raise
+        return y, x if residual is None else summed
+    check_norm(x, residual, weight, bias)
+    check_project(x, left, right, mean, index)
+    return reference.add_layer_norm_project(x, residual, weight, bias, eps, left, right, mean, index)
+
+
+def _has_kernel(name: str, device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"leace_fast::{name}", device.upper())
+
+
+def check_project(
+    x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None
+) -> None:
+    """Raise TypeError, ValueError or IndexError unless the arguments of `project` fit together."""
     if x.dtype not in reference.ROW_DTYPES:
         raise TypeError(
             f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
         )
-    if left.ndim != 2 or right.shape != left.shape[::-1]:
-        raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected (d, k) and (k, d)")
-    if x.ndim == 0 or x.shape[-1] != left.shape[0]:
+    stack, names = ((), "(d, k) and (k, d)") if index is None else (left.shape[:1], "(E, d, k) and (E, k, d)")
+    if left.ndim != 2 + len(stack) or right.shape != (*stack, left.shape[-1], left.shape[-2]):
+        raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected {names}")
+    if x.ndim == 0 or x.shape[-1] != left.shape[-2]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected (..., {left.shape[0]}): its last dimension must be that of left"
+            f"x has shape {tuple(x.shape)}, expected (..., {left.shape[-2]}): its last dimension must be that of left"
         )
-    if mean is not None and mean.shape != left.shape[:1]:
-        raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:1])}")
+    if mean is not None and mean.shape != left.shape[:-1]:
+        raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:-1])}")
     expected = reference.compute_dtype(x.dtype)
     if any(part is not None and part.dtype != expected for part in (left, right, mean)):
         raise TypeError(f"the factors have dtype {left.dtype}, expected {expected} for x of {x.dtype}")
+    if index is None:
+        return
+    if index.dtype != torch.int64:
+        raise TypeError(f"index has dtype {index.dtype}, expected torch.int64")
+    if index.shape != x.shape[:-1]:
+        raise ValueError(
+            f"index has shape {tuple(index.shape)}, expected {tuple(x.shape[:-1])}: one number for each row"
+        )
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+        least, most = (int(bound) for bound in index.aminmax())
+        if least < -1 or most >= len(left):
+            raise IndexError(f"index holds {least} to {most}, expected -1 (none) or one of {len(left)} erasers")
 
 
-if EXTENSION.present:
-
-    @torch.library.register_fake("leace_fast::project")
-    def _project_fake(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    def _project_setup(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[1], inputs[2])
-
-    def _project_backward(ctx, gradient: Tensor):
-        left, right = ctx.saved_tensors
-        # The transposed map, without an offset.
-        return project(gradient, right.mT, left.mT, None), None, None, None
-
-    torch.library.register_autograd("leace_fast::project", _project_backward, setup_context=_project_setup)
+def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless what is added and normed fits x."""
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"residual has dtype {residual.dtype}, expected {x.dtype}, that of x")
+    for name, part in (("weight", weight), ("bias", bias)):
+        if part is not None and part.shape != x.shape[-1:]:
+            raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {tuple(x.shape[-1:])}")
+        if part is not None and part.dtype not in reference.ROW_DTYPES:
+            raise TypeError(f"{name} has dtype {part.dtype}, expected a floating dtype of 16 bits or more")

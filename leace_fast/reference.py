@@ -19,14 +19,72 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor:
+def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:
     """Return `x - ((x - mean) R') L'`, computed in the factors' dtype and rounded once to that of x.
 
-    Shapes: x (..., d), left (d, k), right (k, d), mean (d,) or None.
+    Shapes: x (..., d), left (d, k), right (k, d), mean (d,) or None. With `index`, of the leading shape of x, the
+    factors are stacked and each row meets the eraser of its number, or none at -1; a number without an eraser gives
+    a row of NaN.
     """
-    rows = x.to(left.dtype)
-    centred = rows if mean is None else rows - mean
-    return (rows - (centred @ right.mT) @ left.mT).to(x.dtype)
+    if index is None:
+        rows = x.to(left.dtype)
+        centred = rows if mean is None else rows - mean
+        return (rows - (centred @ right.mT) @ left.mT).to(x.dtype)
+    index = index[..., None]
+    erased = torch.where((index >= -1) & (index < len(left)), x, torch.nan)
+    for number in range(len(left)):  # every eraser on every row: no shape depends on what `index` holds
+        one = project(x, left[number], right[number], None if mean is None else mean[number])
+        erased = torch.where(index == number, one, erased)
+    return erased
+
+
+def rms_norm(rows: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
+    """Return `rows / sqrt(mean(rows^2) + eps) * (weight + weight_offset)` in the dtype of rows (..., d)."""
+    normed = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
+    return normed if weight is None else normed * (weight.to(rows.dtype) + weight_offset)
+
+
+def layer_norm(rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Return `(rows - mean) / sqrt(variance + eps) * weight + bias` in the dtype of rows (..., d)."""
+    centred = rows - rows.mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    scaled = normed if weight is None else normed * weight.to(rows.dtype)
+    return scaled if bias is None else scaled + bias.to(rows.dtype)
+
+
+def add_rms_norm_project(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the erased `rms_norm` of `x + residual`, rounded once, and that sum in the dtype of x."""
+    summed = x if residual is None else x + residual
+    normed = rms_norm(summed.to(left.dtype), weight, eps, weight_offset)
+    return project(normed, left, right, mean, index).to(x.dtype), summed
+
+
+def add_layer_norm_project(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the erased `layer_norm` of `x + residual`, rounded once, and that sum in the dtype of x."""
+    summed = x if residual is None else x + residual
+    normed = layer_norm(summed.to(left.dtype), weight, bias, eps)
+    return project(normed, left, right, mean, index).to(x.dtype), summed
 
 
 def add_lower_product(product: Tensor, tile: Tensor) -> None:

@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,14 +87,42 @@ def test_extension_not_built_says_what_to_do(monkeypatch: pytest.MonkeyPatch, fr
     assert "--no-build-isolation" in finding("extension").note
 
 
-def test_extension_that_does_not_load_gives_the_reason(monkeypatch: pytest.MonkeyPatch, fresh_load) -> None:
+def test_module_that_does_not_load_gives_the_reason(monkeypatch: pytest.MonkeyPatch, fresh_load) -> None:
     def broken(name: str):
-        raise ImportError("undefined symbol: aoti_torch_something")
+        raise ImportError("undefined symbol: something")
 
     monkeypatch.delenv("LEACE_FAST_EXT", raising=False)
     monkeypatch.setattr(_extension.importlib, "import_module", broken)
     assert not _extension.load().present
     assert "undefined symbol" in _extension.load().reason
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module for NumPy that loads, whether or not it has been built here."""
+    module = types.SimpleNamespace(
+        build_info=lambda: {"compiler": "gcc 1", "flags": "-O9", "instruction_set": "avx2"},
+        cpu_features=lambda: {"avx2": True, "avx512f": False},
+    )
+    monkeypatch.delenv("LEACE_FAST_EXT", raising=False)
+    monkeypatch.setattr(_extension.importlib, "import_module", lambda name: module)
+
+
+def test_operators_not_built_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built, fresh_load) -> None:
+    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_ops.so")
+    assert not finding("extension").present
+    note = finding("extension").note
+    assert "torch operators not built" in note and "--no-build-isolation" in note
+    assert finding("CPU").note.endswith("avx2: yes, avx512f: no")
+
+
+def test_operators_that_do_not_load_give_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built, fresh_load
+) -> None:
+    (tmp_path / "_ops.so").write_text("no library")
+    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_ops.so")
+    assert not _extension.load().present
+    assert "_ops.so" in _extension.load().reason
     assert torch.__version__ in _extension.load().reason
 
 

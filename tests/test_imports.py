@@ -19,6 +19,7 @@ FLOORS = {
     "triton_kernels": 0,
     "_extension": 1,
     "reference": 1,
+    "_autograd": 1,
     "ops": 1,
     "files": 2,
     "rows": 2,

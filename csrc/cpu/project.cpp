@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "features.h"
 #include "number_formats.h"
 
 namespace leace_fast::cpu {
@@ -45,13 +46,8 @@ struct Kernels {
 
 Kernels choose() {
 #ifdef LEACE_FAST_X86
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) return LEACE_FAST_KERNELS(avx512);
-  if (avx2) return LEACE_FAST_KERNELS(avx2);
+  if (has_instruction_set("avx512")) return LEACE_FAST_KERNELS(avx512);
+  if (has_instruction_set("avx2")) return LEACE_FAST_KERNELS(avx2);
 #endif
   return LEACE_FAST_KERNELS(baseline);
 }

@@ -1,7 +1,6 @@
-// The kernels as torch operators, and the module `leace_fast._C` that says how it was built.
+// The operators of the apply, and their kernels for the CPU.
 //
 // Only torch's stable ABI is used: it compiles in seconds, and one build serves every torch from 2.10 on.
-#include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,11 +10,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "project.h"
-
-#ifndef LEACE_FAST_FLAGS
-#define LEACE_FAST_FLAGS ""
-#endif
+#include "../project.h"
 
 namespace {
 
@@ -43,7 +38,9 @@ void project_into(const Tensor& x, const Tensor& y, const Tensor& left_t, const 
 
 Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
-Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const std::optional<Tensor>& mean) {
+Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const std::optional<Tensor>& mean,
+               const std::optional<Tensor>& index) {
+  STD_TORCH_CHECK(!index.has_value(), "project: index is not supported yet");
   STD_TORCH_CHECK(x.dim() >= 1 && left.dim() == 2 && right.dim() == 2,
                   "project: expected x (..., d), left (d, k) and right (k, d)");
   const int64_t dim = x.size(x.dim() - 1), rank = right.size(0);
@@ -87,27 +84,21 @@ Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const s
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(leace_fast, m) { m.def("project(Tensor x, Tensor left, Tensor right, Tensor? mean) -> Tensor"); }
+// Rows x (..., d); left (d, k), right (k, d), mean (d,). With `index`, an eraser's number for each row and -1 for none,
+// the factors are stacked: (E, d, k), (E, k, d), (E, d). The second output of the norms is x + residual, and empty
+// where there is no residual.
+STABLE_TORCH_LIBRARY(leace_fast, m) {
+  m.def("project(Tensor x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> Tensor");
+  m.def("project_(Tensor(a!) x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> ()");
+  m.def(
+      "add_rms_norm_project(Tensor x, Tensor? residual, Tensor? weight, float eps, Tensor left, Tensor right, "
+      "Tensor? mean=None, Tensor? index=None, float weight_offset=0.0) -> (Tensor, Tensor)");
+  m.def(
+      "add_layer_norm_project(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, Tensor left, "
+      "Tensor right, Tensor? mean=None, Tensor? index=None) -> (Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) { m.impl("project", TORCH_BOX(&project)); }
 
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "The compiled kernels of leace-fast, registered as torch.ops.leace_fast when this is imported.";
-  module.def(
-      "build_info",
-      [] {
-        pybind11::dict info;
-#if defined(__clang__)
-        info["compiler"] = "clang " __clang_version__;
-#elif defined(__GNUC__)
-        info["compiler"] = "gcc " __VERSION__;
-#else
-        info["compiler"] = "unknown";
-#endif
-        info["flags"] = LEACE_FAST_FLAGS;
-        info["torch"] = TORCH_VERSION;
-        info["instruction_set"] = leace_fast::cpu::instruction_set();
-        return info;
-      },
-      "Return the compiler, its flags, the torch it was built against and the instruction set in use here.");
-}
+// Read by the package with ctypes, for `leace-fast doctor`.
+extern "C" __attribute__((visibility("default"))) const char* leace_fast_torch_version() { return TORCH_VERSION; }
