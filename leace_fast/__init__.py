@@ -9,6 +9,7 @@ from .moments import Moments
 from .record import record
 from .report import Report
 from .scrubber import Scrubber
+from .scrubbing import scrub
 from .sites import Site, find_sites, tap
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "orth",
     "random_subspace",
     "record",
+    "scrub",
     "tap",
 ]

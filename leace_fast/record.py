@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .labels import MASK, BatchLabels, decoder_sites
 from .moments import Moments
-from .sites import LABELS, Site, find_sites, submodules, tap
-
-MASK = "attention_mask"
+from .sites import LABELS, Site, find_sites, tap
 
 
 @contextmanager
@@ -81,7 +80,7 @@ class _Recorder:
         self.wanted = "norms" if sites is None else sites if isinstance(sites, str) else list(sites)
         self.decoder: set[str] = set()
         self.held: dict[str, tuple[Tensor, int | None]] = {}
-        self.batch: dict[str, Any] | None = None
+        self.batch: BatchLabels | None = None
         self.busy = False
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,9 +95,8 @@ class _Recorder:
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
         example = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
-        batch = {name: value for name, value in example.items() if name in (MASK, f"decoder_{MASK}")}
-        batch = {LABELS: labels, **{name: _mask(name, value) for name, value in batch.items() if value is not None}}
-        self._check(labels, batch.get(MASK))
+        batch = BatchLabels(labels, example, self.options["target_dim"])
+        self._check(batch)
         if not self.sites:
             self.busy = True
             try:
@@ -119,7 +117,7 @@ class _Recorder:
             x, version = held[site.name]
             if version is not None and x._version != version:
                 raise RuntimeError(f"the model changed the output of {site.name!r} in place: it cannot be recorded")
-            rows.append((site.name, x, *self._fit(site.name, x, batch)))
+            rows.append((site.name, x, *batch.rows(site.name, x, site.name in self.decoder)))
         # nothing can be wrong with the rows from here on: all sites are added to, or none; tensors made in inference
         # mode could not be updated outside of it
         with torch.inference_mode(False), torch.no_grad():
@@ -134,10 +132,7 @@ class _Recorder:
             sites = self.wanted
         else:
             sites = find_sites(self.model, example, self.wanted)
-        modules = submodules(self.model, [site.name for site in sites])
-        if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
-            encoder = set(self.model.get_encoder().modules())
-            self.decoder = {name for name, module in modules.items() if module not in encoder}
+        self.decoder = decoder_sites(self.model, [site.name for site in sites])
         self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites
 
@@ -151,64 +146,12 @@ class _Recorder:
         else:
             self.held[name] = (output.detach(), output._version)
 
-    @property
-    def _lead(self) -> int:
-        """Axes of the labels that are not those of batch and length."""
-        return 0 if self.options["target_dim"] is None else 1
-
-    def _check(self, labels: Any, mask: Tensor | None) -> None:
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"{LABELS} is a {type(labels).__name__}, expected a tensor")
-        lead = labels.shape[: labels.ndim - self._lead]
-        if not 1 <= len(lead) <= 2 or (mask is not None and mask.shape[: len(lead)] != lead):
-            fit = "" if mask is None else f", and {MASK} has shape {tuple(mask.shape)}"
-            target = ", target_dim" if self._lead else ""
-            raise ValueError(
-                f"{LABELS} has shape {tuple(labels.shape)}{fit}; expected (batch, length{target}) with the length of "
-                f"the inputs, or (batch{target or ','}) for whole sequences"
-            )
+    def _check(self, batch: BatchLabels) -> None:
         # range and dtype are checked by the one who knows them, before the model runs
-        mask = mask.cpu() if mask is not None and len(lead) == 2 else None
-        Moments(1, **self.options).update(torch.zeros(*lead, 1), labels.cpu(), mask=mask)
-
-    def _fit(self, name: str, x: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The labels and the mask of each row of x, which is (batch, ..., dim) or (batch * length, dim)."""
-        labels = batch[LABELS].to(x.device)
-        lead, rest = labels.shape[: labels.ndim - self._lead], labels.shape[labels.ndim - self._lead :]
-        mask, rows = batch.get(MASK), x.shape[:-1]
-        if name in self.decoder:
-            mask = batch.get(f"decoder_{MASK}")
-            if len(lead) == 2:
-                raise ValueError(
-                    f"{name!r} is in the decoder, whose tokens have no labels: {LABELS} of shape {tuple(labels.shape)} "
-                    "is for the encoder's; choose sites of the encoder, or give one label a sequence"
-                )
-        if len(lead) == 1:
-            if mask is not None and rows == lead and mask.numel() != rows.numel():
-                mask = None  # pooled: one row a sequence
-            length = (rows[0] // max(lead[0], 1),) if len(rows) == 1 else rows[1:]
-            labels = labels.reshape(*lead, *[1] * len(length), *rest).expand(*lead, *length, *rest)
-        lead = labels.shape[: labels.ndim - self._lead]
-        if rows not in (lead, (lead.numel(),)) or (mask is not None and mask.shape != lead):
-            fit = "" if mask is None else f" with a mask of shape {tuple(mask.shape)}"
-            raise ValueError(
-                f"{LABELS} of shape {tuple(batch[LABELS].shape)}{fit} does not fit the output of {name!r}, of shape "
-                f"{tuple(x.shape)}"
-            )
-        return labels.reshape(*rows, *rest), None if mask is None else mask.to(x.device).reshape(rows)
+        mask = batch.masks[MASK].cpu() if MASK in batch.masks and len(batch.lead) == 2 else None
+        Moments(1, **self.options).update(torch.zeros(*batch.lead, 1), batch.labels.cpu(), mask=mask)
 
 
 def _eager(hook: Any) -> Any:
     # what a compiled model would trace of the hook is its bookkeeping, which happens at run time
     return torch.compiler.disable(hook)
-
-
-def _mask(name: str, mask: Any) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{name} is a {type(mask).__name__}, expected a tensor")
-    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"{name} has shape {tuple(mask.shape)}, expected (batch, length), 1 for tokens and 0 for padding: record "
-            "cannot tell padding from other masks"
-        )
-    return mask.bool()

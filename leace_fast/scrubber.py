@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,24 @@ from .sites import evaluating, is_norm, submodules, tap
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
+# of a configuration, what does not make another model
+PASSING = {
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "architectures",
+    "return_dict",
+    "output_attentions",
+}
+PASSING |= {
+    "output_hidden_states",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "is_decoder",
+}
+PASSING |= {"problem_type", "id2label", "label2id", "num_labels", "chunk_size_feed_forward", "tie_word_embeddings"}
 PROBE_ROWS = 8
 # of what the eraser changes on the probe rows; the same kernel on the same rows differs by nothing at all
 PROBE_TOLERANCE = 0.01
@@ -33,6 +52,7 @@ class Scrubber(Mapping[str, Eraser]):
         erasers: at least one eraser by the name of its site.
         model_id: name or path of the model that they were fitted on.
         revision: revision of that model.
+        config: what defines that model; one that differs is refused.
 
     Raises:
         TypeError: a name is no string or a value no eraser.
@@ -46,15 +66,45 @@ class Scrubber(Mapping[str, Eraser]):
     0.0
     """
 
-    def __init__(self, erasers: Mapping[str, Eraser], model_id: str = "", revision: str = "") -> None:
+    def __init__(
+        self,
+        erasers: Mapping[str, Eraser],
+        model_id: str = "",
+        revision: str = "",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         if not erasers:
             raise ValueError("a scrubber needs at least one eraser, got none: it would erase nothing")
         for site, eraser in erasers.items():
             if not isinstance(site, str) or not isinstance(eraser, Eraser):
                 raise TypeError(f"got {site!r}: {type(eraser).__name__}, expected the name of a site and an Eraser")
         self._erasers = {site: eraser.with_site(site) for site, eraser in erasers.items()}
-        self.model_id, self.revision = model_id, revision
+        self.model_id, self.revision, self.config = model_id, revision, dict(config or {})
         self._attached: WeakSet[nn.Module] = WeakSet()
+
+    @classmethod
+    def of_model(cls, model: nn.Module, erasers: Mapping[str, Eraser]) -> Scrubber:
+        """A scrubber that knows which model its erasers were fitted on and is refused by others."""
+        return cls(erasers, *identity(model))
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise ValueError, with the difference, if the erasers were fitted on another model than this."""
+        found = identity(model)
+        own = self.model_id, self.revision, self.config
+        different = [
+            f"{what}: {theirs!r} there, {ours!r} here"
+            for what, theirs, ours in zip(("model", "revision"), own, found, strict=False)
+            if theirs and ours and theirs != ours and (what == "revision" or (_on_hub(theirs) and _on_hub(ours)))
+        ]
+        if self.config and found[2]:
+            keys = sorted(set(self.config) | set(found[2]))
+            pairs = [(key, self.config.get(key), found[2].get(key)) for key in keys]
+            different += [f"{key}: {theirs!r} there, {ours!r} here" for key, theirs, ours in pairs if theirs != ours]
+        if different:
+            raise ValueError(
+                f"these erasers were fitted on another model ({'; '.join(different[:6])}): fit them on this one, or, if "
+                "they are meant for it, attach Scrubber(dict(scrubber))"
+            )
 
     def __getitem__(self, site: str) -> Eraser:
         return self._erasers[site]
@@ -74,7 +124,7 @@ class Scrubber(Mapping[str, Eraser]):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Scrubber:
         """A scrubber whose erasers are on a device and in a dtype, as in `Eraser.to`."""
         moved = {site: eraser.to(device=device, dtype=dtype) for site, eraser in self.items()}
-        return Scrubber(moved, self.model_id, self.revision)
+        return Scrubber(moved, self.model_id, self.revision, self.config)
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -88,6 +138,7 @@ class Scrubber(Mapping[str, Eraser]):
             ValueError: the model lacks a site or it has another width, or this scrubber is attached to it already.
             RuntimeError: the model would run, or has run, without being erased; nothing stays attached.
         """
+        self.check_model(model)
         if model in self._attached:
             raise ValueError("this scrubber is attached to this model already: an eraser acts once at a site")
         modules = submodules(model, self)
@@ -140,6 +191,7 @@ class Scrubber(Mapping[str, Eraser]):
             "format_version": FORMAT_VERSION,
             "model_id": self.model_id,
             "revision": self.revision,
+            "config": self.config,
             "sites": list(sites.items()),
         }
         write_bytes(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}, indent=1).encode())
@@ -179,7 +231,30 @@ class Scrubber(Mapping[str, Eraser]):
             if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
             erasers[site] = Eraser.load(path, device=device)
-        return cls(erasers, index["model_id"], index["revision"])
+        return cls(erasers, index["model_id"], index["revision"], index.get("config"))
+
+
+def identity(model: Any) -> tuple[str, str, dict[str, Any]]:
+    """A model's name, its revision, and what of its configuration defines it."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return "", "", {}
+    values = json.loads(json.dumps(config.to_dict(), default=str, sort_keys=True))
+    revision = getattr(config, "_commit_hash", None)
+    return str(getattr(config, "_name_or_path", "") or ""), str(revision or ""), _defining(values)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name is one of the hub: folders move, and say nothing about what they hold."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _defining(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _defining(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in PASSING and not key.startswith("_") and not key.endswith("_token_id")
+    }
 
 
 def _probe_rows(model: nn.Module, module: nn.Module, dim: int) -> Tensor:
