@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Buffer:
     def __init__(self, budget: int | str = "8GiB") -> None:
         self.budget = parse_size(budget)
         self.in_memory = 0  # bytes
-        self._file = None
+        self._file: Any = None
         self._end = 0
         self._free: dict[int, list[int]] = defaultdict(list)  # offsets of regions that are free again, by their size
 
@@ -99,7 +100,7 @@ class Buffer:
 
     def _grow(self, size: int) -> int:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="leace-fast-")  # noqa: SIM115: closed with the buffer
+            self._file = tempfile.TemporaryFile(prefix="leace-fast-")  # noqa: SIM115
         offset, self._end = self._end, self._end + size
         os.truncate(self._file.fileno(), self._end)
         return offset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,28 +17,11 @@ from torch import Tensor, nn
 
 from .eraser import Eraser
 from .files import write_bytes
+from .identity import Identity
 from .sites import evaluating, is_norm, submodules, tap
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
-# of a configuration, what does not make another model
-PASSING = {
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-    "architectures",
-    "return_dict",
-    "output_attentions",
-}
-PASSING |= {
-    "output_hidden_states",
-    "attn_implementation",
-    "experts_implementation",
-    "quantization_config",
-    "is_decoder",
-}
-PASSING |= {"problem_type", "id2label", "label2id", "num_labels", "chunk_size_feed_forward", "tie_word_embeddings"}
 PROBE_ROWS = 8
 # of what the eraser changes on the probe rows; the same kernel on the same rows differs by nothing at all
 PROBE_TOLERANCE = 0.01
@@ -85,25 +67,20 @@ class Scrubber(Mapping[str, Eraser]):
     @classmethod
     def of_model(cls, model: nn.Module, erasers: Mapping[str, Eraser]) -> Scrubber:
         """A scrubber that knows which model its erasers were fitted on and is refused by others."""
-        return cls(erasers, *identity(model))
+        found = Identity.of(model)
+        return cls(erasers, found.model_id, found.revision, found.config)
+
+    @property
+    def identity(self) -> Identity:
+        """The model that the erasers were fitted on, as far as it is known."""
+        return Identity(self.model_id, self.revision, self.config)
 
     def check_model(self, model: nn.Module) -> None:
         """Raise ValueError, with the difference, if the erasers were fitted on another model than this."""
-        found = identity(model)
-        own = self.model_id, self.revision, self.config
-        different = [
-            f"{what}: {theirs!r} there, {ours!r} here"
-            for what, theirs, ours in zip(("model", "revision"), own, found, strict=False)
-            if theirs and ours and theirs != ours and (what == "revision" or (_on_hub(theirs) and _on_hub(ours)))
-        ]
-        if self.config and found[2]:
-            keys = sorted(set(self.config) | set(found[2]))
-            pairs = [(key, self.config.get(key), found[2].get(key)) for key in keys]
-            different += [f"{key}: {theirs!r} there, {ours!r} here" for key, theirs, ours in pairs if theirs != ours]
-        if different:
+        if different := self.identity.differences(Identity.of(model)):
             raise ValueError(
-                f"these erasers were fitted on another model ({'; '.join(different[:6])}): fit them on this one, or, if "
-                "they are meant for it, attach Scrubber(dict(scrubber))"
+                f"these erasers were fitted on another model ({'; '.join(different[:6])}): fit them on this one, or, "
+                "if they are meant for it, attach Scrubber(dict(scrubber))"
             )
 
     def __getitem__(self, site: str) -> Eraser:
@@ -232,29 +209,6 @@ class Scrubber(Mapping[str, Eraser]):
                 raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
             erasers[site] = Eraser.load(path, device=device)
         return cls(erasers, index["model_id"], index["revision"], index.get("config"))
-
-
-def identity(model: Any) -> tuple[str, str, dict[str, Any]]:
-    """A model's name, its revision, and what of its configuration defines it."""
-    config = getattr(model, "config", None)
-    if not hasattr(config, "to_dict"):
-        return "", "", {}
-    values = json.loads(json.dumps(config.to_dict(), default=str, sort_keys=True))
-    revision = getattr(config, "_commit_hash", None)
-    return str(getattr(config, "_name_or_path", "") or ""), str(revision or ""), _defining(values)
-
-
-def _on_hub(name: str) -> bool:
-    """Whether a name is one of the hub: folders move, and say nothing about what they hold."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
-
-
-def _defining(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _defining(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in PASSING and not key.startswith("_") and not key.endswith("_token_id")
-    }
 
 
 def _probe_rows(model: nn.Module, module: nn.Module, dim: int) -> Tensor:

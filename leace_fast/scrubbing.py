@@ -111,7 +111,7 @@ class _Job:
         self.model, self.fit, self.track, self.folder, self.facts = model, fit, track, checkpoint, facts
         self.given = num_classes
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-        self.options: dict[str, dict[str, int]] = {}  # of the Moments, by concept
+        self.options: dict[str, dict[str, Any]] = {}  # of the Moments, by concept
         self.decoder: set[str] = set()
 
     def labels(self, batch: Any, index: int) -> dict[str, BatchLabels]:
@@ -170,7 +170,7 @@ class _Job:
         return self.given.get(name) if isinstance(self.given, Mapping) else self.given
 
     def site_moments(self, site: str, dim: int, device: torch.device) -> dict[str, Moments]:
-        return {name: Moments(dim, device=device, **options) for name, options in self.options.items()}  # type: ignore[arg-type]
+        return {name: Moments(dim, **options, device=device) for name, options in self.options.items()}
 
     def add(
         self, moments: Mapping[str, Moments], site: str, index: int, x: Tensor, labels: Mapping[str, BatchLabels]

@@ -36,6 +36,7 @@ FLOORS = {
     "replay": 4,
     "progress": 4,
     "checkpoint": 4,
+    "identity": 4,
     "fold": 4,
     "scrubber": 5,
     "scrubbing": 5,
