@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._version import __version__
 from .eraser import Eraser
+from .fold import FoldReport, fold_, unfold_
 from .methods import METHODS, leace, mean_projection, orth, random_subspace
 from .moments import Moments
 from .record import record
@@ -15,12 +16,14 @@ from .sites import Site, find_sites, tap
 __all__ = [
     "METHODS",
     "Eraser",
+    "FoldReport",
     "Moments",
     "Report",
     "Scrubber",
     "Site",
     "__version__",
     "find_sites",
+    "fold_",
     "leace",
     "mean_projection",
     "orth",
@@ -28,4 +31,5 @@ __all__ = [
     "record",
     "scrub",
     "tap",
+    "unfold_",
 ]

@@ -204,6 +204,29 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         """
         if self._factors[2] is None:
             return self
+        ratio, linear = self._linear()
+        if not ratio <= max_cost_ratio:
+            raise ValueError(
+                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
+                f"{max_cost_ratio} is allowed: keep the offset, or raise max_cost_ratio"
+            )
+        left, right = self._factors[0].double(), self._factors[1].double()
+        if left.any():  # what rounding left: both must read the same of L
+            linear = (right @ left) @ torch.linalg.solve(linear @ left, linear)
+        report = self.report and replace(self.report, change=self.report.change * ratio, cost_ratio=ratio)
+        return Eraser(left.to(self.dtype), linear.to(self.dtype), **{**self._names, "report": report})
+
+    @property
+    def linear_cost_ratio(self) -> float:
+        """Mean squared change of x by `without_offset` over that by this eraser; 1 if it has no offset.
+
+        Raises:
+            ValueError: the eraser keeps no `mean_solve`.
+        """
+        return 1.0 if self._factors[2] is None else self._linear()[0]
+
+    def _linear(self) -> tuple[float, Tensor]:
+        """The cost ratio of the best linear map, and its R (k, d) but for rounding."""
         if self._mean_solve is None:
             raise ValueError(
                 f"an eraser by {self.method!r} keeps no mean_solve, which the best linear map needs: fit it with "
@@ -216,17 +239,8 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         rest = torch.clamp_min(total - read @ read, 1)  # at least 1 but for rounding
         linear = right - torch.outer(read, solve / total)  # L' M^-1
         linear = linear + torch.outer(read, read @ linear) / rest
-        affine_cost, offset_cost = left.square().sum(), (left @ read).square().sum() / rest
-        ratio = 1 + float(offset_cost / affine_cost) if offset_cost else 1.0
-        if not ratio <= max_cost_ratio:
-            raise ValueError(
-                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
-                f"{max_cost_ratio} is allowed: keep the offset, or raise max_cost_ratio"
-            )
-        if affine_cost:  # what rounding left: both must read the same of L
-            linear = (right @ left) @ torch.linalg.solve(linear @ left, linear)
-        report = self.report and replace(self.report, change=self.report.change * ratio, cost_ratio=ratio)
-        return Eraser(left.to(self.dtype), linear.to(self.dtype), **{**self._names, "report": report})
+        affine_cost, offset_cost = float(left.square().sum()), float((left @ read).square().sum() / rest)
+        return 1 + offset_cost / affine_cost if offset_cost else 1.0, linear
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
         """Return an eraser whose factors are held on a device and in float32 or float64.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .eraser import Eraser
 from .files import write_bytes
+from .fold import FoldReport, fold_, unfold_
 from .identity import Identity
 from .sites import evaluating, is_norm, submodules, tap
 
@@ -155,6 +156,14 @@ class Scrubber(Mapping[str, Eraser]):
             finally:
                 self._attached.discard(model)
                 handle.remove()
+
+    def fold_(self, model: nn.Module, example: Mapping[str, Any] | Tensor | None = None, **options: Any) -> FoldReport:
+        """Fold the erasers into the weights of `model`, with the options and the refusals of `fold.fold_`."""
+        return fold_(model, self, example, **options)
+
+    def unfold_(self, model: nn.Module) -> None:
+        """Restore a folded model to the bit, as `fold.unfold_`."""
+        unfold_(model)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums."""

@@ -120,7 +120,7 @@ def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> It
     modules = submodules(model, [site if isinstance(site, str) else site.name for site in sites])
     entries = [(module, (name, callback)) for name, module in modules.items()]
     try:
-        _forget_compiled()
+        forget_compiled()
         for module, entry in entries:
             if module not in _taps:
                 _taps[module] = ([], module.register_forward_hook(_run_taps, prepend=True))
@@ -134,7 +134,7 @@ def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> It
             if handle is not None and not callbacks:
                 handle.remove()
                 del _taps[module]
-        _forget_compiled()
+        forget_compiled()
 
 
 def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -158,6 +158,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@torch.no_grad()
+def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
+    """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
+    with evaluating(model):  # dropout would copy what the linear layers read
+        if isinstance(example, Tensor):
+            return model(example)
+        if isinstance(example, Mapping):
+            return model(**{name: value for name, value in example.items() if name != LABELS})
+    raise TypeError(f"example must be a batch (a dict) or a tensor, got {_describe(example)}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not among the `known` ones, with the nearest of these."""
     nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
@@ -168,8 +179,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 _taps: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, Callback]], Any]] = WeakKeyDictionary()
 
 
-def _forget_compiled() -> None:
-    # code compiled before a hook came or went does not look for it, and would silently run the other model
+def tapped(model: nn.Module) -> bool:
+    """Whether a tap is in force anywhere in the model."""
+    return any(module in _taps for module in model.modules())
+
+
+def forget_compiled() -> None:
+    """Have torch compile again: code compiled before a hook came or went does not look for it."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
@@ -178,7 +194,7 @@ def _run_taps(module: nn.Module, args: Any, output: Any) -> Any:
     if module not in _taps:
         raise RuntimeError("this module was copied while erasers or recordings were attached; copy it outside of them")
     for name, callback in tuple(_taps[module][0]):
-        if not _is_hidden(output):
+        if not is_hidden(output):
             raise ValueError(f"the output of {name!r} is {_describe(output)}, expected one float tensor")
         changed = callback(name, output)
         if changed is None:
@@ -218,7 +234,7 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
         if not kept(module):
             return
         trace.calls[name] = trace.calls.get(name, 0) + 1
-        if not _is_hidden(output):
+        if not is_hidden(output):
             trace.refused[name] = f"its output is {_describe(output)}, expected one float tensor"
             return
         trace.outputs[name] = output
@@ -231,13 +247,7 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
     try:
         for module in names:
             handles.append(module.register_forward_hook(after, with_kwargs=True))
-        with torch.no_grad(), evaluating(model):  # dropout would copy what the linear layers read
-            if isinstance(example, Tensor):
-                model(example)
-            elif isinstance(example, Mapping):
-                model(**{name: value for name, value in example.items() if name != LABELS})
-            else:
-                raise TypeError(f"example must be a batch (a dict) or a tensor, got {_describe(example)}")
+        run_example(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -249,7 +259,8 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _is_hidden(output: Any) -> bool:
+def is_hidden(output: Any) -> bool:
+    """Whether an output is one float tensor of rows."""
     return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
 
 
