@@ -119,6 +119,14 @@ class Derived(ABC):
         return (state.sums / total - shares[:, None] * self._offset(state)).mT
 
     @property
+    def target_mean(self) -> Tensor:
+        """Share of each class (k,), or mean of the targets (t,), float64."""
+        state = self._nonempty("target_mean")
+        if self.num_classes is None:
+            return state.target_shift + state.target_sums / self.total_weight
+        return state.weights / self.total_weight
+
+    @property
     def target_covariance(self) -> Tensor:
         """Population covariance of the one-hot labels (k, k) or the targets (t, t), float64."""
         state = self._nonempty("target_covariance")

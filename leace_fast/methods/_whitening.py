@@ -128,13 +128,25 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
     )
     if weight:
         correlation.mul_(1 - weight)
+    factor, ridge = factored(correlation, tau)
+    return Whitening(scaling.scale, scaling.constant, factor, ridge, weight)
+
+
+def factored(correlation: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """Return the Cholesky factor of a correlation matrix whose diagonal is set to 1 plus a ridge, and that ridge.
+
+    The ridge grows tenfold until the matrix can be factored; only the lower triangle of the matrix counts.
+
+    Raises:
+        ValueError: no ridge up to 1 is enough.
+    """
     while True:
-        correlation.diagonal().fill_(1 + tau)
+        correlation.diagonal().fill_(1 + ridge)
         factor, failed = cholesky(correlation)
         if not failed:
-            return Whitening(scaling.scale, scaling.constant, factor, tau, weight)
-        tau = max(10 * tau, 4 * d * EPSILON)
-        if tau > 1:
+            return factor, ridge
+        ridge = max(10 * ridge, 4 * len(correlation) * EPSILON)
+        if ridge > 1:
             raise ValueError("the second moment is not that of any data: the moments were damaged or removed too far")
 
 

@@ -1,0 +1,206 @@
+"""`LeaceFitter` and `LeaceEraser`: the names of the package `concept-erasure`, on `Moments` and its closed form."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import project
+from ..reference import compute_dtype
+from ._closed_form import projection_factors
+from ._statistics import Statistics
+from .shrinkage import optimal_linear_shrinkage
+
+ErasureMethod = Literal["leace", "orth"]
+
+
+@dataclass(frozen=True)
+class LeaceEraser:
+    """The map `x - (x - bias) (proj_left proj_right)^H`.
+
+    Attributes:
+        proj_left: (d, r).
+        proj_right: (r, d).
+        bias: (d,) the point that stays where it is, or None for the origin.
+    """
+
+    proj_left: Tensor
+    proj_right: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> LeaceEraser:
+        """Return the eraser of rows x (n, d) with concepts z (n,) or (n, k); options as in `LeaceFitter`."""
+        return LeaceFitter.fit(x, z, **kwargs).eraser
+
+    @property
+    def P(self) -> Tensor:
+        """The projection matrix (d, d)."""
+        eye = torch.eye(len(self.proj_left), device=self.proj_left.device, dtype=self.proj_left.dtype)
+        return eye - self.proj_left @ self.proj_right
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the erased rows, of the shape and dtype of x (..., d)."""
+        if self.proj_left.is_complex() or x.is_complex():
+            centred = x if self.bias is None else x - self.bias
+            return (x - (centred @ self.proj_right.mH) @ self.proj_left.mH).to(x.dtype)
+        dtype = compute_dtype(x.dtype)
+        mean = None if self.bias is None else self.bias.to(dtype)
+        return project(x, self.proj_left.to(dtype), self.proj_right.to(dtype), mean)
+
+    def to(self, device: torch.device | str) -> LeaceEraser:
+        """Return the eraser on another device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return LeaceEraser(self.proj_left.to(device), self.proj_right.to(device), bias)
+
+
+class LeaceFitter:
+    """Streams what `LeaceEraser` needs.
+
+    Args:
+        x_dim: width of x.
+        z_dim: width of z.
+        method: "leace", or "orth" for the orthogonal projection.
+        affine: keep the mean of x.
+        constrain_cov_trace: accepted; the trace of the covariance never grows here, so there is nothing to constrain.
+        device, dtype: of what is handed out; sums are kept in float64.
+        shrinkage: shrink the covariance of x toward the identity by `optimal_linear_shrinkage`.
+        svd_tol: drop singular values of the whitened cross-covariance below this, as that package does at 0.01; by
+            default those that rounding cannot tell from zero, so that rare classes and many classes are erased too.
+
+    Raises:
+        ValueError: method is unknown or svd_tol not positive.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 4.3.
+
+    >>> x, z = torch.randn(100, 4), torch.arange(100) % 2
+    >>> eraser = LeaceFitter(4, 1).update(x, z).eraser
+    >>> bool((eraser(x)[z == 0].mean(0) - eraser(x)[z == 1].mean(0)).abs().max() < 1e-5)
+    True
+    """
+
+    @classmethod
+    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> LeaceFitter:
+        """Return a fitter that has seen rows x (n, d) with concepts z (n,) or (n, k)."""
+        z_dim = z.reshape(len(x), -1).shape[1]
+        return cls(x.shape[-1], z_dim, **{"device": x.device, "dtype": x.dtype, **kwargs}).update(x, z)
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        method: ErasureMethod = "leace",
+        *,
+        affine: bool = True,
+        constrain_cov_trace: bool = True,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        shrinkage: bool = True,
+        svd_tol: float | None = None,
+    ) -> None:
+        if method not in ("leace", "orth"):
+            raise ValueError(f"method is {method!r}, expected 'leace' or 'orth'")
+        if svd_tol is not None and not svd_tol > 0:
+            raise ValueError(f"svd_tol is {svd_tol}, expected a positive number, or None for the rounding error")
+        self.x_dim, self.z_dim, self.method, self.affine = x_dim, z_dim, method, affine
+        self.constrain_cov_trace, self.shrinkage, self.svd_tol = constrain_cov_trace, shrinkage, svd_tol
+        self._statistics = Statistics(x_dim, z_dim, device, dtype)
+        self._eraser: LeaceEraser | None = None
+
+    def update(self, x: Tensor, z: Tensor) -> LeaceFitter:
+        """Add rows x (..., x_dim) with z (...) or (..., z_dim), and return self."""
+        self._statistics.update(x, z)
+        self._eraser = None
+        return self
+
+    @property
+    def eraser(self) -> LeaceEraser:
+        """The eraser of the rows so far; it does not change with later ones.
+
+        Raises:
+            ValueError: there are fewer than two rows, or rows that are not finite.
+
+        Warns:
+            UserWarning: a column of z is less correlated with x than rounding can tell.
+        """
+        if self._eraser is None:
+            self._eraser = self._fit()
+        return self._eraser
+
+    def _fit(self) -> LeaceEraser:
+        statistics = self._statistics
+        freedom = statistics.degrees_of_freedom
+        sums = statistics.sums_xx
+        spread_x, spread_z = (
+            (moment.diagonal().real.clamp_min(0) / freedom).sqrt() for moment in (sums, statistics.sums_zz)
+        )
+        left, right, unresolved = projection_factors(
+            self._covariance(sums) if self.method == "leace" else None,
+            statistics.sums_xz / freedom,
+            spread_x,
+            spread_z,
+            statistics.moments.relative_error,
+            self.svd_tol,
+        )
+        if unresolved:
+            warnings.warn("not erased: " + "; ".join(unresolved), stacklevel=3)
+        dtype = statistics.dtype if statistics.dtype.is_complex else compute_dtype(statistics.dtype)
+        # Both factors lie by rank, as the kernels read them.
+        left = left.mT.to(dtype, memory_format=torch.contiguous_format).mT
+        mean = statistics.mean_x.to(dtype) if self.affine else None
+        return LeaceEraser(left, right.to(dtype), mean)
+
+    def _covariance(self, sums: Tensor) -> Tensor:
+        freedom = self._statistics.degrees_of_freedom
+        if self.shrinkage:
+            return optimal_linear_shrinkage(sums / (freedom + 1), freedom + 1)
+        return sums / freedom
+
+    @property
+    def n(self) -> Tensor:
+        """Rows so far, int64 ()."""
+        return self._statistics.n
+
+    @property
+    def mean_x(self) -> Tensor:
+        """Mean of x (x_dim,)."""
+        return self._statistics.handed_out(self._statistics.mean_x)
+
+    @property
+    def mean_z(self) -> Tensor:
+        """Mean of z (z_dim,)."""
+        return self._statistics.handed_out(self._statistics.mean_z)
+
+    @property
+    def sigma_xx_(self) -> Tensor | None:
+        """Unnormalised covariance of x (x_dim, x_dim); None for the method "orth"."""
+        return self._statistics.handed_out(self._statistics.sums_xx) if self.method == "leace" else None
+
+    @property
+    def sigma_xz_(self) -> Tensor:
+        """Unnormalised cross-covariance (x_dim, z_dim)."""
+        return self._statistics.handed_out(self._statistics.sums_xz)
+
+    @property
+    def sigma_xx(self) -> Tensor:
+        """Covariance of x (x_dim, x_dim), shrunk unless that was declined.
+
+        Raises:
+            ValueError: there are fewer than two rows, or the method is "orth".
+        """
+        if self.method != "leace":
+            raise ValueError("the covariance of x is not that of the method 'orth': use method='leace'")
+        return self._statistics.handed_out(self._covariance(self._statistics.sums_xx))
+
+    @property
+    def sigma_xz(self) -> Tensor:
+        """Cross-covariance (x_dim, z_dim).
+
+        Raises:
+            ValueError: there are fewer than two rows.
+        """
+        return self._statistics.handed_out(self._statistics.sums_xz / self._statistics.degrees_of_freedom)

@@ -1,0 +1,159 @@
+"""Erasure with labels at hand: the least-squares residual of x given z."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._statistics import Statistics
+from .shrinkage import optimal_linear_shrinkage
+
+DEPENDENT = 2.0**-40  # directions of z at unit variance with less variance than this are sums of the others, rounded
+
+
+@dataclass(frozen=True)
+class OracleEraser:
+    """Replaces x by what is left of it after a linear regression on z.
+
+    Attributes:
+        coef: (d, k) regression coefficients.
+        mean_z: (k,) mean of z.
+    """
+
+    coef: Tensor
+    mean_z: Tensor
+
+    @classmethod
+    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> OracleEraser:
+        """Return the eraser of rows x (n, d) with concepts z (n,) or (n, k); options as in `OracleFitter`."""
+        return OracleFitter.fit(x, z, **kwargs).eraser
+
+    def __call__(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the erased rows, of the shape and dtype of x."""
+        z = z.reshape(len(z), -1).to(self.mean_z.dtype)
+        return (x - (z - self.mean_z) @ self.coef.mT).to(x.dtype)
+
+    def to(self, device: torch.device | str) -> OracleEraser:
+        """Return the eraser on another device."""
+        return OracleEraser(self.coef.to(device), self.mean_z.to(device))
+
+
+class OracleFitter:
+    """Streams what `OracleEraser` needs.
+
+    Args:
+        x_dim: width of x.
+        z_dim: width of z.
+        device, dtype: of what is handed out; sums are kept in float64.
+        shrinkage: shrink the covariance of z toward the identity.
+        svd_tol: drop directions of z whose variance is below this; by default those that rounding cannot tell from
+            zero, however rare a class is.
+
+    Raises:
+        ValueError: svd_tol is not positive.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 4.4.
+
+    >>> x, z = torch.randn(100, 4), torch.arange(100) % 2
+    >>> eraser = OracleFitter(4, 1).update(x, z).eraser
+    >>> rest = eraser(x, z)
+    >>> bool((rest[z == 0].mean(0) - rest[z == 1].mean(0)).abs().max() < 1e-5)
+    True
+    """
+
+    @classmethod
+    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> OracleFitter:
+        """Return a fitter that has seen rows x (n, d) with concepts z (n,) or (n, k)."""
+        z_dim = z.reshape(len(x), -1).shape[1]
+        return cls(x.shape[-1], z_dim, **{"device": x.device, "dtype": x.dtype, **kwargs}).update(x, z)
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        shrinkage: bool = False,
+        svd_tol: float | None = None,
+    ) -> None:
+        if svd_tol is not None and not svd_tol > 0:
+            raise ValueError(f"svd_tol is {svd_tol}, expected a positive number, or None for the rounding error")
+        self.x_dim, self.z_dim, self.shrinkage, self.svd_tol = x_dim, z_dim, shrinkage, svd_tol
+        self._statistics = Statistics(x_dim, z_dim, device, dtype)
+        self._eraser: OracleEraser | None = None
+
+    def update(self, x: Tensor, z: Tensor) -> OracleFitter:
+        """Add rows x (..., x_dim) with z (...) or (..., z_dim), and return self."""
+        self._statistics.update(x, z)
+        self._eraser = None
+        return self
+
+    @property
+    def eraser(self) -> OracleEraser:
+        """The eraser of the rows so far; it does not change with later ones."""
+        if self._eraser is None:
+            self._eraser = OracleEraser(self._statistics.handed_out(self._coefficients()), self.mean_z)
+        return self._eraser
+
+    def _coefficients(self) -> Tensor:
+        cross = self._statistics.sums_xz / self._statistics.degrees_of_freedom
+        sigma = self._covariance()
+        if self.svd_tol is not None:
+            return cross @ torch.linalg.pinv(sigma, atol=self.svd_tol, hermitian=True)
+        # At unit variance, rare classes count like all others.
+        spread = sigma.diagonal().real.clamp_min(0).sqrt()
+        scale = torch.where(spread > 0, spread, 1.0)
+        inverse = torch.linalg.pinv(sigma / torch.outer(scale, scale), rtol=DEPENDENT, hermitian=True)
+        return (cross / scale) @ inverse / scale
+
+    def _covariance(self) -> Tensor:
+        freedom, sums = self._statistics.degrees_of_freedom, self._statistics.sums_zz
+        if self.shrinkage:
+            return optimal_linear_shrinkage(sums / (freedom + 1), freedom + 1)
+        return sums / freedom
+
+    @property
+    def n(self) -> Tensor:
+        """Rows so far, int64 ()."""
+        return self._statistics.n
+
+    @property
+    def mean_x(self) -> Tensor:
+        """Mean of x (x_dim,)."""
+        return self._statistics.handed_out(self._statistics.mean_x)
+
+    @property
+    def mean_z(self) -> Tensor:
+        """Mean of z (z_dim,)."""
+        return self._statistics.handed_out(self._statistics.mean_z)
+
+    @property
+    def sigma_xz_(self) -> Tensor:
+        """Unnormalised cross-covariance (x_dim, z_dim)."""
+        return self._statistics.handed_out(self._statistics.sums_xz)
+
+    @property
+    def sigma_zz_(self) -> Tensor:
+        """Unnormalised covariance of z (z_dim, z_dim)."""
+        return self._statistics.handed_out(self._statistics.sums_zz)
+
+    @property
+    def sigma_xz(self) -> Tensor:
+        """Cross-covariance (x_dim, z_dim).
+
+        Raises:
+            ValueError: there are fewer than two rows.
+        """
+        return self._statistics.handed_out(self._statistics.sums_xz / self._statistics.degrees_of_freedom)
+
+    @property
+    def sigma_zz(self) -> Tensor:
+        """Covariance of z (z_dim, z_dim), shrunk if that was asked for.
+
+        Raises:
+            ValueError: there are fewer than two rows.
+        """
+        return self._statistics.handed_out(self._covariance())
