@@ -188,8 +188,17 @@ def add_layer_norm_project(
     return reference.add_layer_norm_project(x, residual, weight, bias, eps, left, right, mean, index)
 
 
+# Asked once: compiled code cannot ask the dispatcher.
+_KERNELS = {
+    (name, device)
+    for name in ("project_", "add_rms_norm_project", "add_layer_norm_project")
+    for device in EXTENSION.devices
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"leace_fast::{name}", device.upper())
+}
+
+
 def _has_kernel(name: str, device: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"leace_fast::{name}", device.upper())
+    return (name, device) in _KERNELS
 
 
 def check_project(
