@@ -28,6 +28,7 @@ FLOORS = {
     "moments": 2,
     "report": 3,
     "eraser": 3,
+    "conditional": 3,
     "methods": 3,
     "table": 3,
     "subtypes": 4,
