@@ -136,14 +136,6 @@ class Derived(ABC):
         shares = state.weights / total
         return shares.diag() - torch.outer(shares, shares)
 
-    @property
-    def target_mean(self) -> Tensor:
-        """Mean of the one-hot labels (k,), that is the classes' shares, or of the targets (t,), float64."""
-        state = self._nonempty("target_mean")
-        if self.num_classes:
-            return state.weights / self.total_weight
-        return state.target_shift + state.target_sums / self.total_weight
-
     def _nonempty(self, name: str, classes: bool = False) -> State:
         if classes and self.num_classes is None:
             raise ValueError(f"{name} needs classes: these moments hold real-valued targets, see cross_covariance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,9 @@ def moments_method(name: str) -> Callable[..., Eraser]:
     True
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}{meant}")
     method = METHODS[name]
     if method.needs:
         enough = ", ".join(one for one in METHODS if not METHODS[one].needs)
