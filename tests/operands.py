@@ -42,12 +42,22 @@ def exact(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None) -> Tensor
     return (x - centre) @ projection.mT + centre
 
 
-def assert_as_good_as_torch(out: Tensor, plain: Tensor, truth: Tensor) -> None:
-    """At most 1.5 times as far off as plain torch in the same dtype, and a last place of the compute dtype."""
+def assert_as_good_as_torch(out: Tensor, plain: Tensor, truth: Tensor, size: Tensor | None = None) -> None:
+    """At most 1.5 times as far off as plain torch in the same dtype, and a last place of the compute dtype.
+
+    That is a last place of the largest entry; or of `size`, of what is added up, where there are too few entries for
+    the largest error to be much the same every time.
+    """
     assert out.dtype == plain.dtype and out.shape == plain.shape == truth.shape
     if out.numel():
-        last_place = torch.finfo(reference.compute_dtype(out.dtype)).eps * truth.abs().max()
+        last_place = torch.finfo(reference.compute_dtype(out.dtype)).eps * (truth if size is None else size).abs().max()
         if out.dtype == torch.float64:
             last_place = 32 * last_place  # the truth is no better than plain torch
         error, allowed = (out.double() - truth).abs().max(), (plain.double() - truth).abs().max()
         assert error <= 1.5 * allowed + last_place, f"off by {error}, plain torch by {allowed}"
+
+
+def size_of_sums(x: Tensor, left: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+    """Return the sum of all magnitudes that are added up for each entry of an erased x (..., d)."""
+    coordinates = (x.double().abs() + mean.double().abs()) @ right.double().abs().mT
+    return x.double().abs() + coordinates @ left.double().abs().mT

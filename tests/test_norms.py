@@ -11,7 +11,7 @@ import torch
 from cases import PRECISIONS, Precision
 from hypothesis import given
 from hypothesis import strategies as st
-from operands import assert_as_good_as_torch, factors, needs_kernels, random_rows, stacked
+from operands import assert_as_good_as_torch, factors, needs_kernels, random_rows, size_of_sums, stacked
 from torch import Tensor
 
 from leace_fast import ops, reference
@@ -35,7 +35,8 @@ def plain_layer(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias:
 
 def exact(norm: Callable, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *eraser: Any):
     """Return the erased norm in float64, of the sum as it was rounded, by torch's own norms."""
-    left, right, mean, *_ = (part if part is None else part.double() for part in eraser)
+    left, right = eraser[0].double(), eraser[1].double()
+    mean = None if eraser[2] is None else eraser[2].double()
     rows = (x if residual is None else x + residual).double()
     if norm is rms:
         scale = None if weight is None else weight.double() + 1
@@ -86,13 +87,16 @@ def test_any_sizes_and_layouts(data: st.DataObject) -> None:
     if draw(st.booleans()):
         eraser = (left[0], right[0], mean[0])
     out, plain = ops.project(x, *eraser), reference.project(x, *eraser)
-    assert_as_good_as_torch(out, plain, reference.project(x.double(), *(part.double() for part in eraser)))
+    doubles = tuple(part if part.dtype == torch.int64 else part.double() for part in eraser)
+    largest = [left.abs().amax(0), right.abs().amax(0), mean.abs().amax(0)]
+    assert_as_good_as_torch(out, plain, reference.project(x.double(), *doubles), size_of_sums(x, *largest))
     for norm, slow in ((rms, plain_rms), (layer, plain_layer)):
         y, _ = norm(x, residual, weight, weight, *eraser)
         summed = (x + residual).double()
-        doubles = (part if part.dtype == torch.int64 else part.double() for part in eraser)
         truth, _ = slow(summed, None, weight.double(), weight.double(), *doubles)
-        assert_as_good_as_torch(y, slow(x, residual, weight, weight, *eraser)[0], truth)
+        normed, _ = slow(summed, None, weight.double(), weight.double(), left[0, :, :0], right[0, :0])
+        size = size_of_sums(normed.abs() + 1, *largest)
+        assert_as_good_as_torch(y, slow(x, residual, weight, weight, *eraser)[0], truth, size)
 
 
 @pytest.mark.parametrize(("norm", "plain"), NORMS)
@@ -187,7 +191,12 @@ def test_refuses_what_does_not_fit(
     backend: str, change: dict[str, Tensor], error: type[Exception], message: str
 ) -> None:
     left, right, mean = factors(8, 2, torch.float32)
-    arguments = {"x": torch.ones(3, 8), "residual": torch.ones(3, 8), "weight": torch.ones(8), "bias": torch.ones(8)}
+    arguments: dict[str, Any] = {
+        "x": torch.ones(3, 8),
+        "residual": torch.ones(3, 8),
+        "weight": torch.ones(8),
+        "bias": torch.ones(8),
+    }
     arguments |= change
     with pytest.raises(error, match=re.escape(message)):
         ops.add_layer_norm_project(**arguments, eps=1e-6, left=left, right=right, mean=mean)
