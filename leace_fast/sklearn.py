@@ -37,6 +37,8 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     kind: Kind
     strength: float
+    eraser_: Eraser
+    moments_: Moments
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None, *, concept: ArrayLike | None = None):
         """Fit the eraser of a concept and return self.
@@ -88,8 +90,12 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _apply(self, X: ArrayLike, strength: float) -> NDArray[Any]:
         check_is_fitted(self)
-        rows = _tensor(validate_data(self, X, dtype=DTYPES, reset=False))
-        return self.eraser_.scaled(strength)(rows).numpy()
+        return self.eraser_.scaled(strength)(self._rows(X, reset=False)).numpy()
+
+    def _rows(self, X: Any, reset: bool) -> Tensor:
+        checked: Any = validate_data(self, X, dtype=DTYPES, reset=reset)
+        # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
+        return torch.from_numpy(np.array(checked, dtype=checked.dtype.newbyteorder("="), order="C"))
 
     def _is_of_classes(self, z: NDArray[Any], name: str) -> bool:
         if self.kind not in ("auto", "classes", "numbers"):
@@ -105,10 +111,10 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "is what is taken out of X"
             )
         name, given = ("y", y) if concept is None else ("concept", concept)
-        X = validate_data(self, X, dtype=DTYPES, reset=first)
-        z = check_array(given, ensure_2d=False, dtype=None, input_name=name)
+        rows = self._rows(X, reset=first)
+        z = check_array(given, ensure_2d=False, dtype=None, input_name=name)  # type: ignore[arg-type]
         z = z[:, 0] if z.ndim == 2 and z.shape[1] == 1 else z
-        check_consistent_length(X, z)
+        check_consistent_length(rows, z)
         known = None if first else getattr(self, "classes_", None)
         if first and self._is_of_classes(z, name):
             known = np.unique(z if classes is None else np.asarray(classes))
@@ -118,12 +124,12 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     f"{name} has 1 class, {known.tolist()[0]!r}, in n_samples={len(z)}: expected at least two"
                 )
             width = 1 if z.ndim == 1 else z.shape[1]
-            size = {"target_dim": width} if known is None else {"num_classes": len(known)}
-            moments = Moments(X.shape[1], **size)
+            dim = rows.shape[1]
+            moments = Moments(dim, target_dim=width) if known is None else Moments(dim, len(known))
         else:
             moments = self.moments_.copy()
         targets = np.asarray(z, dtype=np.float64) if known is None else _codes(z, known, name)
-        moments.update(_tensor(X), torch.from_numpy(targets))
+        moments.update(rows, torch.from_numpy(targets))
         eraser = self._fit_eraser(moments)
         self.moments_, self.eraser_, self.n_samples_seen_ = moments, eraser, moments.count
         if known is not None:
@@ -171,7 +177,7 @@ class LeaceTransformer(ConceptTransformer):
     ) -> None:
         self.rank = rank
         self.affine = affine
-        self.shrinkage = shrinkage
+        self.shrinkage: Shrinkage = shrinkage
         self.kind = kind
         self.strength = strength
 
@@ -216,8 +222,3 @@ def _codes(z: NDArray[Any], classes: NDArray[Any], name: str) -> NDArray[np.int6
             "the first call, as by partial_fit(X, y, classes=...)"
         )
     return places.astype(np.int64)
-
-
-def _tensor(X: NDArray[Any]) -> Tensor:
-    # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
-    return torch.from_numpy(np.array(X, dtype=X.dtype.newbyteorder("="), order="C"))
