@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor
 LEAST_PANEL, PANELS = 64, 8
 FACTOR_PANEL = 192  # columns of a Cholesky factor that LAPACK finds at a time
 FEW_CLASSES = 32  # a product with the one-hot labels is faster than scattered adds up to here
+SLICE_ELEMENTS = 1 << 16  # elements widened to float64 at a time: they stay in cache
+TILE_ROWS = 1024  # centred and multiplied at a time, in one buffer: a fresh one for all rows costs more than the sums
+# Squares of float32 numbers outside about 1e-15 .. 1e17 leave its range: such blocks are multiplied in float64.
+TINY_SQUARE, HUGE_SQUARE = 1e-30, 1e34
+LOST_SQUARE = 1e-290  # sums of squares below it have lost digits in float64 too
 ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -126,8 +132,32 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
     return factor.tril_(), False
 
 
-def add_class_sums(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
-    """Add the weighted sums of each class to `sums` (k, d): rows (n, d), labels (n,) in 0..k-1, weight (n,)."""
+def all_finite(x: Tensor) -> bool:
+    """Tell whether rows (n, d) hold neither NaN nor Inf."""
+    # A sum is several times faster than a look at each number, but that of finite ones may overflow.
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
+def slices(x: Tensor) -> Iterator[slice]:
+    """Yield slices of rows (n, d) that stay in the cache when they are widened to float64."""
+    step = max(SLICE_ELEMENTS // x.shape[1], 1)
+    for begin in range(0, len(x), step):
+        yield slice(begin, min(begin + step, len(x)))
+
+
+def class_sums(x: Tensor, labels: Tensor, num_classes: int, weight: Tensor | None, shift: Tensor) -> Tensor:
+    """Return the sums of `w (x - shift)` by label (k, d) in float64: rows (n, d), labels (n,), weight (n,)."""
+    sums = shift.new_zeros(num_classes, len(shift))
+    buffer: Tensor | None = None
+    for part in slices(x):
+        size = part.stop - part.start
+        buffer = shift.new_empty(size, len(shift)) if buffer is None else buffer
+        rows = buffer[:size].copy_(x[part]).sub_(shift)  # exact for rows narrower than float64
+        _add_by_label(sums, rows, labels[part], None if weight is None else weight[part])
+    return sums
+
+
+def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
     if len(sums) > FEW_CLASSES:
         sums.index_add_(0, labels, rows if weight is None else rows * weight[:, None])
         return
@@ -137,3 +167,77 @@ def add_class_sums(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | 
     else:
         members.scatter_(0, labels[None], weight[None])
     sums.addmm_(members, rows)
+
+
+def add_second_moment(second: Tensor, x: Tensor, weight: Tensor | None, shift: Tensor, total: Tensor) -> None:
+    """Add `sum w (x - shift)(x - shift)'` to the lower triangle of `second` (d, d) float64.
+
+    Shapes: x (n, d), weight (n,) or None, shift (d,), and `total` (d,), the exact sum of `w (x - shift)`.
+    """
+    count = float(len(x)) if weight is None else float(weight.sum())
+    offset = total / count  # of the rows' mean from the shift
+    product, rest = _centred_product(x, _centre(x, shift + offset), weight)
+    for rows, columns in panels(len(second)):
+        second[rows, columns] += product[rows, columns]
+    # The product was taken about a rounded mean: centre it exactly, then move it to the shift.
+    second.addmm_(torch.stack([-rest / count, total], 1), torch.stack([rest, offset]))
+
+
+def _centre(x: Tensor, mean: Tensor) -> Tensor:
+    """Return where to centre rows (n, d) before they are multiplied, in their compute dtype.
+
+    Narrow rows keep their few digits, or squares of these are rounded the same way again and again: columns whose
+    mean is within half a deviation of zero stay as they are, others move by a few digits of the deviation.
+    """
+    if x.dtype == torch.float64:
+        return mean
+    variance = x.float().var(0, correction=0).double()
+    step = variance.sqrt().log2().floor().sub(3).exp2()
+    coarse = torch.where(step > mean.abs() * 2.0**-24, (mean / step).round() * step, mean)
+    return torch.where(4 * mean.square() <= variance, 0.0, coarse).float()
+
+
+def _centred_product(x: Tensor, centre: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the lower second moment of `x - centre`, and the sums of the very rows that were multiplied, float64."""
+    dtype, d = centre.dtype, len(centre)
+    product = torch.zeros(d, d, dtype=dtype, device=x.device)
+    squares, rest = product.new_zeros(d), torch.zeros(d, dtype=torch.float64, device=x.device)
+    buffer = x.new_empty(min(TILE_ROWS, len(x)), d, dtype=dtype)
+    for begin in range(0, len(x), TILE_ROWS):
+        part = x[begin : begin + TILE_ROWS]
+        tile = torch.sub(part, centre, out=buffer[: len(part)])
+        if weight is None:
+            rest += tile.sum(0)
+        else:
+            own = weight[begin : begin + TILE_ROWS]
+            rest += own @ tile.double()
+            tile.mul_(own.sqrt().to(dtype)[:, None])
+        add_lower_product(product, tile)
+        if dtype == torch.float64:
+            squares += tile.square().sum(0)
+    if dtype == torch.float64:
+        # A matrix product adds row after row; a sum adds in a tree, which keeps a digit more of each variance.
+        product.diagonal().copy_(squares)
+        _warn_of_tiny(squares, x, centre)
+    elif _left_range(product.diagonal(), x, centre):
+        return _centred_product(x.double(), centre.double(), weight)
+    return product, rest
+
+
+def _left_range(squares: Tensor, x: Tensor, centre: Tensor) -> bool:
+    """Tell whether a column's squares overflowed or underflowed float32."""
+    if not bool((squares < HUGE_SQUARE).all()):
+        return True
+    small = squares < TINY_SQUARE
+    return bool(small.any()) and bool((x[:, small] != centre[small]).any())
+
+
+def _warn_of_tiny(squares: Tensor, x: Tensor, centre: Tensor) -> None:
+    """Warn of columns that vary, by so little that their squares are lost."""
+    small = squares < LOST_SQUARE
+    if bool(small.any()) and (columns := int((x[:, small] != centre[small]).any(0).sum())):
+        warnings.warn(
+            f"{columns} columns of x vary by less than 1e-145 about their mean: their squares leave the range of "
+            "float64, and they may count as constant. Multiply x by a constant first",
+            stacklevel=2,
+        )

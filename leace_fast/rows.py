@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from .reference import ROW_DTYPES
+from .sums import all_finite
 
 IGNORE = -100
+MOST_WEIGHT = 1e100
+MOST_VALUE = 1e150  # of a float64 row: its square must stay finite
 
 
 @dataclass
@@ -121,9 +124,18 @@ def check_rows(
     if kept:
         rows = _select(rows, torch.stack(kept).all(0))
     finite = _finite_rows(rows)
-    if finite is None:
-        return rows, 0
-    return _select(rows, finite), int((~finite).sum())
+    skipped = 0
+    if finite is not None:
+        rows, skipped = _select(rows, finite), int((~finite).sum())
+    for name, part in (("x", rows.x), ("y", rows.targets)):
+        if part is not None and part.dtype == torch.float64 and part.numel():
+            most = float(torch.stack(part.aminmax()).abs().max())
+            if most > MOST_VALUE:
+                raise ValueError(
+                    f"{name} holds {most:.0e} in size, expected at most {MOST_VALUE:.0e}, whose square float64 can "
+                    f"hold: multiply {name} by a constant first"
+                )
+    return rows, skipped
 
 
 def _out_of_range(labels: Tensor, num_classes: int) -> bool:
@@ -143,20 +155,11 @@ def _select(rows: Rows, keep: Tensor) -> Rows:
 
 
 def _finite_rows(rows: Rows) -> Tensor | None:
-    """Return which rows are finite, or None if all are; the common case costs one reduction."""
+    """Return which rows are finite, or None if all are; the common case is one look at each number."""
     parts = [rows.x] if rows.targets is None else [rows.x, rows.targets]
-    if all(map(_surely_finite, parts)):
+    if all(map(all_finite, parts)):
         return None
     return torch.stack([part.isfinite().all(1) for part in parts]).all(0)
-
-
-def _surely_finite(part: Tensor) -> bool:
-    """Tell whether all entries are finite; False if they may be, for a sum of finite numbers can overflow."""
-    if part.numel() == 0:
-        return True
-    # A sum is several times faster than the extremes, but that of float16 would overflow all the time.
-    whole = torch.stack(part.aminmax()) if part.dtype == torch.float16 else part.sum()
-    return bool(whole.isfinite().all())
 
 
 def _labels(y: Tensor, lead: torch.Size, num_classes: int) -> Tensor:
@@ -203,4 +206,11 @@ def _weight(weight: Tensor, lead: torch.Size) -> Tensor:
     if not bool((weight.isfinite() & (weight >= 0)).all()):
         bad = weight[~(weight.isfinite() & (weight >= 0))]
         raise ValueError(f"weight holds {float(bad[0])}, expected finite numbers >= 0 ({bad.numel()} are not)")
+    least = 1 / MOST_WEIGHT
+    extreme = weight[(weight > 0) & ((weight < least) | (weight > MOST_WEIGHT))]
+    if extreme.numel():
+        raise ValueError(
+            f"weight holds {float(extreme[0])}, expected 0 or {least:.0e} to {MOST_WEIGHT:.0e} ({extreme.numel()} are "
+            "not), so that squares stay in range: only ratios of weights count, multiply all by a constant"
+        )
     return weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from .buffer import Buffer
 from .checkpoint import Checkpoint, Digest, fingerprint
 from .eraser import Eraser
 from .labels import MASK, BatchLabels, decoder_sites
-from .methods import moments_method
+from .methods import METHODS
 from .moments import Moments
 from .progress import Track, progress_bars
 from .replay import Batch, Replay, Stop
@@ -315,4 +316,10 @@ def _own(labels: BatchLabels) -> Tensor | None:
 def _method(method: str | Method) -> Method:
     if callable(method):
         return method
-    return moments_method(method)
+    if method not in METHODS:
+        near = difflib.get_close_matches(method, METHODS, n=1)
+        raise ValueError(
+            f"unknown method {method!r}, expected one of {', '.join(METHODS)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return METHODS[method]

@@ -1,9 +1,7 @@
 """The sums behind `Moments`: what rows add up to, about a fixed shift, in float64.
 
-Each block of rows is centred about its own rounded mean before it is
-multiplied, so that a float32 product loses nothing to a large offset; the
-block is then moved to the common shift by the formula of Chan, Golub and
-LeVeque (1983). States about different shifts add and subtract in the same way.
+Blocks of rows add up in `sums.py`. States about different shifts add and
+subtract by the formula of Chan, Golub and LeVeque (1983).
 """
 
 from __future__ import annotations
@@ -13,12 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .reference import add_class_sums, add_lower_product, compute_dtype, panels
-
-SLICE_ELEMENTS = 1 << 16  # elements widened to float64 at a time: they stay in cache
-TILE_ROWS = 1024  # centred and multiplied at a time, in one buffer: a fresh one for all rows costs more than the sums
-# Squares of float32 numbers outside about 1e-15 .. 1e17 leave its range: such blocks are multiplied in float64.
-TINY_SQUARE, HUGE_SQUARE = 1e-30, 1e34
+from .reference import slices
+from .sums import add_block
 
 
 @dataclass
@@ -80,39 +74,33 @@ class State:
                 self.target_shift = targets.mean(0, dtype=torch.float64)
         if labels is None:
             labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        added = self._add_sums(x, labels, targets, weight)
+        self._add_weights(labels, weight)
+        if targets is not None:
+            self._add_targets(x, targets, weight)
         if self.second.ndim == 2:
-            total = added.sum(0)
-            _add_second(self.second, x, weight, self.shift, total)
+            add_block(self.sums, self.second, x, labels, weight, self.shift)
             return
         for group in labels.unique().tolist():
             member = labels == group
             own = None if weight is None else weight[member]
-            _add_second(self.second[group], x[member], own, self.shift, added[group])
+            sums, second = self.sums[group : group + 1], self.second[group]
+            add_block(sums, second, x[member], torch.zeros_like(labels[member]), own, self.shift)
 
-    def _add_sums(self, x: Tensor, labels: Tensor, targets: Tensor | None, weight: Tensor | None) -> Tensor:
-        """Add counts, weights, sums and target moments; return the sums added, (g, d)."""
-        groups = len(self.counts)
-        self.counts += torch.bincount(labels, minlength=groups)
+    def _add_weights(self, labels: Tensor, weight: Tensor | None) -> None:
+        """Add counts, weights and squared weights."""
+        self.counts += torch.bincount(labels, minlength=len(self.counts))
         w = torch.ones_like(labels, dtype=torch.float64) if weight is None else weight
         self.weights.index_add_(0, labels, w)
         self.squared_weights.index_add_(0, labels, w * w)
-        added = torch.zeros_like(self.sums)
-        step = max(SLICE_ELEMENTS // x.shape[1], 1)
-        buffer = x.new_empty(min(step, len(x)), x.shape[1], dtype=torch.float64)
-        for begin in range(0, len(x), step):
-            part = slice(begin, min(begin + step, len(x)))
-            rows = buffer[: part.stop - begin].copy_(x[part]).sub_(self.shift)  # exact for rows narrower than float64
-            own = None if weight is None else weight[part]
-            add_class_sums(added, rows, labels[part], own)
-            if targets is not None:
-                centred = targets[part].double() - self.target_shift
-                weighted = centred if own is None else centred * own[:, None]
-                self.cross.addmm_(rows.mT, weighted)
-                self.target_sums += weighted.sum(0)
-                self.target_second.addmm_(weighted.mT, centred)
-        self.sums += added
-        return added
+
+    def _add_targets(self, x: Tensor, targets: Tensor, weight: Tensor | None) -> None:
+        """Add the sums of the targets and their moment with x."""
+        for part in slices(x):
+            centred = targets[part].double() - self.target_shift
+            weighted = centred if weight is None else centred * weight[part, None]
+            self.cross.addmm_((x[part].double() - self.shift).mT, weighted)
+            self.target_sums += weighted.sum(0)
+            self.target_second.addmm_(weighted.mT, centred)
 
     # -------------------------------------------------------------- states
 
@@ -150,57 +138,10 @@ class State:
         return moved
 
 
-def _add_second(second: Tensor, x: Tensor, weight: Tensor | None, shift: Tensor, sums: Tensor) -> None:
-    """Add the second moment of rows x (n, d) about `shift` to `second`, given their exact `sums` about it."""
-    total = float(len(x)) if weight is None else float(weight.sum())
-    offset = sums / total  # of the rows' mean from the shift
-    product, rest = _block_product(x, (shift + offset), weight)
-    for rows, columns in panels(len(second)):
-        second[rows, columns] += product[rows, columns]
-    # The product was taken about a rounded mean: centre it exactly, then move it to the shift.
-    second.addmm_(torch.stack([-rest / total, offset * total], 1), torch.stack([rest, offset]))
-
-
-def _block_product(x: Tensor, mean: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the lower second moment of `x - mean` and the sums of the very rows that were multiplied."""
-    dtype = compute_dtype(x.dtype)
-    d = x.shape[1]
-    centre = mean.to(dtype)
-    product = torch.zeros(d, d, dtype=dtype, device=x.device)
-    squares, rest = torch.zeros_like(mean), torch.zeros_like(mean)
-    buffer = x.new_empty(min(TILE_ROWS, len(x)), d, dtype=dtype)
-    for begin in range(0, len(x), TILE_ROWS):
-        part = x[begin : begin + TILE_ROWS]
-        tile = torch.sub(part, centre, out=buffer[: len(part)])
-        if weight is None:
-            rest += tile.sum(0)
-        else:
-            own = weight[begin : begin + TILE_ROWS]
-            rest += own @ tile.double()
-            tile.mul_(own.sqrt().to(dtype)[:, None])
-        add_lower_product(product, tile)
-        if dtype == torch.float64:
-            squares += tile.square().sum(0)
-    if dtype == torch.float64:
-        # A matrix product adds row after row; a sum adds in a tree, which keeps a digit more of each variance.
-        product.diagonal().copy_(squares)
-    elif _left_range(product.diagonal(), x, centre):
-        return _block_product(x.double(), mean, weight)
-    return product, rest
-
-
 def _rounded_mean(x: Tensor) -> Tensor:
     """Return the mean of rows (n, d), rounded to their dtype, as float64."""
     mean = x.mean(0)
     return (mean if bool(mean.isfinite().all()) else x.double().mean(0).to(x.dtype)).double()
-
-
-def _left_range(squares: Tensor, x: Tensor, centre: Tensor) -> bool:
-    """Tell whether a column's squares overflowed or underflowed float32."""
-    if not bool((squares < HUGE_SQUARE).all()):
-        return True
-    small = squares < TINY_SQUARE
-    return bool(small.any()) and bool((x[:, small] != centre[small]).any())
 
 
 def _move_second(second: Tensor, sums: Tensor, weight: Tensor, by: Tensor) -> None:

@@ -65,6 +65,17 @@ UPDATES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "boolean weight": ({"weight": Y > 0}, TypeError, ("weight has dtype torch.bool", "use mask=")),
     "weight below zero": ({"weight": Y - 1.0}, ValueError, ("weight holds -1.0", "finite numbers >= 0", "4 are not")),
     "weight NaN": ({"weight": torch.full((10,), NAN)}, ValueError, ("weight holds nan", "10 are not")),
+    "weight tiny": (
+        {"weight": torch.full((10,), 1e-200, dtype=torch.float64)},
+        ValueError,
+        ("weight holds 1e-200", "1e-100 to 1e+100", "10 are not", "multiply all by a constant"),
+    ),
+    "weight huge": ({"weight": torch.full((10,), 1e200, dtype=torch.float64)}, ValueError, ("weight holds 1e+200",)),
+    "rows whose squares overflow": (
+        {"x": X.double() * 1e160},
+        ValueError,
+        ("x holds", "in size, expected at most 1e+150", "multiply x by a constant"),
+    ),
     "weight infinite": ({"weight": torch.full((10,), INF)}, ValueError, ("weight holds inf", "finite")),
 }
 
@@ -307,6 +318,25 @@ def test_very_large_and_very_small_rows(scale: float, dtype: torch.dtype) -> Non
     gaps = Moments(6, 3).update(eraser(x.double()), data.y).class_mean_differences
     within(gaps / unit, 1e-12, "gap")
     assert eraser(x).isfinite().all()
+
+
+def test_float64_columns_that_vary_too_little_are_named() -> None:
+    """Squares of 1e-170 are zero in float64: the column would pass for a constant one."""
+    x = X.double()
+    x[:, 1:3] *= 1e-170
+    with pytest.warns(UserWarning, match="2 columns of x vary by less than 1e-145 .* Multiply x by a constant"):
+        assert Moments(4, 3).update(x, Y).count == 10
+    x[:, 1:3] = 1e-170
+    x[:, 3] *= 1e-140
+    assert Moments(4, 3).update(x, Y).variance[3] > 0  # constant columns, and squares that can be held: nothing to say
+
+
+def test_extreme_weights_in_range_are_fine() -> None:
+    for weight in (1e-99, 1e99):
+        moments = Moments(4, 3).update(X, Y, weight=torch.full((10,), weight, dtype=torch.float64))
+        assert moments.effective_count == pytest.approx(10)
+        within(moments.covariance - Moments(4, 3).update(X, Y).covariance, 1e-6, "covariance")
+        assert leace(moments).rank == 2
 
 
 @pytest.mark.parametrize("make", cases.HARD.values(), ids=cases.HARD)

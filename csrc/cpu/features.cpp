@@ -13,6 +13,7 @@ const Feature* list() {
       LEACE_FAST_FEATURE("avx2"),     LEACE_FAST_FEATURE("fma"),        LEACE_FAST_FEATURE("f16c"),
       LEACE_FAST_FEATURE("avx512f"),  LEACE_FAST_FEATURE("avx512bw"),   LEACE_FAST_FEATURE("avx512cd"),
       LEACE_FAST_FEATURE("avx512dq"), LEACE_FAST_FEATURE("avx512vl"),   LEACE_FAST_FEATURE("avx512bf16"),
+      LEACE_FAST_FEATURE("amx-tile"), LEACE_FAST_FEATURE("amx-bf16"),
       {nullptr, false},
   };
   return found;
@@ -45,7 +46,7 @@ Features features() {
 }
 
 bool has_instruction_set(const char* set) {
-  const char* sets[] = {"avx512", "avx2", "baseline"};
+  const char* sets[] = {"amx", "avx512", "avx2", "baseline"};
   const char* highest = std::getenv("LEACE_FAST_CPU");
   bool allowed = highest == nullptr || *highest == '\0';
   for (const char* each : sets) {
@@ -55,7 +56,9 @@ bool has_instruction_set(const char* set) {
   if (std::strcmp(set, "baseline") == 0) return true;
   if (!allowed || !has_all("avx2", "fma", "f16c")) return false;
   if (std::strcmp(set, "avx2") == 0) return true;
-  return std::strcmp(set, "avx512") == 0 && has_all("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl");
+  if (!has_all("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")) return false;
+  if (std::strcmp(set, "avx512") == 0) return true;
+  return std::strcmp(set, "amx") == 0 && has_all("amx-tile", "amx-bf16");
 }
 
 }  // namespace leace_fast::cpu

@@ -1,0 +1,260 @@
+// Second moments by tiles of the lower triangle, for each instruction set; see moments.h.
+#include "moments.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "features.h"
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define LEACE_FAST_X86 1
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace leace_fast::cpu {
+namespace {
+
+constexpr int64_t WIDTH = 32;  // columns of a panel, and both sides of a tile of the product
+constexpr int64_t GROUP = 8;   // panels whose products with as many others are formed together, out of the cache
+constexpr int64_t RUN = 32;    // rows that are summed one by one; longer runs would round equal rows the same way too often
+// Rows that are summed in float32 before they go to float64.
+constexpr int64_t DEPTH_FLOAT = 256;
+constexpr int64_t DEPTH_SHORT = 1024;
+// Sums of squares that float32 can hold the terms of.
+constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
+
+// The columns of a panel in rows that become (x - centre) root; `root` may be null, which stands for ones.
+template <typename Row>
+struct Source {
+  const Row* x;
+  int64_t stride, columns;
+  const float *centre, *root;
+};
+
+// A tile of the product: its first row and column, and how many of both are inside the matrix.
+struct Tile {
+  int64_t row, column, rows, columns;
+};
+
+// What takes a product about any centre to one about the shift: second += rest negative_rest' + mean weighted_mean'.
+struct Centring {
+  const double *rest, *negative_rest, *mean, *weighted_mean;
+};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Memory that a thread keeps between calls: fresh pages cost more than the sums that go into them.
+void* workspace(size_t bytes) {
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local size_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(4096, size));
+    if (memory == nullptr) {
+      size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return memory.get();
+}
+
+#ifdef LEACE_FAST_X86
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int LANES = 8, SLICE = 4;
+#include "moments_rows.h"
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
+namespace avx512 {
+constexpr int LANES = 16, SLICE = 8;
+#include "moments_rows.h"
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the intrinsics' own headers
+#pragma GCC push_options
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
+namespace amx {
+#include "moments_amx.h"
+}  // namespace amx
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+
+Level find_level() {
+#ifdef LEACE_FAST_X86
+  if (has_instruction_set("amx") && amx::permitted()) return Level::AMX;
+  if (has_instruction_set("avx512")) return Level::AVX512;
+  if (has_instruction_set("avx2")) return Level::AVX2;
+#endif
+  return Level::NONE;
+}
+
+// The lower triangle, group by group, so that the panels of two groups stay in the cache.
+std::vector<Tile> lower_tiles(int64_t dim) {
+  std::vector<Tile> tiles;
+  const int64_t panels = (dim + WIDTH - 1) / WIDTH;
+  const auto inside = [&](int64_t panel) { return std::min(WIDTH, dim - panel * WIDTH); };
+  for (int64_t rows = 0; rows < panels; rows += GROUP)
+    for (int64_t columns = 0; columns <= rows; columns += GROUP)
+      for (int64_t j = columns; j < std::min(columns + GROUP, panels); ++j)
+        for (int64_t i = std::max(rows, j); i < std::min(rows + GROUP, panels); ++i)
+          tiles.push_back({i * WIDTH, j * WIDTH, inside(i), inside(j)});
+  return tiles;
+}
+
+// Where to centre a column: at zero where its mean is no more than half a standard deviation off, so that rows of few
+// digits keep these and no more; else at the mean, to a few digits of the deviation, for the same reason.
+float centre_of(double mean, double variance) {
+  if (4 * mean * mean <= variance) return 0.0f;
+  if (variance <= 0) return float(mean);
+  const double step = std::exp2(std::floor(std::log2(variance) / 2) - 3);
+  return step > std::abs(mean) * 0x1p-24 ? float(std::nearbyint(mean / step) * step) : float(mean);
+}
+
+bool in_range(double squares, double mean) {
+  return squares < HUGE_SQUARE && (squares >= TINY_SQUARE || squares == 0 || std::abs(mean) > 1e-7);
+}
+
+}  // namespace
+
+Level moments_level() {
+  static const Level level = find_level();
+  return level;
+}
+
+template <typename Row>
+bool all_finite(const Rows<Row>& rows) {
+  constexpr bool wide = sizeof(Row) == 4;
+  using Bits = std::conditional_t<wide, uint32_t, uint16_t>;
+  const Bits infinity = wide ? Bits(0x7f800000u) : std::is_same_v<Row, bfloat16> ? Bits(0x7f80u) : Bits(0x7c00u);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const auto* row = reinterpret_cast<const Bits*>(rows.x + r * rows.stride);
+    Bits found = 0;
+    for (int64_t i = 0; i < rows.dim; ++i) found |= Bits((row[i] & infinity) == infinity);
+    if (found) return false;
+  }
+  return true;
+}
+
+template <typename Row>
+void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
+                    const ColumnSums& chunks, int64_t begin, int64_t end, Level level) {
+#ifdef LEACE_FAST_X86
+  const auto add = level == Level::AVX2 ? avx2::class_sums<Row> : avx512::class_sums<Row>;
+  add(rows, labels, shift, sums, chunk, chunks, begin, end);
+#endif
+}
+
+template <typename Row>
+bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
+                       int64_t second_stride, Level level, const Parallel& parallel) {
+#ifdef LEACE_FAST_X86
+  const int64_t dim = rows.dim, panels = (dim + WIDTH - 1) / WIDTH, padded = panels * WIDTH;
+  // Weights are scaled by a power of four, so that their roots are near one.
+  std::vector<float> root;
+  double total = double(rows.count), scale = 1;
+  if (rows.weight != nullptr) {
+    scale = std::exp2(2 * std::floor(std::log2(*std::max_element(rows.weight, rows.weight + rows.count)) / 2));
+    root.resize(rows.count);
+    total = 0;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      root[r] = float(std::sqrt(rows.weight[r] / scale));
+      total += rows.weight[r];
+    }
+  }
+  std::vector<double> vectors(4 * padded);
+  double *rest = vectors.data(), *negative_rest = rest + padded, *mean = negative_rest + padded,
+         *weighted_mean = mean + padded;
+  std::vector<float> centre(padded);
+  for (int64_t i = 0; i < dim; ++i) {
+    mean[i] = of_rows.total[i] / total;  // less the shift
+    weighted_mean[i] = of_rows.total[i];
+    centre[i] = centre_of(mean[i] + shift[i], of_rows.squares[i] / total - mean[i] * mean[i]);
+    const double by = centre[i] - shift[i];
+    const double squares = of_rows.squares[i] + by * (total * by - 2 * of_rows.total[i]);
+    if (!in_range(squares / scale, centre[i])) return false;
+  }
+
+  const bool amx = level == Level::AMX;
+  const int64_t depth = std::min(sizeof(Row) == 4 || !amx ? DEPTH_FLOAT : DEPTH_SHORT, rows.count);
+  const int64_t bytes = amx ? 2 * 2 * amx::Layout(depth).form : depth * WIDTH * int64_t(sizeof(float));
+  auto* packed = static_cast<char*>(workspace(panels * bytes));
+  std::vector<int> parts(panels);
+  const std::vector<Tile> tiles = lower_tiles(dim);
+  const Centring centring{rest, negative_rest, mean, weighted_mean};
+  const auto add_tile = level == Level::AVX2 ? avx2::add_tile : avx512::add_tile;
+
+  for (int64_t first = 0; first < rows.count; first += depth) {
+    const int64_t count = std::min(depth, rows.count - first);
+    const bool last = first + count == rows.count;
+    parallel(panels, count * WIDTH, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const Source<Row> from{rows.x + p * WIDTH, rows.stride, std::min(WIDTH, dim - p * WIDTH),
+                               centre.data() + p * WIDTH, root.empty() ? nullptr : root.data()};
+        char* to = packed + p * bytes;
+        if (amx)
+          parts[p] = amx::pack(from, first, count, reinterpret_cast<uint16_t*>(to), rest + p * WIDTH);
+        else if (level == Level::AVX512)
+          parts[p] = avx512::pack(from, first, count, reinterpret_cast<float*>(to), rest + p * WIDTH);
+        else
+          parts[p] = avx2::pack(from, first, count, reinterpret_cast<float*>(to), rest + p * WIDTH);
+      }
+    });
+    if (last)
+      for (int64_t i = 0; i < dim; ++i) {
+        rest[i] *= scale;
+        negative_rest[i] = -rest[i] / total;
+      }
+    parallel(int64_t(tiles.size()), count * WIDTH * WIDTH / 8, [&](int64_t begin, int64_t end) {
+      alignas(64) float product[WIDTH * WIDTH];
+      if (amx) amx::configure();
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile& tile = tiles[t];
+        for (int64_t i = 0; i < tile.rows; ++i)
+          for (int64_t j = 0; j < tile.columns; j += 8)
+            __builtin_prefetch(second + (tile.row + i) * second_stride + tile.column + j, 1);
+        const int64_t i = tile.row / WIDTH, j = tile.column / WIDTH;
+        const char *left = packed + i * bytes, *right = packed + j * bytes;
+        if (amx)
+          amx::multiply(reinterpret_cast<const uint16_t*>(left), parts[i], reinterpret_cast<const uint16_t*>(right),
+                        parts[j], count, product);
+        else
+          (level == Level::AVX512 ? avx512::multiply : avx2::multiply)(
+              reinterpret_cast<const float*>(left), reinterpret_cast<const float*>(right), count, product);
+        add_tile(product, scale, centring, last, tile, second, second_stride);
+      }
+      if (amx) amx::release();
+    });
+  }
+  return true;
+#else
+  return false;
+#endif
+}
+
+#define LEACE_FAST_INSTANTIATE(Row)                                                                                  \
+  template bool all_finite(const Rows<Row>&);                                                                        \
+  template void add_class_sums(const Rows<Row>&, const int64_t*, const double*, double*, int64_t, const ColumnSums&, \
+                               int64_t, int64_t, Level);                                                             \
+  template bool add_second_moment(const Rows<Row>&, const double*, const ColumnSums&, double*, int64_t, Level,       \
+                                  const Parallel&);
+LEACE_FAST_INSTANTIATE(float)
+LEACE_FAST_INSTANTIATE(bfloat16)
+LEACE_FAST_INSTANTIATE(float16)
+
+}  // namespace leace_fast::cpu

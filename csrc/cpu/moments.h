@@ -1,0 +1,50 @@
+// Sums over rows for the statistics: class sums in float64, and the second moment of narrow rows. Behind plain pointers;
+// no torch header. Every function is a fixed sequence of operations for each column, or each tile of the result: no bit
+// depends on how many threads share the work.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "number_formats.h"
+
+namespace leace_fast::cpu {
+
+// The kernels that a machine can run, each faster than those before.
+enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
+Level moments_level();
+
+// Calls work(begin, end) for ranges that cover 0..count, on any threads; an item costs about `cost` operations.
+using Work = std::function<void(int64_t begin, int64_t end)>;
+using Parallel = std::function<void(int64_t count, int64_t cost, const Work& work)>;
+
+// Rows of which each is contiguous; `weight` may be null, which stands for ones.
+template <typename Row>
+struct Rows {
+  const Row* x;
+  int64_t count, dim, stride;
+  const double* weight;
+};
+
+// Whether all entries are finite.
+template <typename Row>
+bool all_finite(const Rows<Row>& rows);
+
+// The sums of one chunk of rows about `shift`, for each column.
+struct ColumnSums {
+  double* total;    // of w (x - shift)
+  double* squares;  // of w (x - shift)^2
+};
+
+// Adds w (x - shift) to sums[label], for the columns begin..end, and sets the sums of each chunk of `chunk` rows.
+template <typename Row>
+void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
+                    const ColumnSums& chunks, int64_t begin, int64_t end, Level level);
+
+// Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart. Returns
+// false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very rows.
+template <typename Row>
+bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
+                       int64_t second_stride, Level level, const Parallel& parallel);
+
+}  // namespace leace_fast::cpu

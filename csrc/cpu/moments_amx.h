@@ -1,0 +1,217 @@
+// The second moment on the matrix units (AMX): included by moments.cpp inside a namespace.
+//
+// They multiply bfloat16 and add in float32. A float32 number is the exact sum of three bfloat16 parts of falling size,
+// and a product of two parts is exact in float32; those of parts p and q with p + q > 2 lie below 2^-26 of the whole and
+// are left out. Rows that were bfloat16, or float32 of few digits, need one part or two: panels know how many they have.
+
+constexpr int PARTS = 3;
+constexpr int64_t DEPTH = 32;          // rows that one instruction multiplies
+constexpr int64_t TILE = 512;          // numbers in a tile: 16 columns of DEPTH rows
+constexpr int64_t BLOCK = 2 * TILE;    // a panel's numbers in DEPTH rows
+
+// A panel lies in two forms, for the left operand (a column's rows side by side) and the right one (a row's columns side
+// by side, rows in pairs), each by part, block and half.
+struct Layout {
+  explicit Layout(int64_t count) : blocks((count + DEPTH - 1) / DEPTH), part(blocks * BLOCK), form(PARTS * part) {}
+  int64_t blocks, part, form;
+};
+
+inline __m512 load(const float* x, __mmask16 columns) { return _mm512_maskz_loadu_ps(columns, x); }
+inline __m512 load(const bfloat16* x, __mmask16 columns) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, x)), 16));
+}
+inline __m512 load(const float16* x, __mmask16 columns) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(columns, x));
+}
+
+// To the nearest bfloat16, ties to even.
+inline __m512i rounded(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000u)));
+}
+
+// The transpose of 16 x 16 pairs of numbers.
+inline void transpose(const uint16_t* from, uint16_t* to) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(from + 32 * i);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  // a[4 g + i] now holds, in its 128-bit lane l, column 4 l + i of rows 4 g to 4 g + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i low = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), high = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+    const __m512i low2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+    const __m512i high2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+    _mm512_store_si512(to + 32 * i, _mm512_shuffle_i32x4(low, low2, 0x88));
+    _mm512_store_si512(to + 32 * (4 + i), _mm512_shuffle_i32x4(high, high2, 0x88));
+    _mm512_store_si512(to + 32 * (8 + i), _mm512_shuffle_i32x4(low, low2, 0xdd));
+    _mm512_store_si512(to + 32 * (12 + i), _mm512_shuffle_i32x4(high, high2, 0xdd));
+  }
+}
+
+// Packs 16 columns in `COUNT` parts. Returns how many of them hold anything, and COUNT + 1 if something is left over.
+template <int COUNT, typename Row>
+int pack_half(const Source<Row>& from, int64_t column, int64_t first, int64_t count, uint16_t* left, uint16_t* right,
+              double* rest) {
+  const Layout layout(count);
+  const int64_t columns = std::clamp<int64_t>(from.columns - column, 0, 16);
+  const __mmask16 mask = __mmask16((1u << columns) - 1);
+  const __m512 centre = _mm512_maskz_loadu_ps(mask, from.centre + column);
+  __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+  __m512i used[COUNT + 1];
+  for (auto& bits : used) bits = _mm512_setzero_si512();
+  const Row* x = from.x + first * from.stride + column;
+  const float* root = from.root == nullptr ? nullptr : from.root + first;
+
+  for (int64_t block = 0; block < layout.blocks; ++block) {
+    uint16_t* to = right + block * BLOCK;
+    for (int64_t pair = 0; pair < DEPTH; pair += 2) {
+      __m512 row[2];
+      for (int64_t r = 0; r < 2; ++r) {
+        const int64_t at = block * DEPTH + pair + r;
+        row[r] = _mm512_setzero_ps();
+        if (at >= count) continue;
+        row[r] = _mm512_sub_ps(load(x + at * from.stride, mask), centre);
+        __m512d low, high;
+        if (root != nullptr) row[r] = _mm512_mul_ps(row[r], _mm512_set1_ps(root[at]));
+        low = _mm512_cvtps_pd(_mm512_castps512_ps256(row[r]));
+        high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(row[r], 1));
+        const __m512d by = _mm512_set1_pd(root == nullptr ? 1.0 : root[at]);
+        sums[0] = _mm512_fmadd_pd(low, by, sums[0]);
+        sums[1] = _mm512_fmadd_pd(high, by, sums[1]);
+      }
+      for (int part = 0; part < COUNT; ++part) {
+        const __m512i even = rounded(row[0]), odd = rounded(row[1]);
+        row[0] = _mm512_sub_ps(row[0], _mm512_castsi512_ps(even));
+        row[1] = _mm512_sub_ps(row[1], _mm512_castsi512_ps(odd));
+        const __m512i both = _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+        used[part] = _mm512_or_si512(used[part], both);
+        _mm512_store_si512(to + part * layout.part + pair * 16, both);
+      }
+      used[COUNT] = _mm512_or_si512(used[COUNT], _mm512_castps_si512(_mm512_or_ps(row[0], row[1])));
+    }
+    for (int part = 0; part < COUNT; ++part)
+      transpose(to + part * layout.part, left + block * BLOCK + part * layout.part);
+  }
+  _mm512_storeu_pd(rest, _mm512_add_pd(_mm512_loadu_pd(rest), sums[0]));
+  _mm512_storeu_pd(rest + 8, _mm512_add_pd(_mm512_loadu_pd(rest + 8), sums[1]));
+  // The sign of a zero is no digit.
+  const __m512i digits = _mm512_set1_epi32(int(0x7fff7fffu));
+  int most = 1;
+  for (int part = 1; part <= COUNT; ++part)
+    if (_mm512_test_epi32_mask(used[part], digits)) most = part + 1;
+  return most;
+}
+
+template <int COUNT, typename Row>
+int pack_parts(const Source<Row>& from, int64_t first, int64_t count, uint16_t* to, double* rest) {
+  double sums[WIDTH] = {};
+  const int64_t form = Layout(count).form;
+  int most = 1;
+  for (int half = 0; half < 2; ++half)
+    most = std::max(most, pack_half<COUNT>(from, 16 * half, first, count, to + half * TILE, to + form + half * TILE,
+                                           sums + 16 * half));
+  if constexpr (COUNT < PARTS) {
+    if (most > COUNT) return pack_parts<COUNT + 1>(from, first, count, to, rest);
+  }
+  for (int64_t i = 0; i < WIDTH; ++i) rest[i] += sums[i];
+  return std::min(most, COUNT);
+}
+
+// Packs a panel, and returns in how many parts.
+template <typename Row>
+int pack(const Source<Row>& from, int64_t first, int64_t count, uint16_t* to, double* rest) {
+  if constexpr (std::is_same_v<Row, float>) return pack_parts<3>(from, first, count, to, rest);
+  bool whole = std::is_same_v<Row, bfloat16> && from.root == nullptr;
+  for (int64_t i = 0; i < from.columns; ++i) whole = whole && from.centre[i] == 0.0f;
+  return whole ? pack_parts<1>(from, first, count, to, rest) : pack_parts<2>(from, first, count, to, rest);
+}
+
+template <int PART>
+inline void load_left(const uint16_t* left, int64_t part) {
+  _tile_loadd(4, left + PART * part, 64);
+  _tile_loadd(5, left + PART * part + TILE, 64);
+}
+
+template <int PART>
+inline void multiply_right(const uint16_t* right, int64_t part) {
+  _tile_loadd(6, right + PART * part, 64);
+  _tile_loadd(7, right + PART * part + TILE, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+template <int LEFT, int RIGHT>
+void multiply_parts(const uint16_t* left, const uint16_t* right, int64_t count, float* out) {
+  const Layout layout(count);
+  right += layout.form;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t block = 0; block < layout.blocks; ++block, left += BLOCK, right += BLOCK) {
+    load_left<0>(left, layout.part);
+    multiply_right<0>(right, layout.part);
+    if constexpr (RIGHT > 1) multiply_right<1>(right, layout.part);
+    if constexpr (RIGHT > 2) multiply_right<2>(right, layout.part);
+    if constexpr (LEFT > 1) {
+      load_left<1>(left, layout.part);
+      multiply_right<0>(right, layout.part);
+      if constexpr (RIGHT > 1) multiply_right<1>(right, layout.part);
+    }
+    if constexpr (LEFT > 2) {
+      load_left<2>(left, layout.part);
+      multiply_right<0>(right, layout.part);
+    }
+  }
+  _tile_stored(0, out, WIDTH * sizeof(float));
+  _tile_stored(1, out + 16, WIDTH * sizeof(float));
+  _tile_stored(2, out + 16 * WIDTH, WIDTH * sizeof(float));
+  _tile_stored(3, out + 16 * WIDTH + 16, WIDTH * sizeof(float));
+}
+
+void multiply(const uint16_t* left, int left_parts, const uint16_t* right, int right_parts, int64_t count, float* out) {
+  using Multiply = void (*)(const uint16_t*, const uint16_t*, int64_t, float*);
+  static constexpr Multiply by_parts[PARTS][PARTS] = {
+      {multiply_parts<1, 1>, multiply_parts<1, 2>, multiply_parts<1, 3>},
+      {multiply_parts<2, 1>, multiply_parts<2, 2>, multiply_parts<2, 3>},
+      {multiply_parts<3, 1>, multiply_parts<3, 2>, multiply_parts<3, 3>},
+  };
+  by_parts[left_parts - 1][right_parts - 1](left, right, count, out);
+}
+
+// Eight tiles of 16 rows of 64 bytes. It lies in memory that is never written: the compiler does not know that all of it
+// is read, and would leave out stores to it.
+struct Configuration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(Configuration) == 64);
+alignas(64) const Configuration configuration;
+
+// Makes the tile registers ready on the thread that calls.
+void configure() { _tile_loadconfig(&configuration); }
+
+void release() { _tile_release(); }
+
+// Linux lends the tile registers to processes that ask.
+bool permitted() {
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}

@@ -1,0 +1,100 @@
+// The loops of moments.cpp, included there once for each instruction set, inside a namespace of that name: so there is no
+// include guard, and no include. Before it come LANES, floats in a vector, and SLICE, columns of a tile that one call of
+// `multiply_slice` keeps in registers, two vectors wide.
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+
+inline Vector load(const float* from) {
+  Vector lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+template <bool WEIGHTED, typename Row>
+inline void add_row(const Row* __restrict x, double weight, const double* __restrict shift, double* __restrict sum,
+                    double* __restrict total, double* __restrict squares, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const double centred = double(widen(x[i])) - shift[i];
+    const double weighted = WEIGHTED ? weight * centred : centred;
+    sum[i] += weighted;
+    total[i] += weighted;
+    squares[i] += weighted * centred;
+  }
+}
+
+template <typename Row>
+void class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
+                const ColumnSums& chunks, int64_t begin, int64_t end) {
+  for (int64_t first = 0, c = 0; first < rows.count; first += chunk, ++c) {
+    double* total = chunks.total + c * rows.dim + begin;
+    double* squares = chunks.squares + c * rows.dim + begin;
+    std::fill_n(total, end - begin, 0.0);
+    std::fill_n(squares, end - begin, 0.0);
+    for (int64_t r = first; r < std::min(first + chunk, rows.count); ++r) {
+      const Row* x = rows.x + r * rows.stride + begin;
+      double* sum = sums + labels[r] * rows.dim + begin;
+      if (rows.weight == nullptr)
+        add_row<false>(x, 1.0, shift + begin, sum, total, squares, end - begin);
+      else
+        add_row<true>(x, rows.weight[r], shift + begin, sum, total, squares, end - begin);
+    }
+  }
+}
+
+// A panel in float32: WIDTH columns of every row, row after row.
+template <typename Row>
+int pack(const Source<Row>& from, int64_t first, int64_t count, float* to, double* rest) {
+  double sums[WIDTH] = {};
+  for (int64_t r = 0; r < count; ++r, to += WIDTH) {
+    const Row* __restrict x = from.x + (first + r) * from.stride;
+    float* __restrict row = to;
+    const float root = from.root == nullptr ? 1.0f : from.root[first + r];
+    if (from.columns < WIDTH) std::fill_n(row, WIDTH, 0.0f);
+    for (int64_t i = 0; i < from.columns; ++i) row[i] = (widen(x[i]) - from.centre[i]) * root;
+    for (int64_t i = 0; i < WIDTH; ++i) sums[i] += double(row[i]) * root;
+  }
+  for (int64_t i = 0; i < WIDTH; ++i) rest[i] += sums[i];
+  return 1;
+}
+
+// out[i][j] += sum over rows of a[i] b[j], for SLICE values of i and two vectors of j.
+inline void multiply_slice(const float* a, const float* b, int64_t count, float* out) {
+  Vector sums[SLICE][2] = {};
+  for (int64_t r = 0; r < count; ++r, a += WIDTH, b += WIDTH) {
+    const Vector low = load(b), high = load(b + LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < SLICE; ++i) {
+      sums[i][0] += a[i] * low;
+      sums[i][1] += a[i] * high;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < SLICE; ++i) {
+    const Vector low = load(out + i * WIDTH) + sums[i][0], high = load(out + i * WIDTH + LANES) + sums[i][1];
+    std::memcpy(out + i * WIDTH, &low, sizeof low);
+    std::memcpy(out + i * WIDTH + LANES, &high, sizeof high);
+  }
+}
+
+void multiply(const float* a, const float* b, int64_t count, float* out) {
+  std::fill_n(out, WIDTH * WIDTH, 0.0f);
+  for (int64_t i = 0; i < WIDTH; i += SLICE)
+    for (int64_t j = 0; j < WIDTH; j += 2 * LANES)
+      for (int64_t r = 0; r < count; r += RUN)
+        multiply_slice(a + r * WIDTH + i, b + r * WIDTH + j, std::min(RUN, count - r), out + i * WIDTH + j);
+}
+
+// Adds a tile of the product, and where all rows are in it what centres it, to `second`.
+void add_tile(const float* __restrict product, double scale, const Centring& centring, bool last, const Tile& tile,
+              double* second, int64_t stride) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    double* __restrict to = second + (tile.row + i) * stride + tile.column;
+    const int64_t count = tile.row == tile.column ? i + 1 : tile.columns;
+    for (int64_t j = 0; j < count; ++j) to[j] += scale * product[i * WIDTH + j];
+    if (!last) continue;
+    const double rest = centring.rest[tile.row + i], mean = centring.mean[tile.row + i];
+    const double* __restrict rest_j = centring.negative_rest + tile.column;
+    const double* __restrict mean_j = centring.weighted_mean + tile.column;
+    for (int64_t j = 0; j < count; ++j) to[j] += rest * rest_j[j] + mean * mean_j[j];
+  }
+}
