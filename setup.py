@@ -23,8 +23,8 @@ from setuptools.command.build_ext import build_ext
 
 MINIMUM_TORCH = (2, 10)  # the oldest whose stable ABI is used; the build then serves that torch and all later ones
 GPUS = ("80", "90a", "100a")  # compute capabilities that the CUDA kernels are compiled for
-FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Icsrc/include"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc/include"]
 
 wanted = os.environ.get("LEACE_FAST_EXT", "")
 if wanted not in ("", "0", "1"):
@@ -112,30 +112,33 @@ class NinjaBuild(build_ext):
         import ninja
         from ninja import ninja_syntax
 
-        folder = Path(self.build_temp, extension.name)
+        folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
+        plan = folder / f"{extension.name}.ninja"
         target = Path(self.get_ext_fullpath(extension.name)).absolute()
         target.parent.mkdir(parents=True, exist_ok=True)
-        options = [f"-I{path}" for path in ["csrc/include", *extension.include_dirs]]
+        options = [f"-I{path}" for path in extension.include_dirs]
         options += [f"-D{name}={value}" for name, value in extension.define_macros]
         links = [f"-L{path}" for path in extension.library_dirs] + [f"-l{name}" for name in extension.libraries]
         linker = shlex.split(sysconfig.get_config_var("LDCXXSHARED") or "c++ -shared")[1:]
         compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-        gpus = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
-        with open(folder / "build.ninja", "w", encoding="utf-8") as file:
+        nvcc_flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS)]
+        with open(plan, "w", encoding="utf-8") as file:
             writer: Any = ninja_syntax.Writer(file, width=120)  # type: ignore[arg-type]
             writer.variable("builddir", str(folder))
-            flags = shlex.join([*FLAGS, *options])
-            writer.rule("cxx", f"{compiler} {flags} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
-            flags = shlex.join([*NVCC_FLAGS, *gpus, *options])
-            writer.rule("cuda", f"{nvcc()} {flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+            compile_one = "$options -MMD -MF $out.d -c $in -o $out"
+            writer.rule("cxx", f"{compiler} {shlex.join(FLAGS)} {compile_one}", depfile="$out.d", deps="gcc")
+            writer.rule("cuda", f"{nvcc()} {shlex.join(nvcc_flags)} {compile_one}", depfile="$out.d", deps="gcc")
             writer.rule("link", f"{compiler} {shlex.join(linker)} $in -o $out {shlex.join(links)}")
             objects = []
             for source in extension.sources:
                 objects.append(str(folder / source) + ".o")
-                writer.build(objects[-1], "cuda" if source.endswith(".cu") else "cxx", source)
+                # What needs neither Python nor torch is compiled once, for both libraries.
+                own = [] if source.startswith("csrc/cpu/") else options
+                rule = "cuda" if source.endswith(".cu") else "cxx"
+                writer.build(objects[-1], rule, source, variables={"options": shlex.join(own)})
             writer.build(str(target), "link", objects)
-        command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(folder / "build.ninja")]
+        command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(plan)]
         subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

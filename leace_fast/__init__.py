@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from ._version import __version__
+from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
 from .fold import FoldReport, fold_, unfold_
-from .methods import METHODS, leace, mean_projection, orth, random_subspace
+from .methods import (
+    METHODS,
+    ace,
+    alf_qleace,
+    difference_in_means,
+    fixed_direction,
+    inlp,
+    leace,
+    mean_projection,
+    mimic,
+    oracle,
+    orth,
+    quadratic,
+    quadratic_editor,
+    random_subspace,
+    splince,
+    switch,
+)
 from .moments import Moments
 from .record import record
 from .report import Report
@@ -15,21 +33,34 @@ from .sites import Site, find_sites, tap
 
 __all__ = [
     "METHODS",
+    "ConditionalEraser",
     "Eraser",
     "FoldReport",
     "Moments",
     "Report",
     "Scrubber",
     "Site",
+    "TargetEraser",
     "__version__",
+    "ace",
+    "alf_qleace",
+    "difference_in_means",
     "find_sites",
     "fold_",
+    "fixed_direction",
+    "inlp",
     "leace",
     "mean_projection",
+    "mimic",
+    "oracle",
     "orth",
+    "quadratic",
+    "quadratic_editor",
     "random_subspace",
     "record",
     "scrub",
+    "splince",
+    "switch",
     "tap",
     "unfold_",
 ]

@@ -16,6 +16,8 @@ from .ops import check_project, project
 from .reference import compute_dtype
 from .report import Report
 
+Factors = tuple[Tensor, Tensor, Tensor | None]
+
 FILE_NAME = "eraser.safetensors"
 
 
@@ -242,6 +244,30 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         affine_cost, offset_cost = float(left.square().sum()), float((left @ read).square().sum() / rest)
         return 1 + offset_cost / affine_cost if offset_cost else 1.0, linear
 
+    def compose(self, then: Eraser) -> Eraser:
+        """Return one eraser that does what this one does and, after it, what another one does: `then(self(x))`.
+
+        The rank is that of the whole, at most the sum of both.
+
+        Raises:
+            TypeError: `then` is no eraser.
+            ValueError: the widths differ, or the two hold the rows on parallel planes, which leaves no fixed point.
+
+        >>> import torch
+        >>> e = torch.eye(3, dtype=torch.float64)
+        >>> both = Eraser(e[:, :1], e[:1]).compose(Eraser(e[:, 1:2], e[1:2]))
+        >>> both.rank, both(torch.ones(3)).tolist()
+        (2, [0.0, 0.0, 1.0])
+        """
+        if not isinstance(then, Eraser):
+            raise TypeError(f"got {type(then).__name__}, expected an Eraser")
+        if then.dim != self.dim:
+            raise ValueError(f"the widths differ: {self.dim} here, {then.dim} there, expected erasers of the same x")
+        dtype, device = torch.promote_types(self.dtype, then.dtype), self.device
+        parts = (eraser.to(device, torch.float64) for eraser in (self, then))
+        left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
+        return Eraser(left, right, mean, method=f"{self.method} + {then.method}", site=self.site).to(dtype=dtype)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
         """Return an eraser whose factors are held on a device and in float32 or float64.
 
@@ -311,3 +337,34 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
         given: dict[str, Any] = {name: options[name] for name in known if options.get(name) is not None}
         return cls.load(hf_hub_download(model_id, FILE_NAME, **given))
+
+
+def composed(first: Factors, then: Factors) -> Factors:
+    """Return the factors of two erasures, one after the other, in float64.
+
+    With `a = R1 (x - m1)` the second one reads `R2 (x - m2) - R2 L1 a`: the factors are stacked, brought to full rank,
+    and the mean is a point that both leave where it is.
+    """
+    (left, right, mean), (next_left, next_right, next_mean) = first, then
+    seen = next_right @ left
+    origin = torch.zeros(len(left), dtype=left.dtype, device=left.device)
+    means = [origin if one is None else one for one in (mean, next_mean)]
+    held = torch.cat([right @ means[0], next_right @ means[1] - seen @ (right @ means[0])])
+    size = torch.cat([right.abs(), next_right.abs() + seen.abs() @ right.abs()])  # of what cancels
+    right = torch.cat([right, next_right - seen @ right])
+    q, t = torch.linalg.qr(torch.cat([left, next_left], 1))
+    u, s, v = torch.linalg.svd(t @ right, full_matrices=False)
+    size = t.abs() @ size
+    kept = s > len(left) * 2.0**-52 * size.norm()
+    offset = u.mT @ (t @ held)
+    size = size @ (means[0].abs() + means[1].abs())
+    if offset[~kept].norm() > 1e-9 * size.norm():
+        raise ValueError(
+            "the two erasers hold the rows on planes that are parallel and apart, so that no point stays where it is: "
+            "erase both concepts at once, or about the same mean"
+        )
+    left, right, offset = q @ u[:, kept] * s[kept], v[kept], offset[kept] / s[kept]
+    if mean is None and next_mean is None:
+        return left, right, None
+    # Of all fixed points, that nearest to the means: a far one would cost digits.
+    return left, right, means[0] + right.mT @ (offset - right @ means[0])

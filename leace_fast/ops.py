@@ -79,7 +79,7 @@ def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None,
     check_project(x, left, right, mean, index)
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
-    if x.device.type in EXTENSION.devices and _has_kernel("project_", x.device.type):
+    if x.device.type in EXTENSION.devices:
         torch.ops.leace_fast.project_.default(x, left, right, mean, index)
         if not torch.compiler.is_compiling() and not x.is_inference():
             torch.autograd.graph.increment_version(x)
@@ -122,7 +122,7 @@ def add_rms_norm_project(
     >>> y, summed
     (tensor([0.0000, 0.4472]), tensor([3., 1.]))
     """
-    if x.device.type in EXTENSION.devices and _has_kernel("add_rms_norm_project", x.device.type):
+    if x.device.type in EXTENSION.devices:
         try:
             y, summed = torch.ops.leace_fast.add_rms_norm_project.default(
                 x, residual, weight, eps, left, right, mean, index, weight_offset
@@ -173,7 +173,7 @@ def add_layer_norm_project(
     >>> y
     tensor([ 0., -1.])
     """
-    if x.device.type in EXTENSION.devices and _has_kernel("add_layer_norm_project", x.device.type):
+    if x.device.type in EXTENSION.devices:
         try:
             y, summed = torch.ops.leace_fast.add_layer_norm_project.default(
                 x, residual, weight, bias, eps, left, right, mean, index
@@ -186,10 +186,6 @@ def add_layer_norm_project(
     check_norm(x, residual, weight, bias)
     check_project(x, left, right, mean, index)
     return reference.add_layer_norm_project(x, residual, weight, bias, eps, left, right, mean, index)
-
-
-def _has_kernel(name: str, device: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"leace_fast::{name}", device.upper())
 
 
 def check_project(

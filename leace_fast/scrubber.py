@@ -5,27 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from .attach import Attachment
 from .eraser import Eraser
 from .files import write_bytes
 from .fold import FoldReport, fold_, unfold_
 from .identity import Identity
-from .sites import evaluating, is_norm, submodules, tap
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
-PROBE_ROWS = 8
-# of what the eraser changes on the probe rows; the same kernel on the same rows differs by nothing at all
-PROBE_TOLERANCE = 0.01
 
 
 class Scrubber(Mapping[str, Eraser]):
@@ -63,7 +60,7 @@ class Scrubber(Mapping[str, Eraser]):
                 raise TypeError(f"got {site!r}: {type(eraser).__name__}, expected the name of a site and an Eraser")
         self._erasers = {site: eraser.with_site(site) for site, eraser in erasers.items()}
         self.model_id, self.revision, self.config = model_id, revision, dict(config or {})
-        self._attached: WeakSet[nn.Module] = WeakSet()
+        self._attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
     @classmethod
     def of_model(cls, model: nn.Module, erasers: Mapping[str, Eraser]) -> Scrubber:
@@ -105,57 +102,82 @@ class Scrubber(Mapping[str, Eraser]):
         return Scrubber(moved, self.model_id, self.revision, self.config)
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[nn.Module]:
+    def attached(self, model: nn.Module, fuse: bool = False) -> Iterator[nn.Module]:
         """Erase at every site on each forward pass of `model` inside the `with` block, `generate` included.
 
         Fails closed: each norm, and each other module that takes rows, is called on probe rows, which must come out
-        erased; and the model's first forward pass must have run every site. A scrubber inside another acts on what
-        the outer one left.
+        erased; the model's first forward pass must have run every site, and every pass the modules that have erasers.
+        A scrubber inside another acts on what the outer one left. What was compiled before is compiled again; graphs
+        that were captured or exported before know nothing of it: see `verify`.
+
+        Args:
+            model: any module.
+            fuse: norms erase in the pass that norms, instead of a hook after it. Where that cannot be, because a site
+                is no norm or one of another formula, a hook runs, and a warning says so.
 
         Raises:
-            ValueError: the model lacks a site or it has another width, or this scrubber is attached to it already.
+            ValueError: the model lacks a site or it has another width, the erasers were fitted on another model, or
+                this scrubber is attached to it already.
             RuntimeError: the model would run, or has run, without being erased; nothing stays attached.
+        """
+        self.attach_(model, fuse=fuse)
+        try:
+            yield model
+        finally:
+            self.detach_(model)
+
+    def attach_(self, model: nn.Module, fuse: bool = False) -> None:
+        """Erase at every site from now on, as inside `attached`, until `detach_`.
+
+        A deep copy of the model stays erased where norms are fused, and refuses to run where hooks erase; its
+        `state_dict` is that of the clean model.
+
+        Raises:
+            ValueError, RuntimeError: as `attached`.
         """
         self.check_model(model)
         if model in self._attached:
             raise ValueError("this scrubber is attached to this model already: an eraser acts once at a site")
-        modules = submodules(model, self)
-        rows = {site: _probe_rows(model, module, self[site].dim) for site, module in modules.items()}
-        clean = {site: _probe(module, rows[site], self[site]) for site, module in modules.items()}
-        ran: set[str] = set()
+        self._attached[model] = Attachment(model, self, fuse)
 
-        def erase(site: str, output: Tensor) -> Tensor:
-            ran.add(site)
-            return self._erasers[site](output)
+    def detach_(self, model: nn.Module) -> None:
+        """Undo `attach_`.
 
-        def check_ran(module: nn.Module, args: Any, output: Any) -> None:
-            if len(ran) < len(self):
-                missing = next(site for site in self if site not in ran)
-                raise RuntimeError(
-                    f"the model ran without being erased at {missing!r}: this forward pass does not call that module "
-                    "(replaced after it was attached, skipped, or its weights are read by a fused kernel)"
-                )
+        Raises:
+            ValueError: this scrubber is not attached to this model.
+        """
+        self._of(model).end()
+        del self._attached[model]
 
-        with tap(model, self, erase):
-            for site, before in clean.items():
-                if before is None:
-                    continue
-                after, wanted = _run(modules[site], rows[site]), self[site](before)
-                change, off = (wanted - before).double().norm(), (after - wanted).double().norm()
-                if not off <= PROBE_TOLERANCE * change:
-                    raise RuntimeError(
-                        f"the model would run without being erased at {site!r}: on probe rows the module's output is "
-                        f"{off / change:.1%} of the erased part away from the erased one (hooks of this module do not "
-                        "run, or another one changes its output)"
-                    )
-            ran.clear()
-            handle = model.register_forward_hook(check_ran)
-            self._attached.add(model)
-            try:
-                yield model
-            finally:
-                self._attached.discard(model)
-                handle.remove()
+    def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
+        """Check that `run`, called like the model on a batch, gives what the model with its erasers attached gives.
+
+        For what Python does not pass through any more: captured graphs, exported or traced programs.
+
+        Args:
+            model: to which this scrubber is attached.
+            run: takes the keywords of `example`, or the one tensor.
+            example: a batch of the model.
+
+        Raises:
+            RuntimeError: it runs without being erased, in part or wholly.
+            ValueError: this scrubber is not attached to this model.
+
+        >>> import copy
+        >>> scrubber = Scrubber({"0": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])})
+        >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
+        >>> captured = copy.deepcopy(model)
+        >>> with scrubber.attached(model):
+        ...     scrubber.verify(model, captured, torch.randn(3, 4))
+        Traceback (most recent call last):
+        RuntimeError: the model runs without being erased: what run gives is 100.0% of the erasers' effect away ...
+        """
+        self._of(model).verify(model, run, example)
+
+    def _of(self, model: nn.Module) -> Attachment:
+        if model not in self._attached:
+            raise ValueError("this scrubber is not attached to this model: call attach_(model) first")
+        return self._attached[model]
 
     def fold_(self, model: nn.Module, example: Mapping[str, Any] | Tensor | None = None, **options: Any) -> FoldReport:
         """Fold the erasers into the weights of `model`, with the options and the refusals of `fold.fold_`."""
@@ -218,35 +240,6 @@ class Scrubber(Mapping[str, Eraser]):
                 raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
             erasers[site] = Eraser.load(path, device=device)
         return cls(erasers, index["model_id"], index["revision"], index.get("config"))
-
-
-def _probe_rows(model: nn.Module, module: nn.Module, dim: int) -> Tensor:
-    like = next(module.parameters(), None)
-    like = next(model.parameters(), torch.empty(0)) if like is None else like
-    rows = torch.randn(1, PROBE_ROWS, dim, generator=torch.Generator().manual_seed(0))
-    # offloaded weights are on no device until the module runs, and take rows from the host
-    return rows.to("cpu" if like.is_meta else like.device, like.dtype)
-
-
-def _probe(module: nn.Module, rows: Tensor, eraser: Eraser) -> Tensor | None:
-    """The module's output for the rows, or None for a module that does not take rows alone, such as a layer."""
-    try:
-        output = _run(module, rows)
-    except Exception as error:
-        if is_norm(module) and isinstance(error, (RuntimeError, ValueError)):
-            width = f"rows of the eraser's width {eraser.dim}"
-            raise ValueError(f"{eraser.site!r} does not take {width}: {error}") from error
-        return None
-    if not isinstance(output, Tensor) or output.shape[-1] != eraser.dim:
-        got = f"rows of width {output.shape[-1]}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ValueError(f"the output of {eraser.site!r} is {got}, its eraser is for rows of width {eraser.dim}")
-    return output
-
-
-@torch.no_grad()
-def _run(module: nn.Module, rows: Tensor) -> Any:
-    with evaluating(module):
-        return module(rows)
 
 
 def _file_name(site: str) -> str:

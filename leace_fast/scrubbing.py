@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from .buffer import Buffer
 from .checkpoint import Checkpoint, Digest, fingerprint
 from .eraser import Eraser
 from .labels import MASK, BatchLabels, decoder_sites
-from .methods import METHODS
+from .methods import moments_method
 from .moments import Moments
 from .progress import Track, progress_bars
 from .replay import Batch, Replay, Stop
@@ -316,10 +315,4 @@ def _own(labels: BatchLabels) -> Tensor | None:
 def _method(method: str | Method) -> Method:
     if callable(method):
         return method
-    if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        raise ValueError(
-            f"unknown method {method!r}, expected one of {', '.join(METHODS)}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
-    return METHODS[method]
+    return moments_method(method)

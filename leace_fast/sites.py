@@ -10,17 +10,21 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-Callback = Callable[[str, Tensor], "Tensor | None"]
+from .subtypes import put_on, take_off, wears
 
+Callback = Callable[[str, Tensor], "Tensor | None"]
+Act = Callable[[Any], Any]  # from the output of a module to what takes its place
+
+LAYER = "hooked"  # of modules with acts: see `subtypes`
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 
 
@@ -118,23 +122,32 @@ def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> It
     [1.0, 1.0, 1.0, 1.0]
     """
     modules = submodules(model, [site if isinstance(site, str) else site.name for site in sites])
-    entries = [(module, (name, callback)) for name, module in modules.items()]
-    try:
-        forget_compiled()
-        for module, entry in entries:
-            if module not in _taps:
-                _taps[module] = ([], module.register_forward_hook(_run_taps, prepend=True))
-            _taps[module][0].append(entry)
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(add_act(module, _Checked(name, callback)))
         yield
-    finally:
-        for module, entry in entries:
-            callbacks, handle = _taps.get(module, ([], None))
-            # by identity: an equal entry of another tap must stay
-            callbacks[:] = [other for other in callbacks if other is not entry]
-            if handle is not None and not callbacks:
-                handle.remove()
-                del _taps[module]
-        forget_compiled()
+
+
+def add_act(module: nn.Module, act: Act) -> Callable[[], None]:
+    """Let `act(output)` take the place of each output of a module from now on; returns what ends that.
+
+    The acts of a module follow each other in the order in which they were added, before any other hook.
+    """
+    acts = acts_of(module) or _Acts(module)
+    acts.entries = (*acts.entries, act)
+
+    def end() -> None:
+        # by identity: an equal act of another owner must stay
+        acts.entries = tuple(entry for entry in acts.entries if entry is not act)
+        if not acts.entries:
+            acts.remove()
+
+    return end
+
+
+def acts_of(module: nn.Module) -> _Acts | None:
+    """The acts that were added to a module, if any."""
+    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _Acts)), None)
 
 
 def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -175,34 +188,69 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
 
 
-# one hook a module runs all its taps, in the order in which they were entered
-_taps: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, Callback]], Any]] = WeakKeyDictionary()
+class _Acts:
+    """The one hook of a module that runs all its acts; meanwhile the module has a type of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = ref(module)
+        self.entries: tuple[Act, ...] = ()
+        self.handle = module.register_forward_hook(self, prepend=True)
+        try:
+            put_on(module, LAYER)
+        except TypeError:
+            forget_compiled()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.module() is not module:
+            raise RuntimeError(
+                "this module was copied while erasers or recordings were attached; copy it outside of them"
+            )
+        for act in self.entries:
+            output = act(output)
+        return output
+
+    def __reduce__(self) -> Any:
+        return _Copied, ()
+
+    def remove(self) -> None:
+        self.handle.remove()
+        if (module := self.module()) is not None and not take_off(module, LAYER):
+            forget_compiled()
+
+
+class _Copied(_Acts):
+    """What copies of a module get: whoever copied an erased module would believe the copy to be erased."""
+
+    def __init__(self) -> None:
+        self.module = lambda: None  # type: ignore[assignment]
+
+
+class _Checked:
+    """The act of a tap: what came and what goes on are checked."""
+
+    def __init__(self, name: str, callback: Callback) -> None:
+        self.name, self.callback = name, callback
+
+    def __call__(self, output: Any) -> Any:
+        if not is_hidden(output):
+            raise ValueError(f"the output of {self.name!r} is {_describe(output)}, expected one float tensor")
+        changed = self.callback(self.name, output)
+        if changed is None:
+            return output
+        if not isinstance(changed, Tensor) or changed.shape != output.shape or changed.dtype != output.dtype:
+            raise ValueError(f"the output of {self.name!r}, {_describe(output)}, cannot become {_describe(changed)}")
+        return changed
 
 
 def tapped(model: nn.Module) -> bool:
-    """Whether a tap is in force anywhere in the model."""
-    return any(module in _taps for module in model.modules())
+    """Whether erasers or recordings are attached anywhere in the model, by hooks or inside its norms."""
+    return any(wears(module) for module in model.modules())
 
 
 def forget_compiled() -> None:
     """Have torch compile again: code compiled before a hook came or went does not look for it."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-
-
-def _run_taps(module: nn.Module, args: Any, output: Any) -> Any:
-    if module not in _taps:
-        raise RuntimeError("this module was copied while erasers or recordings were attached; copy it outside of them")
-    for name, callback in tuple(_taps[module][0]):
-        if not is_hidden(output):
-            raise ValueError(f"the output of {name!r} is {_describe(output)}, expected one float tensor")
-        changed = callback(name, output)
-        if changed is None:
-            continue
-        if not isinstance(changed, Tensor) or changed.shape != output.shape or changed.dtype != output.dtype:
-            raise ValueError(f"the output of {name!r}, {_describe(output)}, cannot become {_describe(changed)}")
-        output = changed
-    return output
 
 
 class _Trace:

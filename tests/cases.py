@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from leace_fast import Eraser, Moments, leace, mean_projection, orth, random_subspace
+from leace_fast import (
+    Eraser,
+    Moments,
+    ace,
+    alf_qleace,
+    difference_in_means,
+    inlp,
+    leace,
+    mean_projection,
+    orth,
+    random_subspace,
+    splince,
+    switch,
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,30 @@ class Method:
     """One way of making an eraser, and what it promises."""
 
     name: str
-    fit: Callable[[Moments], Eraser]
+    fit: Callable[..., Eraser]
     complete: bool = True  # erases all of the concept
-    affine: bool = True  # keeps the mean
+    affine: bool = True  # has an offset
+    keeps_mean: bool = True  # if it has one
     optimal: bool = False  # changes x least among all maps of its kind that erase the concept
     rescales: bool = True  # a rescaled x gives the rescaled eraser
     rotates: bool = False  # a rotated x gives the rotated eraser
     targets: bool = True  # takes real-valued targets too
+    idempotent: bool = True
+    ranked: bool = True  # the rank is at most that of the concept
+    needs_task: bool = False  # fit takes the moments of a task too
+    options: dict[str, Any] = field(default_factory=dict)  # of the moments
+
+    def on(self, data: Data, x: Tensor | None = None) -> Eraser:
+        """Return the eraser of a data set, or of other rows with the same labels."""
+        moments = data.moments(x, **self.options)
+        return self.fit(moments, data.task(x)) if self.needs_task else self.fit(moments)
+
+    def suits(self, data: Data) -> bool:
+        """Tell whether the method is made for a data set."""
+        if not self.targets and "num_classes" not in data.options:
+            return False
+        # A task of its own needs a dimension beside those of the concept.
+        return not self.needs_task or data.dim > 2 * data.options.get("num_classes", data.options.get("target_dim", 0))
 
     def __str__(self) -> str:
         return self.name
@@ -102,6 +132,24 @@ METHODS = [
     Method("orth", orth, rescales=False, rotates=True),
     Method("orth, rank 1", lambda m: orth(m, rank=1), complete=False, rescales=False),
     Method("mean projection", mean_projection, affine=False, rescales=False, rotates=True, targets=False),
+    Method("difference in means", difference_in_means, complete=False, affine=False, rescales=False, targets=False),
+    Method("ace", ace, keeps_mean=False, rescales=False, rotates=True, targets=False),
+    Method("switch to 0", lambda m: switch(m, to=0, shrinkage=False), keeps_mean=False, rotates=True, targets=False),
+    Method("inlp", inlp, complete=False, rescales=False, ranked=False),
+    Method(
+        "splince",
+        lambda m, task: splince(m, task, shrinkage=False, max_cost_ratio=math.inf),
+        needs_task=True,
+    ),
+    Method(
+        "alf-qleace",
+        alf_qleace,
+        rescales=False,
+        targets=False,
+        idempotent=False,
+        ranked=False,
+        options={"per_class": True},
+    ),
     Method("random", lambda m: random_subspace(m, 1), complete=False, rescales=False),
 ]
 
@@ -128,9 +176,21 @@ class Data:
     def new(self) -> Moments:
         return Moments(self.dim, **self.options)
 
-    def moments(self, x: Tensor | None = None) -> Moments:
+    def moments(self, x: Tensor | None = None, **options: Any) -> Moments:
         """Return the moments of the rows, or of other rows with the same labels."""
-        return self.new().update(self.x if x is None else x, self.y, mask=self.mask, weight=self.weight)
+        x = self.x if x is None else x
+        return Moments(self.dim, **self.options, **options).update(x, self.y, mask=self.mask, weight=self.weight)
+
+    def task(self, x: Tensor | None = None) -> Moments:
+        """Return the moments of the same rows with a task of one target, which depends on the rows as they are."""
+        generator = torch.Generator().manual_seed(99)
+        unit = (self.x.double() - self.x.double().mean(0)) / (self.x.double().std(0) + 1e-300)
+        reader = torch.randn(self.dim, 1, generator=generator, dtype=torch.float64)
+        target = unit @ reader + torch.randn(len(self.x), 1, generator=generator, dtype=torch.float64)
+        kept = (self.y != -100) if "num_classes" in self.options else torch.ones(len(self.x), dtype=torch.bool)
+        kept = kept if self.mask is None else kept & self.mask
+        x = self.x if x is None else x
+        return Moments(self.dim, target_dim=1).update(x, target, mask=kept, weight=self.weight)
 
     def to(self, dtype: torch.dtype) -> Data:
         return Data(self.x.to(dtype), self.y, self.options, self.rank, self.mask, self.weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Before torch is imported: on a busy machine its threads wait for each other, ten times longer than they work here.
@@ -13,3 +14,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fast")
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the compiled kernels, and again as where they are absent."""
+    from leace_fast import ops
+    from leace_fast._extension import Extension
+
+    if request.param == "torch":
+        monkeypatch.setattr(ops, "EXTENSION", Extension(False, "switched off by a test"))
+    elif not ops.EXTENSION.present:
+        pytest.skip(f"extension: {ops.EXTENSION.reason}")
+    return request.param

@@ -113,6 +113,10 @@ MISTAKES = {
     "one class": (("fit", "model", "--data", "one.jsonl"), "only the class 'a'"),
     "one text of a class": (("fit", "model", "--data", "few.jsonl"), "class 'b' has 1 distinct text"),
     "no such method": (("fit", "acts.safetensors", "--method", "magic"), "unknown method 'magic'"),
+    "method that needs labels": (
+        ("fit", "acts.safetensors", "--method", "oracle"),
+        "the method 'oracle' needs the labels where it is applied: call it in Python, or use one of leace, orth",
+    ),
     "no such site": (
         ("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind", "--sites", "model.layers.7.norm"),
         "model.layers.7.norm",

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/features.h"
-#include "../project.h"
+#include "leace_fast.h"
 
 #ifndef LEACE_FAST_FLAGS
 #define LEACE_FAST_FLAGS ""
@@ -23,7 +23,7 @@ py::dict build_info() {
   info["compiler"] = "unknown";
 #endif
   info["flags"] = LEACE_FAST_FLAGS;
-  info["instruction_set"] = leace_fast::cpu::instruction_set();
+  info["instruction_set"] = leace_fast_instruction_set();
   return info;
 }
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..eraser import Eraser
+from ._ace import ace
+from ._alf_qleace import alf_qleace
+from ._difference_in_means import difference_in_means, fixed_direction
+from ._inlp import inlp
 from ._leace import leace
 from ._mean_projection import mean_projection
+from ._oracle import oracle
 from ._orth import orth
+from ._quadratic import mimic, quadratic, quadratic_editor
 from ._random import random_subspace
+from ._splince import splince
+from ._switch import switch
 
 
 class Method(NamedTuple):
@@ -31,6 +40,16 @@ METHODS: dict[str, Method] = {
     "leace": Method(leace),
     "orth": Method(orth),
     "mean_projection": Method(mean_projection),
+    "difference_in_means": Method(difference_in_means),
+    "inlp": Method(inlp),
+    "ace": Method(ace),
+    "switch": Method(switch),
+    "splince": Method(splince, "the moments of a task to keep"),
+    "alf_qleace": Method(alf_qleace, "class covariances, Moments(per_class=True)"),
+    "oracle": Method(oracle, "the labels where it is applied"),
+    "quadratic": Method(quadratic, "class covariances, and the labels where it is applied"),
+    "quadratic_editor": Method(quadratic_editor, "class covariances, and the labels where it is applied"),
+    "mimic": Method(mimic, "class covariances, and the labels where it is applied"),
 }
 
 
@@ -44,7 +63,9 @@ def moments_method(name: str) -> Callable[..., Eraser]:
     True
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}{meant}")
     method = METHODS[name]
     if method.needs:
         enough = ", ".join(one for one in METHODS if not METHODS[one].needs)
@@ -52,4 +73,23 @@ def moments_method(name: str) -> Callable[..., Eraser]:
     return method.fit
 
 
-__all__ = ["METHODS", "Method", "leace", "mean_projection", "moments_method", "orth", "random_subspace"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ace",
+    "alf_qleace",
+    "difference_in_means",
+    "fixed_direction",
+    "inlp",
+    "leace",
+    "mean_projection",
+    "mimic",
+    "moments_method",
+    "oracle",
+    "orth",
+    "quadratic",
+    "quadratic_editor",
+    "random_subspace",
+    "splince",
+    "switch",
+]

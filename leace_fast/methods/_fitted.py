@@ -9,6 +9,7 @@ from torch import Tensor
 from ..eraser import Eraser
 from ..moments import Moments
 from ..report import Report
+from ._whitening import Whitening
 
 
 def check_rank(rank: int | None) -> None:
@@ -32,7 +33,7 @@ def check_class(moments: Moments, name: str, value: object) -> int:
 def warn_of(not_erased: list[str]) -> None:
     """Warn the caller's caller of what was not erased."""
     if not_erased:
-        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=4)
+        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=3)
 
 
 def mean_squared_change(moments: Moments, left: Tensor, right: Tensor, mean: Tensor | None) -> float:
@@ -51,8 +52,19 @@ def fitted(
     *,
     not_erased: list[str] | None = None,
     concepts: tuple[str, ...] = (),
+    white: Whitening | None = None,
 ) -> Eraser:
-    """Return the eraser of these factors with a report on the rows of some moments."""
+    """Return the eraser of these factors with a report on the rows of some moments, and on how they were whitened."""
+    whitened = (
+        {}
+        if white is None
+        else {
+            "ridge": white.ridge,
+            "shrinkage": white.shrinkage,
+            "smallest_eigenvalue": white.smallest_eigenvalue,
+            "error_bound": moments.relative_error / white.smallest_eigenvalue,
+        }
+    )
     report = Report(
         method=method,
         dim=moments.dim,
@@ -61,5 +73,6 @@ def fitted(
         change=mean_squared_change(moments, left, right, mean),
         not_erased=tuple(not_erased or ()),
         concepts=concepts,
+        **whitened,
     )
     return Eraser(left, right, mean, method=method, report=report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from ..eraser import Eraser
 from ..moments import Moments
 from ..report import Report
 from ._concept import canonical_columns, concept_of, concepts_of, fullest, union_of
-from ._fitted import check_rank
+from ._fitted import check_rank, warn_of
 from ._span import described, span_of
 from ._whitening import Shrinkage, Whitening, whitening_of
 
@@ -81,13 +80,13 @@ def leace(
         basis, left = basis @ turn, left @ turn
 
     mean = main.mean
-    right = _refined(white.readers(basis), left)
+    right = refined(white.readers(basis), left)
     # A constant column is left alone without an offset too: it could serve as one, but only while it stays constant.
     whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
     # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I.
     change, ratio = float(left.square().sum()), 1.0
     if not affine:
-        right = _refined(_without_mean(basis, whitened_mean, white), left)
+        right = refined(_without_mean(basis, whitened_mean, white), left)
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
         if ratio > max_cost_ratio:
@@ -96,7 +95,7 @@ def leace(
                 f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
             )
     if incomplete:
-        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=2)
+        warn_of(not_erased)
     report = Report(
         method="leace",
         dim=main.dim,
@@ -115,7 +114,7 @@ def leace(
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
 
 
-def _refined(right: Tensor, left: Tensor) -> Tensor:
+def refined(right: Tensor, left: Tensor) -> Tensor:
     """Return `(R L)^-1 R`: what rounding left of `R L` from the identity is taken out."""
     product = right @ left
     rest = torch.eye(len(product), dtype=product.dtype, device=product.device) - product

@@ -1,0 +1,17 @@
+// The kernels for avx512.
+#include <cmath>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "rows.h"
+#include "scratch.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
+#define INSTRUCTION_SET avx512
+#define TILE_ROWS 6
+#define TILE_RANKS 4
+#define TILE_VECTORS 4
+#include "kernels.h"
+#endif

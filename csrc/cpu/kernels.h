@@ -1,0 +1,118 @@
+// The kernels of one instruction set: included, after its `#pragma GCC target`, by the file of its name, which defines
+//
+//     INSTRUCTION_SET   its name
+//     TILE_ROWS, TILE_RANKS, TILE_VECTORS   what its registers hold: rows x ranks and rows x vectors of sums
+
+#define INLINE __attribute__((always_inline)) inline
+#define INLINE_LAMBDA __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace leace_fast::cpu {
+namespace INSTRUCTION_SET {
+namespace {
+
+#include "lanes.h"
+#include "products.h"
+
+constexpr int64_t CHUNK_BYTES = 512 << 10;  // of rows that meet a segment of a factor while it is in the cache
+
+// Memory that a thread keeps: fresh pages would cost more than the work on a few rows.
+template <typename Number>
+Number* scratch(int64_t bytes) {
+  static thread_local Scratch kept;
+  return static_cast<Number*>(kept.at_least(bytes));
+}
+
+// Calls work(integer constant ROWS, first row of the block), for blocks of at most TILE_ROWS rows.
+template <typename Work>
+INLINE void blocks(int64_t begin, int64_t end, const Work& work) {
+  int64_t row = begin;
+  for (; row + TILE_ROWS <= end; row += TILE_ROWS) work(Constant<TILE_ROWS>{}, row);
+  if constexpr (TILE_ROWS > 4)
+    for (; row + 4 <= end; row += 4) work(Constant<4>{}, row);
+  if constexpr (TILE_ROWS > 2)
+    for (; row + 2 <= end; row += 2) work(Constant<2>{}, row);
+  for (; row < end; ++row) work(Constant<1>{}, row);
+}
+
+template <int ROWS, typename Row>
+INLINE void pointers(Rows<Row> rows, int64_t row, Row** to) {
+  UNROLL for (int r = 0; r < ROWS; ++r) to[r] = rows[row + r];
+}
+
+template <typename In, typename Number>
+void coordinates(Rows<const In> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+                 int64_t last, Number* out) {
+  const int64_t ranks = last - first, dim = eraser.dim;
+  auto* sums = scratch<Vector<Number>>((end - begin) * ranks * 64 + TILE_ROWS * SEGMENT * sizeof(Number));
+  auto* segment = reinterpret_cast<Number*>(sums + (end - begin) * ranks);
+  for (int64_t column = 0; column < dim; column += SEGMENT) {
+    const int64_t columns = dim - column < SEGMENT ? dim - column : SEGMENT;
+    blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
+      constexpr int ROWS = decltype(count)::value;
+      const In* from[ROWS];
+      pointers<ROWS>(x, row, from);
+      centre<ROWS>(from, eraser.mean, column, columns, segment);
+      multiply<ROWS>(segment, eraser.right + column, dim, columns, column == 0, first, last,
+                     sums + (row - begin) * ranks);
+    });
+  }
+  for (int64_t row = 0; row < end - begin; ++row) {
+    const Vector<Number>* from = sums + row * ranks;
+    Number* to = out + row * eraser.rank + first;
+    int64_t j = 0;
+    for (; j + 4 <= ranks; j += 4) sum4<Number>(from + j, to + j);
+    for (; j < ranks; ++j) to[j] = sum<Number>(from[j]);
+  }
+}
+
+template <typename In, typename Out, typename Number>
+void subtract(Rows<const In> x, Rows<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+              int64_t last, const Number* coordinates) {
+  blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
+    constexpr int ROWS = decltype(count)::value;
+    const In* from[ROWS];
+    Out* to[ROWS];
+    pointers<ROWS>(x, row, from);
+    pointers<ROWS>(y, row, to);
+    subtract_columns<ROWS>(from, to, coordinates + (row - begin) * eraser.rank, eraser.left_t, eraser.dim,
+                           eraser.rank, first, last);
+  });
+}
+
+INLINE int64_t rows_of_chunk(int64_t row_bytes) {
+  const int64_t fit = CHUNK_BYTES / row_bytes / TILE_ROWS;
+  return TILE_ROWS * (fit < 1 ? 1 : fit > 8 ? 8 : fit);
+}
+
+template <typename Row>
+void project(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Compute<Row>>& eraser) {
+  using Number = Compute<Row>;
+  const int64_t chunk = rows_of_chunk(eraser.dim * sizeof(Row));
+  static thread_local Scratch kept;
+  auto* weights = static_cast<Number*>(kept.at_least(chunk * eraser.rank * sizeof(Number)));
+  for (int64_t row = begin; row < end; row += chunk) {
+    const int64_t stop = row + chunk < end ? row + chunk : end;
+    coordinates<Row>(x, row, stop, eraser, 0, eraser.rank, weights);
+    subtract<Row, Row>(x, y, row, stop, eraser, 0, eraser.dim, weights);
+  }
+}
+
+#include "norms.h"
+
+template <typename Row>
+constexpr RowKernels<Row> row_kernels() {
+  return {&project<Row>, &coordinates<Row, Compute<Row>>, &subtract<Row, Row, Compute<Row>>, &norm<Row>};
+}
+
+}  // namespace
+}  // namespace INSTRUCTION_SET
+
+#define LEACE_FAST_JOIN(a, b) a##b
+#define LEACE_FAST_NAME(set) LEACE_FAST_JOIN(set, _kernels)
+extern const Kernels LEACE_FAST_NAME(INSTRUCTION_SET);
+const Kernels LEACE_FAST_NAME(INSTRUCTION_SET) = {
+    INSTRUCTION_SET::row_kernels<float>(), INSTRUCTION_SET::row_kernels<double>(),
+    INSTRUCTION_SET::row_kernels<bfloat16>(), INSTRUCTION_SET::row_kernels<float16>()};
+
+}  // namespace leace_fast::cpu

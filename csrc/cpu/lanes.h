@@ -1,0 +1,118 @@
+// Sixteen float32 or eight float64 numbers at a time, on any instruction set: how they are read, written and summed.
+//
+// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+
+template <typename Number>
+struct Lanes {
+  static constexpr int count = 64 / sizeof(Number);
+  typedef Number type __attribute__((vector_size(64)));
+};
+template <typename Number>
+using Vector = typename Lanes<Number>::type;
+
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t HalfBits __attribute__((vector_size(32)));
+
+template <typename To, typename From>
+INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <typename T>
+INLINE T read(const void* from) {
+  T value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+INLINE void write(T value, void* to) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+// ------------------------------------------------------------------ from the dtype of rows, and back
+
+INLINE Vector<float> load(const float* from) { return read<Vector<float>>(from); }
+INLINE Vector<double> load(const double* from) { return read<Vector<double>>(from); }
+INLINE void store(Vector<float> lanes, float* to) { write(lanes, to); }
+INLINE void store(Vector<double> lanes, double* to) { write(lanes, to); }
+
+INLINE Vector<float> load(const bfloat16* from) {
+  return bits_as<Vector<float>>(__builtin_convertvector(read<HalfBits>(from), Bits) << 16);
+}
+
+// To the nearest, ties to even; NaN stays NaN. The processor's own instruction takes subnormal numbers for zeros.
+INLINE void store(Vector<float> lanes, bfloat16* to) {
+  const Bits bits = bits_as<Bits>(lanes);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits is_nan = bits_as<Bits>((bits & 0x7fffffffu) > 0x7f800000u);
+  write(__builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), HalfBits), to);
+}
+
+#if defined(__AVX512F__)
+INLINE Vector<float> load(const float16* from) { return bits_as<Vector<float>>(_mm512_cvtph_ps(read<__m256i>(from))); }
+INLINE void store(Vector<float> lanes, float16* to) {
+  write(_mm512_cvtps_ph(bits_as<__m512>(lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), to);
+}
+#elif defined(__F16C__)
+INLINE Vector<float> load(const float16* from) {
+  const __m256 halves[2] = {_mm256_cvtph_ps(read<__m128i>(from)), _mm256_cvtph_ps(read<__m128i>(from + 8))};
+  return read<Vector<float>>(halves);
+}
+INLINE void store(Vector<float> lanes, float16* to) {
+  __m256 halves[2];
+  write(lanes, halves);
+  write(_mm256_cvtps_ph(halves[0], _MM_FROUND_TO_NEAREST_INT), to);
+  write(_mm256_cvtps_ph(halves[1], _MM_FROUND_TO_NEAREST_INT), to + 8);
+}
+#else
+INLINE Bits choose(Bits condition, Bits yes, Bits no) { return (condition & yes) | (~condition & no); }
+
+INLINE Vector<float> load(const float16* from) {
+  const Bits bits = __builtin_convertvector(read<HalfBits>(from), Bits);
+  const Bits sign = (bits & 0x8000u) << 16;
+  const Bits magnitude = (bits & 0x7fffu) << 13;                              // in place, but for the exponent's bias
+  const Bits finite = bits_as<Bits>(bits_as<Vector<float>>(magnitude) * 0x1p112f);  // exact, also from subnormals
+  const Bits special = bits_as<Bits>(magnitude >= 0x0f800000u);
+  return bits_as<Vector<float>>(choose(special, magnitude | 0x7f800000u, finite) | sign);
+}
+INLINE void store(Vector<float> lanes, float16* to) {
+  const Bits bits = bits_as<Bits>(lanes);
+  const Bits magnitude = bits & 0x7fffffffu;
+  const Bits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // The last place of 0.5f is the smallest float16, so the sum rounds there.
+  const Bits subnormal = bits_as<Bits>(bits_as<Vector<float>>(magnitude) + 0.5f) - 0x3f000000u;
+  Bits result = choose(bits_as<Bits>(magnitude < 0x38800000u), subnormal, normal);  // 2^-14
+  result = choose(bits_as<Bits>(magnitude >= 0x477ff000u), Bits{} + 0x7c00u, result);  // 65520 and more
+  result = choose(bits_as<Bits>(magnitude > 0x7f800000u), Bits{} + 0x7e00u, result);
+  write(__builtin_convertvector(result | ((bits >> 16) & 0x8000u), HalfBits), to);
+}
+#endif
+
+// The first `count` numbers; the other lanes are zero, and are not written.
+template <typename Row>
+INLINE Vector<Compute<Row>> load_part(const Row* from, int64_t count) {
+  Row part[Lanes<Compute<Row>>::count] = {};
+  __builtin_memcpy(part, from, count * sizeof(Row));
+  return load(part);
+}
+
+template <typename Row>
+INLINE void store_part(Vector<Compute<Row>> lanes, Row* to, int64_t count) {
+  Row part[Lanes<Compute<Row>>::count];
+  store(lanes, part);
+  __builtin_memcpy(to, part, count * sizeof(Row));
+}
+
+// The sum of the lanes, by halves.
+template <typename Number>
+INLINE Number sum(Vector<Number> lanes) {
+  Number parts[Lanes<Number>::count];
+  write(lanes, parts);
+  for (int width = Lanes<Number>::count / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
+}

@@ -1,0 +1,131 @@
+// The two products of an erasure, in register tiles.
+//
+// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+//
+// A coordinate, the product of a row with a row of `right`, is summed in the lanes of one vector (lane l takes the
+// columns l, l + lanes, ...), and the lanes then by halves. A column of the result is summed rank by rank. However the
+// loops around are cut, these orders stay: that is why a row has the same bits in any batch and on any thread.
+
+constexpr int64_t SEGMENT = 1024;  // columns that are centred and multiplied at a time: some rows of them stay in L1
+
+// The four sums of four vectors, in the order of `sum`.
+template <typename Number>
+INLINE void sum4(const Vector<Number>* lanes, Number* out) {
+  for (int j = 0; j < 4; ++j) out[j] = sum<Number>(lanes[j]);
+}
+
+template <>
+INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
+  const auto halves = [](Vector<float> a, Vector<float> b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  };
+  const Vector<float> ab = halves(lanes[0], lanes[1]), cd = halves(lanes[2], lanes[3]);
+  const Vector<float> fours = __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                              __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const Vector<float> twos = fours + __builtin_shufflevector(fours, fours, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
+  const Vector<float> ones = twos + __builtin_shufflevector(twos, twos, 1, 0, 1, 0, 5, 4, 5, 4, 9, 8, 9, 8, 13, 12, 13, 12);
+  out[0] = ones[0];
+  out[1] = ones[4];
+  out[2] = ones[8];
+  out[3] = ones[12];
+}
+
+// sums[r * stride + j] += rows[r] * right[j] over `columns`; from zero where `first`. The rows are padded with zeros
+// to whole vectors and SEGMENT numbers apart, the rows of `right` are `dim` apart.
+template <int ROWS, int RANKS, typename Number>
+INLINE void multiply_tile(const Number* rows, const Number* right, int64_t dim, int64_t columns, bool first,
+                          Vector<Number>* sums, int64_t stride) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  Vector<Number> tile[ROWS][RANKS];
+  UNROLL for (int r = 0; r < ROWS; ++r)
+      UNROLL for (int j = 0; j < RANKS; ++j) tile[r][j] = first ? Vector<Number>{} : sums[r * stride + j];
+  int64_t i = 0;
+  for (; i + LANES <= columns; i += LANES) {
+    Vector<Number> row[ROWS];
+    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * SEGMENT + i);
+    UNROLL for (int j = 0; j < RANKS; ++j) {
+      const Vector<Number> reader = load(right + j * dim + i);
+      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += row[r] * reader;
+    }
+  }
+  if (i < columns) {
+    UNROLL for (int j = 0; j < RANKS; ++j) {
+      const Vector<Number> reader = load_part(right + j * dim + i, columns - i);
+      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += load(rows + r * SEGMENT + i) * reader;
+    }
+  }
+  UNROLL for (int r = 0; r < ROWS; ++r)
+      UNROLL for (int j = 0; j < RANKS; ++j) sums[r * stride + j] = tile[r][j];
+}
+
+// The same for all ranks first..last; sums are (ROWS, last - first).
+template <int ROWS, typename Number>
+INLINE void multiply(const Number* rows, const Number* right, int64_t dim, int64_t columns, bool first_segment,
+                     int64_t first, int64_t last, Vector<Number>* sums) {
+  constexpr int RANKS = ROWS == 1 ? 2 * TILE_RANKS : TILE_RANKS;
+  const int64_t count = last - first;
+  int64_t j = 0;
+  for (; j + RANKS <= count; j += RANKS)
+    multiply_tile<ROWS, RANKS>(rows, right + (first + j) * dim, dim, columns, first_segment, sums + j, count);
+  for (; j < count; ++j)
+    multiply_tile<ROWS, 1>(rows, right + (first + j) * dim, dim, columns, first_segment, sums + j, count);
+}
+
+// y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers.
+template <int ROWS, int VECTORS, typename In, typename Out, typename Number>
+INLINE void subtract_tile(const In* const* x, Out* const* y, const Number* coordinates, const Number* left_t,
+                          int64_t dim, int64_t rank, int64_t i, int64_t tail) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  const bool whole = tail == LANES;
+  Vector<Number> tile[ROWS][VECTORS] = {};
+  for (int64_t j = 0; j < rank; ++j) {
+    Vector<Number> taker[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; ++v) {
+      const Number* from = left_t + j * dim + i + v * LANES;
+      taker[v] = VECTORS > 1 || whole ? load(from) : load_part(from, tail);
+    }
+    UNROLL for (int r = 0; r < ROWS; ++r)
+        UNROLL for (int v = 0; v < VECTORS; ++v) tile[r][v] += coordinates[r * rank + j] * taker[v];
+  }
+  UNROLL for (int r = 0; r < ROWS; ++r) {
+    UNROLL for (int v = 0; v < VECTORS; ++v) {
+      const In* from = x[r] + i + v * LANES;
+      Out* to = y[r] + i + v * LANES;
+      if (VECTORS > 1 || whole)
+        store(load(from) - tile[r][v], to);
+      else
+        store_part(load_part(from, tail) - tile[r][v], to, tail);
+    }
+  }
+}
+
+// The same for the columns first..last; first is a multiple of the lanes, and so is last unless it is `dim`.
+template <int ROWS, typename In, typename Out, typename Number>
+INLINE void subtract_columns(const In* const* x, Out* const* y, const Number* coordinates, const Number* left_t,
+                             int64_t dim, int64_t rank, int64_t first, int64_t last) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  constexpr int VECTORS = TILE_VECTORS;
+  int64_t i = first;
+  for (; i + VECTORS * LANES <= last; i += VECTORS * LANES)
+    subtract_tile<ROWS, VECTORS>(x, y, coordinates, left_t, dim, rank, i, LANES);
+  for (; i < last; i += LANES)
+    subtract_tile<ROWS, 1>(x, y, coordinates, left_t, dim, rank, i, last - i < LANES ? last - i : LANES);
+}
+
+// segment[r] = x[r] - mean over the columns first..first + columns, padded with zeros to whole vectors.
+template <int ROWS, typename In, typename Number>
+INLINE void centre(const In* const* x, const Number* mean, int64_t first, int64_t columns, Number* segment) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  int64_t i = 0;
+  for (; i + LANES <= columns; i += LANES) {
+    const Vector<Number> middle = mean == nullptr ? Vector<Number>{} : load(mean + first + i);
+    UNROLL for (int r = 0; r < ROWS; ++r) store(load(x[r] + first + i) - middle, segment + r * SEGMENT + i);
+  }
+  if (i < columns) {
+    const int64_t tail = columns - i;
+    const Vector<Number> middle = mean == nullptr ? Vector<Number>{} : load_part(mean + first + i, tail);
+    UNROLL for (int r = 0; r < ROWS; ++r)
+        store(load_part(x[r] + first + i, tail) - middle, segment + r * SEGMENT + i);
+  }
+}

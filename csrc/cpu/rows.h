@@ -1,0 +1,89 @@
+// What one instruction set gives: the work on some rows of one eraser.
+#pragma once
+
+#include <cstdint>
+
+namespace leace_fast::cpu {
+
+// Storage only: the bits of a number.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// The dtype that rows of a dtype are computed in.
+template <typename Row>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename Row>
+using Compute = typename ComputeOf<Row>::type;
+
+// One eraser; `mean` may be null.
+template <typename Number>
+struct Eraser {
+  const Number* left_t;  // (rank, dim)
+  const Number* right;   // (rank, dim)
+  const Number* mean;    // (dim)
+  int64_t dim;
+  int64_t rank;
+};
+
+// Rows by number: `order[i]` is the number of row i, or i itself where it is null.
+template <typename Row>
+struct Rows {
+  Row* data;
+  int64_t stride;
+  const int64_t* order;
+  Row* operator[](int64_t i) const { return data + (order == nullptr ? i : order[i]) * stride; }
+};
+
+template <typename Number>
+struct Norm {
+  bool layer;
+  const Number* weight;  // (dim), may be null
+  const Number* bias;    // (dim), may be null
+  Number eps;
+  Number weight_offset;
+};
+
+// The functions for rows of one dtype. All are serial, and each gives a row the same bits however rows, ranks and
+// columns are divided among calls.
+template <typename Row>
+struct RowKernels {
+  using Number = Compute<Row>;
+
+  // Erase rows begin..end of x into y, which may be x.
+  void (*project)(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser);
+
+  // The same in two steps, for a few rows and many threads: coordinates (end - begin, rank) of all rows in the ranks
+  // first..last; then, when all are there, the columns first..last of y.
+  void (*coordinates)(Rows<const Row> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+                      int64_t last, Number* coordinates);
+  void (*subtract)(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser,
+                   int64_t first, int64_t last, const Number* coordinates);
+
+  // summed = x + residual (or x, if residual.data is null), y = erased norm of summed; begin..end as above.
+  void (*norm)(Rows<const Row> x, Rows<const Row> residual, Rows<Row> summed, Rows<Row> y, int64_t begin, int64_t end,
+               const Norm<Number>& norm, const Eraser<Number>& eraser);
+};
+
+struct Kernels {
+  RowKernels<float> float32;
+  RowKernels<double> float64;
+  RowKernels<bfloat16> bfloat16_;
+  RowKernels<float16> float16_;
+};
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace leace_fast::cpu

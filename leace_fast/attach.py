@@ -1,0 +1,169 @@
+"""Erasers put to work in a model, by hooks or inside its norms, and the tests that they do work there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .eraser import Eraser
+from .fused import Erasure, fuse
+from .sites import add_act, evaluating, is_norm, run_example, submodules
+
+PROBE_ROWS = 8
+# Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
+PROBE_TOLERANCE = 0.01
+OUTPUT_TOLERANCE = 0.1  # of what the erasers change in the output of the model: compiled code rounds otherwise
+# In units in the last place of the rows: a fused norm rounds once, the norm and its eraser several times.
+ROUNDINGS = 2.0
+
+
+class Attachment:
+    """The erasers that act in one model until `end`.
+
+    Args:
+        model: any module.
+        erasers: by the name of their site.
+        fused: whether norms erase in the pass that norms, where that can be; other sites get a hook, and a warning.
+
+    Raises:
+        ValueError: the model lacks a site, or it has another width.
+        RuntimeError: the model would run without being erased; nothing stays attached.
+    """
+
+    def __init__(self, model: nn.Module, erasers: Mapping[str, Eraser], fused: bool = False) -> None:
+        modules = submodules(model, erasers)
+        self.erasures = {site: Erasure(eraser) for site, eraser in erasers.items()}
+        rows = {site: _probe_rows(model, module, erasers[site].dim) for site, module in modules.items()}
+        clean = {site: _probe(module, rows[site], erasers[site]) for site, module in modules.items()}
+        with ExitStack() as stack:
+            for site, module in modules.items():
+                stack.callback(_attach(module, self.erasures[site], fused))
+            for site, before in clean.items():
+                if before is not None:
+                    _test(erasers[site], before, _run(modules[site], rows[site]))
+            stack.callback(model.register_forward_hook(_Check(model, modules, self.erasures)).remove)
+            self.end = stack.pop_all().close
+
+    def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
+        """Raise RuntimeError unless `run`, on a batch, gives what the model gives with the erasers at work."""
+        got = _first(run(example) if isinstance(example, Tensor) else run(**example))
+        erased = _first(run_example(model, example))
+        try:
+            self._activate(False)
+            clean = _first(run_example(model, example))
+        finally:
+            self._activate(True)
+        got, erased, clean = got.detach().double(), erased.double(), clean.double()
+        if got.shape != erased.shape:
+            raise ValueError(f"run gave shape {tuple(got.shape)}, the model itself gives {tuple(erased.shape)}")
+        change, off = (erased - clean).norm(), (got - erased).norm()
+        if not off <= OUTPUT_TOLERANCE * change:
+            raise RuntimeError(
+                f"the model runs without being erased: what run gives is {off / change:.1%} of the erasers' effect "
+                f"away from the erased model's output, {(got - clean).norm() / change:.1%} from the clean one's: "
+                "compile, trace or capture it again with the erasers attached"
+            )
+
+    def _activate(self, active: bool) -> None:
+        for erasure in self.erasures.values():
+            erasure.active = active
+
+
+class _Check:
+    """A hook of the model: the first pass must have run every site, and every pass the modules that have erasers."""
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> None:
+        parents = {site: model.get_submodule(site.rpartition(".")[0])._modules for site in modules if site}
+        self.places = [(site, parent, site.rpartition(".")[2], modules[site]) for site, parent in parents.items()]
+        self.erasures = dict(erasures)
+        for erasure in self.erasures.values():
+            erasure.ran = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        for site, erasure in self.erasures.items():
+            if not erasure.ran:
+                raise RuntimeError(
+                    f"the model ran without being erased at {site!r}: this forward pass does not call that module "
+                    "(replaced after it was attached, skipped, or its weights are read by a fused kernel)"
+                )
+        for site, parent, name, attached in self.places:
+            if parent.get(name) is not attached:
+                raise RuntimeError(
+                    f"the model ran without being erased at {site!r}: another module has taken the place of the one "
+                    "that the eraser was attached to"
+                )
+
+
+def _attach(module: nn.Module, erasure: Erasure, fused: bool) -> Callable[[], None]:
+    if fused:
+        try:
+            return fuse(module, erasure)
+        except ValueError as reason:
+            warnings.warn(
+                f"{erasure.eraser.site!r} runs a hook, as it cannot be fused: {reason}", UserWarning, stacklevel=6
+            )
+    return add_act(module, erasure)
+
+
+def _test(eraser: Eraser, before: Tensor, after: Any) -> None:
+    """Raise RuntimeError unless `after` is what the eraser makes of `before`, and nothing of it is left to be read."""
+    wanted = eraser(before)
+    unit = ROUNDINGS * torch.finfo(before.dtype).eps
+    if before.dtype == torch.float64:  # many norms compute in float32 all the same
+        unit = torch.finfo(torch.float32).eps
+    change, off, before, wanted = (part.double() for part in (wanted - before, after - wanted, before, wanted))
+    left, right = eraser.left.to(off), eraser.right.to(off)
+    # the variances of rounding errors add up, in the rows and in what is read of them
+    noise = unit**2 * (before.square() + wanted.square())
+    read_noise = noise @ right.square().mT
+    noise = noise + read_noise @ left.square().mT
+    for error, scale, allowed in ((off, change, noise), (off @ right.mT, change @ right.mT, read_noise)):
+        error, scale = error.norm(), scale.norm()
+        if not error <= PROBE_TOLERANCE * scale + allowed.sum().sqrt():
+            raise RuntimeError(
+                f"the model would run without being erased at {eraser.site!r}: on probe rows the module's output is "
+                f"{error / scale:.1%} of the erased part away from the erased one (hooks of this module do not "
+                "run, or another one changes its output)"
+            )
+
+
+def _probe_rows(model: nn.Module, module: nn.Module, dim: int) -> Tensor:
+    like = next(module.parameters(), None)
+    like = next(model.parameters(), torch.empty(0)) if like is None else like
+    rows = torch.randn(1, PROBE_ROWS, dim, generator=torch.Generator().manual_seed(0))
+    # offloaded weights are on no device until the module runs, and take rows from the host
+    return rows.to("cpu" if like.is_meta else like.device, like.dtype)
+
+
+def _probe(module: nn.Module, rows: Tensor, eraser: Eraser) -> Tensor | None:
+    """The module's output for the rows, or None for a module that does not take rows alone, such as a layer."""
+    try:
+        output = _run(module, rows)
+    except Exception as error:
+        if is_norm(module) and isinstance(error, (RuntimeError, ValueError)):
+            width = f"rows of the eraser's width {eraser.dim}"
+            raise ValueError(f"{eraser.site!r} does not take {width}: {error}") from error
+        return None
+    if not isinstance(output, Tensor) or output.shape[-1] != eraser.dim:
+        got = f"rows of width {output.shape[-1]}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ValueError(f"the output of {eraser.site!r} is {got}, its eraser is for rows of width {eraser.dim}")
+    return output
+
+
+@torch.no_grad()
+def _run(module: nn.Module, rows: Tensor) -> Any:
+    with evaluating(module):
+        return module(rows)
+
+
+def _first(output: Any) -> Tensor:
+    """The first float tensor of what a model returned."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output
+    return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())

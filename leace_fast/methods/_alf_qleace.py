@@ -1,0 +1,79 @@
+"""ALF-QLEACE: LEACE, then the directions along which the covariances of the classes differ most; no labels needed."""
+
+from __future__ import annotations
+
+import torch
+
+from ..eraser import Eraser
+from ..moments import Moments
+from ._fitted import check_rank, fitted
+from ._leace import leace
+from ._whitening import Shrinkage
+
+
+def alf_qleace(
+    moments: Moments,
+    *,
+    target: float = 0.9,
+    max_rank: int | None = None,
+    shrinkage: Shrinkage = "auto",
+    ridge: float | None = None,
+) -> Eraser:
+    """Return the eraser of the concept's means, and of most of what its class covariances tell, without labels.
+
+    After `leace`, directions are dropped about the mean one by one: always the leading eigenvector, by magnitude, of
+    `S_j - S` for the class j whose covariance is farthest from that within all classes in the Frobenius norm, until
+    the farthest is at most `1 - target` of what it was. Class means coincide exactly; covariances only nearly so:
+    `quadratic` makes them equal, but needs labels.
+
+    Args:
+        moments: statistics of (x, labels), with `per_class=True`.
+        target: share of the largest covariance difference to erase, 0 to 1.
+        max_rank: drop at most so many directions beside those of `leace`.
+        shrinkage, ridge: as in `leace`.
+
+    Raises:
+        ValueError: no class covariances, or target or max_rank out of range; or as in `leace`.
+
+    Source: "approximate label-free quadratic LEACE" of EleutherAI's concept-erasure repository. Its published code
+        projects by `P S P` where `P S P'` is meant, for LEACE's P is oblique, and drops about the origin;
+        here covariances are means, weighted by class, and the second step keeps the mean too.
+
+    >>> y = torch.arange(4000) % 2
+    >>> x = torch.randn(4000, 5, dtype=torch.float64)
+    >>> x[:, 0] += 5 * y
+    >>> x[:, 3] *= 1 + 4 * y
+    >>> eraser = alf_qleace(Moments(5, 2, per_class=True).update(x, y))
+    >>> eraser.rank
+    2
+    """
+    check_rank(max_rank)
+    if not 0 <= target <= 1:
+        raise ValueError(f"target is {target}, expected a share from 0 to 1")
+    covariances = moments.class_covariances
+    first = leace(moments, shrinkage=shrinkage, ridge=ridge)
+    present = moments.class_weights > 0
+    shares = moments.class_weights[present] / moments.total_weight
+    projection = torch.eye(moments.dim, dtype=torch.float64, device=moments.device) - first.left @ first.right
+    differences = covariances[present] - torch.einsum("k,kij->ij", shares, covariances[present])
+    differences = projection @ differences @ projection.mT
+
+    farthest = differences.norm(dim=(1, 2))
+    before, floor = float(farthest.max()), (1 - target) * float(farthest.max())
+    dropped = projection.new_zeros(moments.dim, 0)
+    while farthest.max() > floor and dropped.shape[1] < (max_rank or moments.dim):
+        values, vectors = torch.linalg.eigh(differences[farthest.argmax()])
+        vector = vectors[:, values.abs().argmax()]
+        vector = vector - dropped @ (dropped.mT @ vector)
+        vector = vector / vector.norm()
+        dropped = torch.cat([dropped, vector[:, None]], 1)
+        # (I - v v') M (I - v v') without a product of matrices.
+        seen = differences @ vector
+        middle = seen - 0.5 * (seen @ vector)[:, None] * vector
+        differences = differences - middle[:, :, None] * vector - vector[:, None] * middle[:, None, :]
+        farthest = differences.norm(dim=(1, 2))
+
+    both = first.compose(Eraser(dropped, dropped.mT, moments.mean))
+    left = f"class covariances: {float(farthest.max()) / before if before else 0.0:.2g} of their difference is left"
+    not_erased = [*(first.report.not_erased if first.report else ()), left]
+    return fitted("alf_qleace", moments, both.left, both.right, both.mean, not_erased=not_erased)

@@ -1,0 +1,143 @@
+"""The estimators: scikit-learn's own checks, pipelines, data frames, and streams."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from leace_fast.sklearn import ESTIMATORS, LeaceTransformer
+
+
+@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
+def test_scikit_learn_s_own_checks(estimator, check) -> None:
+    check(estimator)
+
+
+def data(loader: Callable[..., Any], **options: bool) -> tuple[Any, Any]:
+    return loader(return_X_y=True, **options)
+
+
+def gap(X: np.ndarray, y: np.ndarray) -> float:
+    means = np.stack([X[y == label].mean(0) for label in np.unique(y)])
+    return float(np.abs(means - means[0]).max())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_classes_of_any_type_are_erased(estimator) -> None:
+    X, y = data(load_iris)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    erased = estimator().fit_transform(X, names)
+    assert gap(X, y) > 1
+    assert gap(erased, y) < 1e-10
+    assert_array_equal(erased, estimator().fit_transform(X, y))
+
+
+def test_numbers_are_erased_as_numbers() -> None:
+    X, y = data(load_diabetes)
+    erased = LeaceTransformer(shrinkage=False, kind="numbers").fit_transform(X, y)
+    assert LinearRegression().fit(X, y).score(X, y) > 0.5
+    assert LinearRegression().fit(erased, y).score(erased, y) < 1e-8
+    with pytest.raises(ValueError, match="kind is 'ordinal'"):
+        LeaceTransformer(kind="ordinal").fit(X, y)  # type: ignore[arg-type]
+    both = np.stack([y, X[:, 0] ** 2], 1)
+    erased = LeaceTransformer(shrinkage=False).fit(X, both).transform(X)
+    assert LinearRegression().fit(erased, both).score(erased, both) < 1e-8
+
+
+def test_a_stream_gives_the_bits_of_one_fit() -> None:
+    X, y = data(load_breast_cancer)
+    whole = LeaceTransformer().fit(X, y)
+    stream = LeaceTransformer()
+    for begin in range(0, len(X), 100):
+        stream.partial_fit(X[begin : begin + 100], y[begin : begin + 100], classes=[0, 1])
+    assert_allclose(stream.transform(X), whole.transform(X), rtol=1e-9, atol=1e-9)
+    assert stream.n_samples_seen_ == len(X)
+    again = stream.fit(X, y)
+    assert_array_equal(again.transform(X), whole.transform(X))
+
+
+def test_a_failed_call_changes_nothing() -> None:
+    X, y = data(load_iris)
+    fitted = LeaceTransformer().fit(X, y)
+    before = fitted.transform(X)
+    spoilt = X.copy()
+    spoilt[0, 0] = np.nan
+    for rows, labels, message in [(X, y + 1, "holds the class 3"), (spoilt, y, "NaN"), (X[:, :3], y, "4 features")]:
+        with pytest.raises(ValueError, match=message):
+            fitted.partial_fit(rows, labels)
+    assert fitted.n_samples_seen_ == len(X)
+    assert_array_equal(fitted.transform(X), before)
+
+
+def test_the_concept_beside_the_task_in_a_pipeline() -> None:
+    X, y = data(load_breast_cancer)
+    concept = (X[:, 9] > np.median(X[:, 9])).astype(int)
+    with sklearn.config_context(enable_metadata_routing=True):
+        eraser = LeaceTransformer().set_fit_request(concept=True)
+        pipeline = make_pipeline(StandardScaler(), eraser, LogisticRegression(max_iter=1000))
+        pipeline.fit(X, y, concept=concept)
+    erased = pipeline[:-1].transform(X)
+    assert gap(erased, concept) < 1e-8, "the concept is gone"
+    assert gap(erased, y) > 0.1 and pipeline.score(X, y) > 0.9, "and the task is not"
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        LeaceTransformer().fit(X)
+
+
+def test_an_inverse_exists_where_something_is_kept() -> None:
+    X, y = data(load_iris)
+    for strength in (0.0, 0.5, 2.0, -1.0):
+        transformer = LeaceTransformer(strength=strength).fit(X, y)
+        assert_allclose(transformer.inverse_transform(transformer.transform(X)), X, atol=1e-10)
+    assert not hasattr(LeaceTransformer().fit(X, y), "inverse_transform")
+
+
+def test_options_reach_the_method() -> None:
+    X, y = data(load_iris)
+    assert LeaceTransformer(rank=1).fit(X, y).eraser_.rank == 1
+    report = LeaceTransformer(shrinkage=0.5).fit(X, y).eraser_.report
+    assert report is not None and report.shrinkage == 0.5
+    assert_allclose(LeaceTransformer().fit_transform(X, y).mean(0), X.mean(0))
+
+
+def test_data_frames_keep_their_names() -> None:
+    pandas = pytest.importorskip("pandas")
+    X, y = data(load_iris, as_frame=True)
+    fitted = LeaceTransformer().set_output(transform="pandas").fit(X, y)
+    erased: Any = fitted.transform(X)
+    assert isinstance(erased, pandas.DataFrame)
+    assert list(erased.columns) == list(X.columns) == list(fitted.get_feature_names_out())
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({name: X[name].to_numpy() for name in X.columns})
+    erased = LeaceTransformer().set_output(transform="polars").fit(frame, y).transform(frame)
+    assert isinstance(erased, polars.DataFrame) and erased.columns == list(X.columns)
+
+
+def test_float32_stays_float32_and_a_pickle_goes_on() -> None:
+    X, y = data(load_iris)
+    fitted = LeaceTransformer().fit(X.astype(np.float32), y)
+    assert fitted.transform(X.astype(np.float32)).dtype == np.float32
+    twin = pickle.loads(pickle.dumps(fitted))
+    assert_array_equal(twin.partial_fit(X, y).transform(X), fitted.partial_fit(X, y).transform(X))
+
+
+def test_beside_the_correlation_remover_of_fairlearn() -> None:
+    preprocessing = pytest.importorskip("fairlearn.preprocessing")
+    X, _ = data(load_breast_cancer)
+    concept = (X[:, 0] > np.median(X[:, 0])).astype(float)
+    rest = StandardScaler().fit_transform(X[:, 1:])
+    theirs = preprocessing.CorrelationRemover(sensitive_feature_ids=[0]).fit_transform(np.c_[concept, rest])
+    mine = LeaceTransformer(shrinkage=False).fit_transform(rest, concept)
+    assert gap(theirs, concept) < 1e-8 and gap(mine, concept) < 1e-8
+    # Theirs reads the concept of each row when it transforms; ours does not need it.
+    assert ((mine - rest) ** 2).sum() < 2 * ((theirs - rest) ** 2).sum()
