@@ -10,7 +10,10 @@ from ._extension import load
 
 # What `LEVEL` may be, each faster than those before; at 0 all is plain torch.
 LEVELS = ("torch", "avx2", "avx512", "amx")
-LEVEL: int = torch.ops.leace_fast.moments_level() if load().present else 0
+# A library that was built from older sources lacks these kernels.
+LEVEL: int = (
+    torch.ops.leace_fast.moments_level() if load().present and hasattr(torch.ops.leace_fast, "moments_level") else 0
+)
 CHUNK_ROWS = 1024  # centred about their own mean and multiplied at a time
 
 
