@@ -6,6 +6,7 @@ from ._version import __version__
 from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
 from .fold import FoldReport, fold_, unfold_
+from .lora import LoraReport, export_lora
 from .methods import (
     METHODS,
     ace,
@@ -36,6 +37,7 @@ __all__ = [
     "ConditionalEraser",
     "Eraser",
     "FoldReport",
+    "LoraReport",
     "Moments",
     "Report",
     "Scrubber",
@@ -45,6 +47,7 @@ __all__ = [
     "ace",
     "alf_qleace",
     "difference_in_means",
+    "export_lora",
     "find_sites",
     "fold_",
     "fixed_direction",

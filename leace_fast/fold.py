@@ -7,7 +7,7 @@ least-squares linear map takes the eraser's place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,10 @@ def fold_(
         for p in plans:
             for reader in p.readers:
                 leak = max(leak, _fold(model, edits, p.eraser, reader))
-        difference = check_agrees(model, plans, clean, wanted, output_of(model, example))
+        written = {r.parameter for p in plans for r in p.readers}
+        difference = check_agrees(
+            {model.get_parameter(name).dtype for name in written}, clean, wanted, output_of(model, example)
+        )
     forget_compiled()
     _folded[model] = edits if keep_originals else None
     return FoldReport(
@@ -254,13 +257,12 @@ def hooked_output(model: nn.Module, plans: list[Plan], example: Mapping[str, Any
         return output_of(model, example)
 
 
-def check_agrees(model: nn.Module, plans: list[Plan], clean: Tensor, wanted: Tensor, got: Tensor) -> float:
+def check_agrees(dtypes: Iterable[torch.dtype], clean: Tensor, wanted: Tensor, got: Tensor) -> float:
     """Return how far an output is from the hooked one, relative; RuntimeError beyond what rounding explains.
 
     Half the digits of the weights: rounding grows through the layers, and a reader that was missed changes the
     first digits. It is the second guard; the first is that every operation on a site's output was seen.
     """
-    dtypes = [model.get_parameter(r.parameter).dtype for p in plans for r in p.readers]
     clean, wanted = clean.double(), wanted.double()
     # models that erasing moves far are as sensitive to rounding
     tolerance = max(math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes) * max(1, 4 * share(wanted - clean, wanted))

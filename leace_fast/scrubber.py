@@ -20,6 +20,7 @@ from .eraser import Eraser
 from .files import write_bytes
 from .fold import FoldReport, fold_, unfold_
 from .identity import Identity
+from .lora import LoraReport, export_lora
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
@@ -186,6 +187,16 @@ class Scrubber(Mapping[str, Eraser]):
     def unfold_(self, model: nn.Module) -> None:
         """Restore a folded model to the bit, as `fold.unfold_`."""
         unfold_(model)
+
+    def export_lora(
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        example: Mapping[str, Any] | Tensor | None = None,
+        **options: Any,
+    ) -> LoraReport:
+        """Write the erasers as a LoRA adapter in PEFT's format, with the options and refusals of `lora.export_lora`."""
+        return export_lora(folder, model, self, example, **{"base_model": self.model_id or None, **options})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums."""
