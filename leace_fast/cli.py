@@ -112,6 +112,64 @@ def fit(
         show(console, study, out, {"source": source, "data": str(data or source)}, repr(label), source)
 
 
+MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
+ERASERS = Annotated[Path, typer.Argument(metavar="ERASERS", help="The folder of a scrubber.")]
+OUT = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+DEVICE = Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")]
+COST = Annotated[
+    float, typer.Option(help="Most that a map without an offset may change x, over the change of the affine one.")
+]
+
+
+@app.command()
+def fold(
+    model: MODEL,
+    erasers: ERASERS,
+    out: OUT,
+    add_bias: Annotated[bool, typer.Option(help="Add biases with the flags of the config that make them.")] = False,
+    max_cost_ratio: COST = 1.1,
+    device: DEVICE = None,
+) -> None:
+    """Fold erasers into a model's weights: a model like any other, with no cost at run time."""
+    with readable_errors():
+        from ._audit.jobs import load_model
+        from .scrubber import Scrubber
+
+        if out.exists() and Path(model).exists() and out.samefile(model):
+            raise ValueError(f"{out} is the model itself: give another folder for the folded one")
+        loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
+        report = scrubber.fold_(loaded, add_bias=add_bias, max_cost_ratio=max_cost_ratio, keep_originals=False)
+        loaded.save_pretrained(out)
+        copy_tokenizer(model, out)
+        typer.echo(f"{report}\nWritten: {out}")
+
+
+@app.command()
+def export_lora(
+    model: MODEL,
+    erasers: ERASERS,
+    out: OUT,
+    lora_bias: Annotated[bool, typer.Option(help="Keep the offset in biases, which PEFT itself reads.")] = False,
+    max_cost_ratio: COST = 1.1,
+    device: DEVICE = None,
+) -> None:
+    """Write erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA."""
+    with readable_errors():
+        from ._audit.jobs import load_model
+        from .scrubber import Scrubber
+
+        loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
+        typer.echo(scrubber.export_lora(out, loaded, lora_bias=lora_bias, max_cost_ratio=max_cost_ratio))
+
+
+def copy_tokenizer(source: str, out: Path) -> None:
+    """Save the tokenizer of a model, if it has one, beside another model."""
+    from transformers import AutoTokenizer
+
+    with suppress(OSError, ValueError):
+        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Show what a user can mend as one line, with exit code 2; everything, if LEACE_FAST_DEBUG is set."""

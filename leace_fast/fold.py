@@ -53,11 +53,11 @@ class FoldReport:
 
     def __str__(self) -> str:
         count = sum(map(len, self.readers.values()))
+        kept = f"; {self.bytes_kept / 2**20:.1f} MiB kept for unfold_" if self.bytes_kept else ""
         return (
             f"folded {len(self.readers)} sites into {count} modules: the weights still read {self.leak:.1e} of the "
             f"concept's covariance, the output is {self.difference:.1e} from the hooked model's, the change of x at "
-            f"most {max(self.cost_ratio.values()):.4f} of the affine erasers'; {self.bytes_kept / 2**20:.1f} MiB kept "
-            "for unfold_"
+            f"most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
         )
 
 

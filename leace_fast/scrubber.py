@@ -182,6 +182,7 @@ class Scrubber(Mapping[str, Eraser]):
 
     def fold_(self, model: nn.Module, example: Mapping[str, Any] | Tensor | None = None, **options: Any) -> FoldReport:
         """Fold the erasers into the weights of `model`, with the options and the refusals of `fold.fold_`."""
+        self.check_model(model)
         return fold_(model, self, example, **options)
 
     def unfold_(self, model: nn.Module) -> None:
@@ -196,6 +197,7 @@ class Scrubber(Mapping[str, Eraser]):
         **options: Any,
     ) -> LoraReport:
         """Write the erasers as a LoRA adapter in PEFT's format, with the options and refusals of `lora.export_lora`."""
+        self.check_model(model)
         return export_lora(folder, model, self, example, **{"base_model": self.model_id or None, **options})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

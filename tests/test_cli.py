@@ -94,6 +94,53 @@ def test_fit_activation_shards(workplace, tmp_path, source, names):
     assert isinstance(eraser, Eraser) and (eraser.dim, eraser.rank) == (8, 1)
 
 
+@pytest.fixture(scope="module")
+def fitted(workplace):
+    arguments = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind", "--out", workplace / "fitted")
+    result = run("fit", workplace / "model", *arguments)
+    assert result.exit_code == 0, result.output
+    return workplace / "fitted" / "erasers"
+
+
+@pytest.mark.parametrize("option", ["--add-bias", "--max-cost-ratio=99"])
+def test_fold_writes_a_model_like_any_other(workplace, fitted, tmp_path, option):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = run("fold", workplace / "model", fitted, tmp_path / "out", option)
+    assert result.exit_code == 0 and "folded 4 sites into 10 modules" in result.output, result.output
+    folded, model = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "out", workplace / "model"))
+    ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "out")(texts(1)[0]["body"])["input_ids"]])
+    scrubber = Scrubber.from_pretrained(fitted)
+    if option != "--add-bias":
+        scrubber = Scrubber({site: eraser.without_offset(99) for site, eraser in scrubber.items()})
+    with torch.no_grad(), scrubber.attached(model):
+        torch.testing.assert_close(folded(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_export_lora_writes_an_adapter(workplace, fitted, tmp_path):
+    result = run("export-lora", workplace / "model", fitted, tmp_path / "out", "--lora-bias")
+    assert result.exit_code == 0, result.output
+    assert "LoRA of rank" in result.output and "covariance remains" in result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_folding_mistakes_get_one_clear_line(workplace, fitted, tmp_path):
+    post, norm = tmp_path / "post", "bert.encoder.layer.0.output.LayerNorm"
+    Scrubber({norm: Eraser(torch.eye(16)[:, :1], torch.eye(16)[:1])}).save_pretrained(post)
+    for arguments, message in [
+        (("fold", workplace / "model", fitted, workplace / "model"), "is the model itself"),
+        (
+            ("fold", workplace / "encoder", tmp_path / "post", tmp_path / "out"),
+            "'bert.encoder.layer.1.attention.output'",
+        ),
+        (("export-lora", workplace / "model", workplace / "empty", tmp_path / "out"), "scrubber.json"),
+        (("export-lora", workplace / "empty", fitted, tmp_path / "out"), "no config.json"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 2 and message in result.stderr, result.output
+        assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
 MISTAKES = {
     "no such model": (("fit", "./nowhere", "--data", "data.jsonl"), "no file or folder ./nowhere"),
     "no such shard": (("fit", "acts.npz"), "no file or folder acts.npz"),
@@ -158,4 +205,4 @@ def test_a_mistake_gets_one_clear_line(workplace, monkeypatch, mistake):
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    assert all(command in result.output for command in ("demo", "fit", "doctor"))
+    assert all(command in result.output for command in ("demo", "fit", "fold", "export-lora", "doctor"))

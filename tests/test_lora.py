@@ -131,12 +131,12 @@ def test_ranks_that_differ_and_layers_left_out(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ 16 bits
 
 
-def wide(outliers: bool = False, dim: int = 256, rank: int = 4) -> tuple[nn.Module, Tensor, Eraser]:
+def wide(outliers: bool = False, dim: int = 256, rank: int = 4) -> tuple[Any, Tensor, Eraser]:
     """A norm with columns of unlike size, its reader, rows, and a fitted eraser; outliers are large and move alike."""
     from leace_fast import Moments
 
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False)).double()
+    model: Any = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False)).double()
     x = torch.randn(6000, dim, generator=generator, dtype=torch.float64)
     y = torch.randint(0, rank + 1, (6000,), generator=generator)
     x += torch.randn(rank + 1, dim, generator=generator, dtype=torch.float64)[y]
@@ -150,10 +150,10 @@ def wide(outliers: bool = False, dim: int = 256, rank: int = 4) -> tuple[nn.Modu
     return model, x, leace(moments)
 
 
-def left_over(model: nn.Module, eraser: Eraser, folder: Path) -> float:
+def left_over(model: Any, eraser: Eraser, folder: Path) -> float:
     """The share of the concept's covariance that the merged reader still reads, by arithmetic."""
-    merged = nn.Sequential(nn.Identity(), nn.Linear(eraser.dim, eraser.dim, bias=False)).double()
-    merged.load_state_dict({"1.weight": model[1].weight.double()})  # type: ignore[index]
+    merged: Any = nn.Sequential(nn.Identity(), nn.Linear(eraser.dim, eraser.dim, bias=False)).double()
+    merged.load_state_dict({"1.weight": model[1].weight.double()})
     before = merged[1].weight.detach() @ eraser.left
     merge_(merged, folder)
     return float((merged[1].weight.detach() @ eraser.left).norm() / before.norm())
@@ -180,7 +180,7 @@ def test_r_is_split_too_where_its_rounding_costs(tmp_path: Path) -> None:
     right = torch.randn(1, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     right[:, 2] = -right[:, 0] - right[:, 1]
     with torch.no_grad():
-        model[0].bias[:3] = 1000  # type: ignore[index]
+        model[0].bias[:3] = 1000
     eraser = Eraser(right.mT / right.square().sum(), right)
     report = export_lora(tmp_path, model, {"0": eraser}, x, dtype=torch.bfloat16)
     assert report.rank == 3 and report.leak < 2e-5 and report.damage < 0.01

@@ -103,7 +103,6 @@ def study_texts(
         FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
     """
     moments_method(method)  # raises for a name that is of no use here
-    _check_source(source)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
     clock = Clock()
@@ -142,26 +141,41 @@ def _check_source(source: str) -> None:
 
 def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
     """Return (model, tokenizer, whether it predicts the next token)."""
+    model = load_model(source, device)
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{source} is an encoder-decoder: record it in Python, with leace_fast.record")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer of {source!r} cannot be loaded: {_first_line(error)}") from error
+    model.config.use_cache = False
+    return model, tokenizer, any(name.endswith(CAUSAL) for name in model.config.architectures or ())
+
+
+def load_model(source: str, device: str | None = None) -> Any:
+    """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named."""
+    _check_source(source)
     try:
         import transformers
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     except ImportError as error:
         raise ImportError("models need transformers: pip install 'leace-fast[hf]'") from error
     try:
         config = AutoConfig.from_pretrained(source)
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
-        if config.is_encoder_decoder:
-            raise ValueError(f"{source} is an encoder-decoder: record it in Python, with leace_fast.record")
-        tokenizer = AutoTokenizer.from_pretrained(source)
         # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
         saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
         model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype="auto")
     except (OSError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"the model {source!r} cannot be loaded: {first}") from error
-    model.config.use_cache = False
+        raise ValueError(f"the model {source!r} cannot be loaded: {_first_line(error)}") from error
     model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
-    return model.eval(), tokenizer, causal
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _window_length(config: Any, tokenizer: Any) -> int:
