@@ -105,6 +105,7 @@ def study_texts(
     moments_method(method)  # raises for a name that is of no use here
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
+    _check_source(source)
     clock = Clock()
     with clock.stage("load"):
         fit, held_out = split_texts(read_texts(data, text, label), HELD_OUT)
