@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .eraser import Eraser
 from .fused import Erasure, fuse
-from .sites import add_act, evaluating, is_norm, run_example, submodules
+from .sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
@@ -39,7 +39,9 @@ class Attachment:
         modules = submodules(model, erasers)
         self.erasures = {site: Erasure(eraser) for site, eraser in erasers.items()}
         rows = {site: _probe_rows(model, module, erasers[site].dim) for site, module in modules.items()}
-        clean = {site: _probe(module, rows[site], erasers[site]) for site, module in modules.items()}
+        # what holds other sites is changed by their erasers too: its own cannot be told from these on probe rows
+        alone = {site for site in erasers if not any(other.startswith(f"{site}.") for other in erasers)}
+        clean = {s: _probe(module, rows[s], erasers[s]) if s in alone else None for s, module in modules.items()}
         with ExitStack() as stack:
             for site, module in modules.items():
                 stack.callback(_attach(module, self.erasures[site], fused))
@@ -158,7 +160,7 @@ def _probe(module: nn.Module, rows: Tensor, eraser: Eraser) -> Tensor | None:
 @torch.no_grad()
 def _run(module: nn.Module, rows: Tensor) -> Any:
     with evaluating(module):
-        return module(rows)
+        return hidden_of(module(rows))
 
 
 def _first(output: Any) -> Tensor:

@@ -110,6 +110,7 @@ class _Job:
         self.model, self.fit, self.track, self.folder, self.facts = model, fit, track, checkpoint, facts
         self.given = num_classes
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.concepts: list[str] = []
         self.options: dict[str, dict[str, Any]] = {}  # of the Moments, by concept
         self.decoder: set[str] = set()
 
@@ -129,26 +130,29 @@ class _Job:
             real = isinstance(labels, Tensor) and labels.is_floating_point()
             try:
                 made[name] = BatchLabels(labels, batch, labels.shape[-1] if real else None, name)
-                if self.options:
-                    options = self.options.get(name)
-                    if options is None:
-                        raise ValueError(f"an unknown concept {name!r}, earlier batches have {', '.join(self.options)}")
-                    Moments(1, **options).update(torch.zeros(*made[name].lead, 1), labels.cpu(), mask=_own(made[name]))
+                if name in self.options:
+                    rows = torch.zeros(*made[name].lead, 1)
+                    Moments(1, **self.options[name]).update(rows, labels.cpu(), mask=_own(made[name]))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"in batch {index}: {error}") from None
-        if self.options and set(made) != set(self.options):
-            raise ValueError(f"batch {index} has the concepts {', '.join(made)}, expected {', '.join(self.options)}")
+        self.concepts = self.concepts or list(made)
+        if set(made) != set(self.concepts):
+            raise ValueError(f"batch {index} has the concepts {', '.join(made)}, expected {', '.join(self.concepts)}")
         return made
 
     def count_classes(self, all_labels: Iterable[Mapping[str, BatchLabels]]) -> None:
         """Learn the kind of each concept, and refuse classes that never occur."""
         seen: dict[str, set[int]] = {}
-        for labels in all_labels:
+        for index, labels in enumerate(all_labels):
             for name, each in labels.items():
                 if each.axes:
                     self.options[name] = {"target_dim": each.labels.shape[-1]}
-                else:
-                    seen.setdefault(name, set()).update(each.used.unique().tolist())
+                    continue
+                classes, count = each.used.unique().tolist(), self._given(name)
+                if wrong := [label for label in classes if label < 0 or (count and label >= count)]:
+                    wanted = f"0 to {count - 1}" if count else "0 or more"
+                    raise ValueError(f"in batch {index}: {name} holds the class {wrong[0]}, expected {wanted}")
+                seen.setdefault(name, set()).update(classes)
         for name, classes in seen.items():
             count = self._given(name) or max(classes, default=-1) + 1
             refuse_absent(name, count, classes)

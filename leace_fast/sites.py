@@ -19,6 +19,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from .places import GROUPS, find_places
 from .subtypes import put_on, take_off, wears
 
 Callback = Callable[[str, Tensor], "Tensor | None"]
@@ -50,8 +51,8 @@ def find_sites(
         model: any module; it is run once, in evaluation mode and without gradients, and left as it was.
         example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped.
         sites: "norms" (every norm whose output a linear layer of the layer stack reads: the inputs of attention
-            and MLP), a module's name, a pattern such as "model.layers.*.mlp" ("*" also crosses dots), or several
-            of these.
+            and MLP), "residual" (the layers' outputs), "attention_out" or "mlp_out" (what these add to it), a
+            module's name, a pattern such as "model.layers.*.mlp" ("*" also crosses dots), or several of these.
 
     Raises:
         ValueError: a name or pattern that no module has (the nearest names are offered), a module that runs more
@@ -63,7 +64,10 @@ def find_sites(
     """
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
-        raise ValueError(f'sites must be "norms", module names or patterns, got {sites!r}')
+        raise ValueError(f'sites must be "norms", {", ".join(GROUPS)}, module names or patterns, got {sites!r}')
+    for group in [name for name in wanted if name in GROUPS]:
+        wanted.remove(group)
+        wanted += find_places(model, group, lambda: run_example(model, example))
     names = {module: name for name, module in model.named_modules()}
     for name in wanted:
         if name != "norms" and not any(name == known or fnmatchcase(known, name) for known in names.values()):
@@ -205,9 +209,12 @@ class _Acts:
             raise RuntimeError(
                 "this module was copied while erasers or recordings were attached; copy it outside of them"
             )
+        hidden = hidden_of(output)
         for act in self.entries:
-            output = act(output)
-        return output
+            hidden = act(hidden)
+        if hidden is hidden_of(output):
+            return output
+        return (hidden, *output[1:]) if type(output) is tuple else hidden
 
     def __reduce__(self) -> Any:
         return _Copied, ()
@@ -282,6 +289,7 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
         if not kept(module):
             return
         trace.calls[name] = trace.calls.get(name, 0) + 1
+        output = hidden_of(output)
         if not is_hidden(output):
             trace.refused[name] = f"its output is {_describe(output)}, expected one float tensor"
             return
@@ -310,6 +318,11 @@ def is_norm(module: nn.Module) -> bool:
 def is_hidden(output: Any) -> bool:
     """Whether an output is one float tensor of rows."""
     return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+
+
+def hidden_of(output: Any) -> Any:
+    """The hidden states in the output of a module: the output itself, or the first item of a tuple."""
+    return output[0] if type(output) is tuple and output and is_hidden(output[0]) else output
 
 
 def _is_reader(module: nn.Module, width: int) -> bool:

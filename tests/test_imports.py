@@ -35,6 +35,7 @@ FLOORS = {
     "subtypes": 4,
     "sites": 4,
     "fused": 4,
+    "places": 4,
     "record": 4,
     "buffer": 4,
     "labels": 4,

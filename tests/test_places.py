@@ -1,0 +1,78 @@
+"""Places that are asked for by what they are."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from torch import nn
+
+from leace_fast.places import GROUPS, find_places
+from leace_fast.sites import find_sites, submodules
+
+# of each layer: what it is called, and what attention and MLP end in
+EXPECTED = {
+    "llama": ("model.layers.{}", "self_attn.o_proj", "mlp"),
+    "phi": ("model.layers.{}", "self_attn.dense", "mlp"),
+    "gpt_neox": ("gpt_neox.layers.{}", "attention.dense", "mlp"),
+    "gpt2": ("transformer.h.{}", "attn.c_proj", "mlp"),
+    "opt": ("model.decoder.layers.{}", "self_attn.out_proj", "fc2"),
+    "falcon": ("transformer.h.{}", "self_attention.dense", "mlp"),
+    "mixtral": ("model.layers.{}", "self_attn.o_proj", "mlp"),
+    "bert": ("bert.encoder.layer.{}", "attention.output.dense", "output.dense"),
+    "vit": ("layers.{}", "attention.o_proj", "mlp"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_places_of_known_layers(name):
+    model, batch = models.build(name), models.batch(name)
+    layer, attention, mlp = EXPECTED[name]
+    wanted = {"residual": "", "attention_out": f".{attention}", "mlp_out": f".{mlp}"}
+    for group in GROUPS:
+        found = find_places(model, group, lambda: model(**batch))
+        assert found == [layer.format(i) + wanted[group] for i in range(2)]
+
+
+def test_an_encoder_decoder_has_two_stacks_and_two_attentions():
+    model, batch = models.build("t5"), models.batch("t5")
+    layers = ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]
+    assert find_places(model, "residual", lambda: model(**batch)) == layers
+    found = find_places(model, "attention_out", lambda: model(**batch))
+    assert len(found) == 6 and sum("EncDec" in name for name in found) == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt_neox"])
+def test_what_attention_and_mlp_add_is_the_change_of_the_stream(name):
+    """With both erased to nothing, a layer hands on its input; BERT's norm acts on it all the same."""
+    model, batch = models.build(name), models.batch(name)
+    places = [find_places(model, group, lambda: model(**batch))[0] for group in ("attention_out", "mlp_out")]
+    (layer,) = find_places(model, "residual", lambda: model(**batch))[:1]
+    seen = {}
+    hooks = [m.register_forward_hook(lambda m, a, y: y * 0) for m in submodules(model, places).values()]
+    hooks.append(submodules(model, [layer])[layer].register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y)))
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    x, y = seen["x"], seen["y"]
+    if name == "bert":
+        x = model.bert.encoder.layer[0].output.LayerNorm(model.bert.encoder.layer[0].attention.output.LayerNorm(x))
+    assert torch.allclose(x, y)
+
+
+def test_groups_and_names_together():
+    model, batch = models.build("llama"), models.batch("llama")
+    found = [site.name for site in find_sites(model, batch, ["mlp_out", "model.norm", "residual"])]
+    assert found == [
+        *("model.layers.0.mlp", "model.layers.0", "model.layers.1.mlp", "model.layers.1"),
+        "model.norm",
+    ]
+
+
+def test_a_model_without_layers():
+    with pytest.raises(ValueError, match="needs layers, and this Linear has none"):
+        find_sites(nn.Linear(4, 4), torch.ones(2, 4), "residual")
+    bare = nn.Sequential(nn.Sequential(nn.LayerNorm(4)), nn.Sequential(nn.LayerNorm(4)))
+    with pytest.raises(ValueError, match="has a linear layer that is mlp_out"):
+        find_sites(bare, torch.ones(2, 4), "mlp_out")
