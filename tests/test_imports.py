@@ -30,6 +30,7 @@ FLOORS = {
     "report": 3,
     "eraser": 3,
     "conditional": 3,
+    "quantiles": 3,
     "methods": 3,
     "table": 3,
     "subtypes": 4,
@@ -64,7 +65,7 @@ FLOORS = {
     "__main__": 7,
 }
 # What a plain `import leace_fast` must not bring along.
-HEAVY = ["transformers", "triton", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "typer"]
+HEAVY = ["transformers", "triton", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "typer", "datasketches"]
 
 
 def module_name(path: Path) -> str:

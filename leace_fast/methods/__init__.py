@@ -16,7 +16,9 @@ from ._mean_projection import mean_projection
 from ._oracle import oracle
 from ._orth import orth
 from ._quadratic import mimic, quadratic, quadratic_editor
+from ._quantiles import median, normalize_quantiles, swap
 from ._random import random_subspace
+from ._rlace import rlace
 from ._splince import splince
 from ._switch import switch
 
@@ -49,6 +51,10 @@ METHODS: dict[str, Method] = {
     "oracle": Method(oracle, "the labels where it is applied"),
     "quadratic": Method(quadratic, "class covariances, and the labels where it is applied"),
     "quadratic_editor": Method(quadratic_editor, "class covariances, and the labels where it is applied"),
+    "rlace": Method(rlace, "passes over the rows"),
+    "median": Method(median, "passes over the rows"),
+    "swap": Method(swap, "passes over the rows, and the labels where it is applied"),
+    "normalize_quantiles": Method(normalize_quantiles, "passes over the rows, and the labels where it is applied"),
     "mimic": Method(mimic, "class covariances, and the labels where it is applied"),
 }
 
@@ -83,13 +89,17 @@ __all__ = [
     "inlp",
     "leace",
     "mean_projection",
+    "median",
     "mimic",
     "moments_method",
+    "normalize_quantiles",
     "oracle",
     "orth",
     "quadratic",
     "quadratic_editor",
     "random_subspace",
+    "rlace",
     "splince",
+    "swap",
     "switch",
 ]

@@ -13,11 +13,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Summary:
-    """What one pass tells: rows of each class (k,), mean and standard deviation of each column (d,), float64."""
+    """What one pass tells, in float64.
+
+    Attributes:
+        counts: (k,) rows of each class.
+        mean: (d,) of all rows.
+        deviation: (d,) of each column.
+        class_means: (k, d), NaN for a class without rows.
+    """
 
     counts: Tensor
     mean: Tensor
     deviation: Tensor
+    class_means: Tensor
 
     @property
     def rows(self) -> int:
@@ -75,17 +83,23 @@ class RowStream:
         Raises:
             ValueError: no rows, or rows of one class only.
         """
-        counts, mean, square, total = torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0), 0
+        counts, shift, sums, squares = torch.zeros(0, dtype=torch.int64), None, torch.zeros(0), torch.zeros(0)
         for x, y in self:
-            found = torch.bincount(y, minlength=len(counts)).cpu()
-            found[: len(counts)] += counts
-            counts, total = found, total + len(x)
-            if total == len(x):
-                mean, square = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-            # Chan, Golub and LeVeque's update: about the means, so that an offset costs no digit.
-            own = x.mean(0)
-            square = square + (x - own).square().sum(0) + (own - mean).square() * (len(x) * (total - len(x)) / total)
-            mean = mean + (own - mean) * (len(x) / total)
+            if shift is None:
+                # About a point near the rows, so that an offset costs no digit.
+                shift = x.mean(0)
+                sums, squares = x.new_zeros(0, x.shape[1]), torch.zeros_like(shift)
+            missing = int(y.max()) + 1 - len(counts)
+            if missing > 0:
+                counts = torch.cat([counts, counts.new_zeros(missing)])
+                sums = torch.cat([sums, sums.new_zeros(missing, sums.shape[1])])
+            counts += torch.bincount(y, minlength=len(counts)).cpu()
+            sums.index_add_(0, y, x - shift)
+            squares += (x - shift).square().sum(0)
+        total = int(counts.sum())
         if int((counts > 0).sum()) < 2:
             raise ValueError(f"{total} rows of {int((counts > 0).sum())} classes, expected rows of two or more")
-        return Summary(counts, mean, (square / total).sqrt())
+        assert shift is not None
+        mean = sums.sum(0) / total
+        deviation = (squares / total - mean.square()).clamp_min(0).sqrt()
+        return Summary(counts, shift + mean, deviation, shift + sums / counts[:, None].to(sums))

@@ -1,0 +1,176 @@
+"""R-LACE: the projection of a given rank against which the best linear classifier does worst, by a game on the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..eraser import Eraser
+from ..report import Report
+from ._fitted import check_rank
+from ._row_stream import RowStream, Summary
+
+MOMENTUM = (0.9, 0.999)  # of Adam
+TINY_WEIGHT = 1e-6  # eigenvalues of the relaxed projection below it are dropped
+
+
+def rlace(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    rank: int = 1,
+    *,
+    steps: int = 2000,
+    classifier_rate: float = 0.02,
+    projection_rate: float = 0.05,
+) -> Eraser:
+    """Return the orthogonal projection about the mean, of a given rank, that makes the best logistic classifier worst.
+
+    `max over P, min over (W, b) of the logistic loss of ((I - P)(x - mean)) W' + b`, P in the Fantope (eigenvalues from
+    0 to 1 that sum to at most the rank), by alternating gradient steps on one batch each. P is kept as `V diag(w) V'`:
+    a step adds a matrix of rank 2k, so that the projection onto the Fantope takes the eigenvectors of a small core.
+    At the end the mean of P over the last half of the steps is rounded to its leading eigenvectors.
+
+    It has no closed form and no guarantee. From `rank` = classes - 1 on its optimum is that of `orth`, which has both.
+
+    Args:
+        batches: (x, y) with integer labels, -100 for rows to leave out; gone over again and again.
+        rank: dimension of what is dropped.
+        steps: batches used in all.
+        classifier_rate: step of the classifier (Adam), in units of the rows' overall deviation.
+        projection_rate: first step of the projection, as a share of its largest eigenvalue; it falls as 1/sqrt.
+
+    Raises:
+        TypeError: batches can be gone over once only, or hold no tensors.
+        ValueError: rank or another option is out of range, or there are rows of one class only.
+
+    Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1.
+
+    >>> y = torch.arange(2000) % 2
+    >>> x = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
+    >>> x[:, 2] += 4 * y
+    >>> eraser = rlace(list(zip(x.split(250), y.split(250))), steps=400)
+    >>> bool(eraser.left[2].abs() > 0.98)
+    True
+    """
+    check_rank(rank)
+    for name, value in (("classifier_rate", classifier_rate), ("projection_rate", projection_rate)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value}, expected a number above 0")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"steps is {steps!r}, expected an integer of at least 2")
+    rows = RowStream(batches)
+    summary = rows.summary()
+    dim = len(summary.mean)
+    if rank > dim:
+        raise ValueError(f"rank is {rank}, expected at most the width {dim}")
+    scale = float(summary.deviation.square().mean().sqrt())
+    classes = (summary.counts > 0).nonzero().flatten()
+    position = torch.full((len(summary.counts),), -1).scatter(0, classes, torch.arange(len(classes)))
+
+    projection = average = LowRank.zero(dim, summary.mean)
+    classifier = _Classifier(summary, classes, classifier_rate)
+    for step, (x, y) in zip(range(steps), _again(rows), strict=False):
+        x = (x - summary.mean) / scale
+        labels = position.to(y.device)[y]
+        gradient, weight = classifier.step(projection.off(x), labels), classifier.weight
+        reach = x.mT @ gradient  # (d, k): the gradient by P is -(reach W + its transpose) / 2
+        rate = projection_rate / (1 + step / 50) ** 0.5
+        projection = projection.ascended(reach, weight, rate).onto_fantope(rank)
+        if step >= steps // 2:
+            average = average.mixed(projection, 1 / (step - steps // 2 + 1), 4 * rank + 2 * len(classes))
+    basis = average.basis[:, :rank]
+    if basis.shape[1] < rank:
+        raise ValueError(f"the game found {basis.shape[1]} directions to drop, {rank} were asked for: ask for fewer")
+    change = sum(float(((x - summary.mean) @ basis).square().sum()) for x, _ in rows) / summary.rows
+    report = Report("rlace", dim, rank, summary.rows, change, not_erased=("a game on the rows gives no guarantee",))
+    return Eraser(basis, basis.mT, summary.mean, method="rlace", report=report)
+
+
+def _again(rows: RowStream) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from rows
+
+
+class _Classifier:
+    """A logistic regression with one row of weights a class, trained by Adam."""
+
+    def __init__(self, summary: Summary, classes: Tensor, rate: float) -> None:
+        self.rate, self.steps = rate, 0
+        self.weight = summary.mean.new_zeros(len(classes), len(summary.mean))
+        self.bias = (summary.counts[classes] / summary.rows).log().to(self.weight)
+        self._first, self._second = (self.weight.new_zeros(len(classes), len(summary.mean) + 1) for _ in range(2))
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Take a step on one batch and return the gradient of the mean loss by the logits before it (n, k)."""
+        shares = torch.softmax(x @ self.weight.mT + self.bias, 1)
+        gradient = (shares - torch.nn.functional.one_hot(labels, len(self.bias))) / len(x)
+        slope = torch.cat([gradient.mT @ x, gradient.sum(0)[:, None]], 1)
+        self.steps += 1
+        self._first.lerp_(slope, 1 - MOMENTUM[0])
+        self._second.lerp_(slope.square(), 1 - MOMENTUM[1])
+        first, second = self._first / (1 - MOMENTUM[0] ** self.steps), self._second / (1 - MOMENTUM[1] ** self.steps)
+        move = self.rate * first / (second.sqrt() + 1e-12)
+        self.weight, self.bias = self.weight - move[:, :-1], self.bias - move[:, -1]
+        return gradient
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A symmetric matrix `V diag(w) V'`: basis V (d, r) orthonormal, weights w (r,) in falling order."""
+
+    basis: Tensor
+    weights: Tensor
+
+    @classmethod
+    def zero(cls, dim: int, like: Tensor) -> LowRank:
+        """Return the matrix of nothing."""
+        return cls(like.new_zeros(dim, 0), like.new_zeros(0))
+
+    @classmethod
+    def of(cls, columns: Tensor, core: Tensor) -> LowRank:
+        """Return `columns core columns'` (d, m), (m, m) symmetric, by the eigenvectors of a matrix of size m."""
+        orthonormal, triangle = torch.linalg.qr(columns)
+        values, vectors = torch.linalg.eigh(triangle @ core @ triangle.mT)
+        return cls(orthonormal @ vectors.flip(1), values.flip(0))
+
+    def off(self, x: Tensor) -> Tensor:
+        """Return `x (I - V diag(w) V')`."""
+        return x - ((x @ self.basis) * self.weights) @ self.basis.mT
+
+    def ascended(self, reach: Tensor, weight: Tensor, rate: float) -> LowRank:
+        """Return the matrix less `reach weight` made symmetric, as long as `rate`."""
+        k = reach.shape[1]
+        length = torch.linalg.matrix_norm(torch.linalg.qr(reach)[1] @ torch.linalg.qr(weight.mT)[1].mT)
+        pull = -0.5 * rate / float(length) if length > 0 else 0.0
+        core = torch.block_diag(self.weights.diag(), reach.new_zeros(2 * k, 2 * k))
+        r = len(self.weights)
+        eye = pull * torch.eye(k, dtype=reach.dtype, device=reach.device)
+        core[r : r + k, r + k :], core[r + k :, r : r + k] = eye, eye
+        return LowRank.of(torch.cat([self.basis, reach, weight.mT], 1), core)
+
+    def onto_fantope(self, rank: int) -> LowRank:
+        """Return the nearest matrix with eigenvalues from 0 to 1 whose sum is at most `rank`.
+
+        Directions with no weight stay without: the bound on the sum is one from above, so that none has to be filled.
+        """
+        weights = self.weights.clamp(0, 1)
+        if float(weights.sum()) > rank:
+            low, high = 0.0, float(self.weights.max())
+            for _ in range(60):  # bisection, to the last bit
+                middle = (low + high) / 2
+                if float((self.weights - middle).clamp(0, 1).sum()) > rank:
+                    low = middle
+                else:
+                    high = middle
+            weights = (self.weights - high).clamp(0, 1)
+        kept = weights > TINY_WEIGHT
+        return LowRank(self.basis[:, kept], weights[kept])
+
+    def mixed(self, other: LowRank, share: float, most: int) -> LowRank:
+        """Return the mean of two, of which `other` counts for a share, cut to its `most` leading directions."""
+        columns = torch.cat([self.basis, other.basis], 1)
+        core = torch.block_diag(((1 - share) * self.weights).diag(), (share * other.weights).diag())
+        mixed = LowRank.of(columns, core)
+        return LowRank(mixed.basis[:, :most], mixed.weights[:most])
