@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "features.h"
+#include "scratch.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define LEACE_FAST_X86 1
@@ -17,7 +17,7 @@
 #include <unistd.h>
 #endif
 
-namespace leace_fast::cpu {
+namespace leace_fast::moments {
 namespace {
 
 constexpr int64_t WIDTH = 32;  // columns of a panel, and both sides of a tile of the product
@@ -47,24 +47,20 @@ struct Centring {
   const double *rest, *negative_rest, *mean, *weighted_mean;
 };
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
+template <typename To, typename From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
 
-// Memory that a thread keeps between calls: fresh pages cost more than the sums that go into them.
-void* workspace(size_t bytes) {
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local size_t size = 0;
-  if (bytes > size) {
-    memory.reset();
-    size = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(4096, size));
-    if (memory == nullptr) {
-      size = 0;
-      throw std::bad_alloc();
-    }
-  }
-  return memory.get();
+// Branch-free, so that loops over them vectorise.
+inline float widen(float x) { return x; }
+inline float widen(bfloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
+inline float widen(float16 x) {  // a finite number
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;  // in place, but for the bias of the exponent
+  return bits_as<float>(bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f) | uint32_t(x.bits & 0x8000u) << 16);
 }
 
 #ifdef LEACE_FAST_X86
@@ -97,9 +93,9 @@ namespace amx {
 
 Level find_level() {
 #ifdef LEACE_FAST_X86
-  if (has_instruction_set("amx") && amx::permitted()) return Level::AMX;
-  if (has_instruction_set("avx512")) return Level::AVX512;
-  if (has_instruction_set("avx2")) return Level::AVX2;
+  if (cpu::has_instruction_set("amx") && amx::permitted()) return Level::AMX;
+  if (cpu::has_instruction_set("avx512")) return Level::AVX512;
+  if (cpu::has_instruction_set("avx2")) return Level::AVX2;
 #endif
   return Level::NONE;
 }
@@ -132,7 +128,7 @@ bool in_range(double squares, double mean) {
 
 }  // namespace
 
-Level moments_level() {
+Level best_level() {
   static const Level level = find_level();
   return level;
 }
@@ -193,7 +189,8 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
   const bool amx = level == Level::AMX;
   const int64_t depth = std::min(sizeof(Row) == 4 || !amx ? DEPTH_FLOAT : DEPTH_SHORT, rows.count);
   const int64_t bytes = amx ? 2 * 2 * amx::Layout(depth).form : depth * WIDTH * int64_t(sizeof(float));
-  auto* packed = static_cast<char*>(workspace(panels * bytes));
+  static thread_local cpu::Scratch kept;  // fresh pages cost more than the sums that go into them
+  auto* packed = static_cast<char*>(kept.at_least(panels * bytes));
   std::vector<int> parts(panels);
   const std::vector<Tile> tiles = lower_tiles(dim);
   const Centring centring{rest, negative_rest, mean, weighted_mean};
@@ -257,4 +254,4 @@ LEACE_FAST_INSTANTIATE(float)
 LEACE_FAST_INSTANTIATE(bfloat16)
 LEACE_FAST_INSTANTIATE(float16)
 
-}  // namespace leace_fast::cpu
+}  // namespace leace_fast::moments

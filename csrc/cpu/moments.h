@@ -6,13 +6,16 @@
 #include <cstdint>
 #include <functional>
 
-#include "number_formats.h"
+#include "rows.h"
 
-namespace leace_fast::cpu {
+namespace leace_fast::moments {
+
+using cpu::bfloat16;
+using cpu::float16;
 
 // The kernels that a machine can run, each faster than those before.
 enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
-Level moments_level();
+Level best_level();
 
 // Calls work(begin, end) for ranges that cover 0..count, on any threads; an item costs about `cost` operations.
 using Work = std::function<void(int64_t begin, int64_t end)>;
@@ -47,4 +50,4 @@ template <typename Row>
 bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
                        int64_t second_stride, Level level, const Parallel& parallel);
 
-}  // namespace leace_fast::cpu
+}  // namespace leace_fast::moments

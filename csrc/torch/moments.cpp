@@ -12,14 +12,14 @@
 
 namespace {
 
-using leace_fast::cpu::Level;
+using leace_fast::moments::Level;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Handing work to another thread costs some microseconds: give it at least this many operations.
 constexpr int64_t WORK_PER_THREAD = 1 << 17;
 
-void parallel(int64_t count, int64_t cost, const leace_fast::cpu::Work& work) {
+void parallel(int64_t count, int64_t cost, const leace_fast::moments::Work& work) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, WORK_PER_THREAD / std::max<int64_t>(cost, 1)), work);
 }
 
@@ -32,15 +32,15 @@ auto with_rows(const Tensor& x, const std::optional<Tensor>& weight, const Funct
   STD_TORCH_CHECK(x.dim() == 2 && (x.stride(1) == 1 || x.size(1) == 1), "expected rows (n, d), each contiguous");
   const double* weights = weight.has_value() ? doubles(*weight) : nullptr;
   const auto rows = [&]<typename Row>(const Row* data) {
-    return function(leace_fast::cpu::Rows<Row>{data, x.size(0), x.size(1), x.stride(0), weights});
+    return function(leace_fast::moments::Rows<Row>{data, x.size(0), x.size(1), x.stride(0), weights});
   };
   switch (x.scalar_type()) {
     case ScalarType::Float:
       return rows(static_cast<const float*>(x.const_data_ptr()));
     case ScalarType::BFloat16:
-      return rows(static_cast<const leace_fast::bfloat16*>(x.const_data_ptr()));
+      return rows(static_cast<const leace_fast::cpu::bfloat16*>(x.const_data_ptr()));
     case ScalarType::Half:
-      return rows(static_cast<const leace_fast::float16*>(x.const_data_ptr()));
+      return rows(static_cast<const leace_fast::cpu::float16*>(x.const_data_ptr()));
     default:
       STD_TORCH_CHECK(false, "rows must be float32, bfloat16 or float16");
   }
@@ -53,7 +53,7 @@ bool all_finite(const Tensor& x) {
       auto part = rows;
       part.x += begin * rows.stride;
       part.count = end - begin;
-      if (!leace_fast::cpu::all_finite(part)) finite = false;
+      if (!leace_fast::moments::all_finite(part)) finite = false;
     });
     return finite.load();
   });
@@ -61,11 +61,11 @@ bool all_finite(const Tensor& x) {
 
 void add_class_sums(Tensor sums, Tensor totals, Tensor squares, const Tensor& x, const Tensor& labels,
                     const std::optional<Tensor>& weight, const Tensor& shift, int64_t chunk, int64_t level) {
-  const leace_fast::cpu::ColumnSums chunks{mutable_doubles(totals), mutable_doubles(squares)};
+  const leace_fast::moments::ColumnSums chunks{mutable_doubles(totals), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
     constexpr int64_t UNIT = 64;  // columns: a cache line of any dtype, so that no two threads write the same one
     parallel((rows.dim + UNIT - 1) / UNIT, rows.count * UNIT / 2, [&](int64_t begin, int64_t end) {
-      leace_fast::cpu::add_class_sums(rows, static_cast<const int64_t*>(labels.const_data_ptr()), doubles(shift),
+      leace_fast::moments::add_class_sums(rows, static_cast<const int64_t*>(labels.const_data_ptr()), doubles(shift),
                                       mutable_doubles(sums), chunk, chunks, begin * UNIT,
                                       std::min(end * UNIT, rows.dim), Level(level));
     });
@@ -75,12 +75,12 @@ void add_class_sums(Tensor sums, Tensor totals, Tensor squares, const Tensor& x,
 bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& shift,
                        Tensor total, Tensor squares, int64_t level) {
   return with_rows(x, weight, [&](const auto& rows) {
-    return leace_fast::cpu::add_second_moment(rows, doubles(shift), {mutable_doubles(total), mutable_doubles(squares)},
+    return leace_fast::moments::add_second_moment(rows, doubles(shift), {mutable_doubles(total), mutable_doubles(squares)},
                                               mutable_doubles(second), second.stride(0), Level(level), parallel);
   });
 }
 
-int64_t moments_level() { return int64_t(leace_fast::cpu::moments_level()); }
+int64_t moments_level() { return int64_t(leace_fast::moments::best_level()); }
 
 }  // namespace
 
