@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._version import __version__
 from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
+from .evaluate import Evaluation, evaluate, random_like
 from .fold import FoldReport, fold_, unfold_
 from .lora import LoraReport, export_lora
 from .methods import (
@@ -41,6 +42,7 @@ __all__ = [
     "METHODS",
     "ConditionalEraser",
     "Eraser",
+    "Evaluation",
     "FoldReport",
     "LoraReport",
     "Moments",
@@ -54,6 +56,7 @@ __all__ = [
     "alf_qleace",
     "difference_in_means",
     "export_lora",
+    "evaluate",
     "find_sites",
     "fixed_direction",
     "fold_",
@@ -67,6 +70,7 @@ __all__ = [
     "orth",
     "quadratic",
     "quadratic_editor",
+    "random_like",
     "random_subspace",
     "record",
     "rlace",
