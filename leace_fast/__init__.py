@@ -34,6 +34,7 @@ from .moments import Moments
 from .quantiles import QuantileNormalizer
 from .record import record
 from .report import Report
+from .residual import fold_residual_
 from .scrubber import Scrubber
 from .scrubbing import scrub
 from .sites import Site, find_sites, tap
@@ -60,6 +61,7 @@ __all__ = [
     "find_sites",
     "fixed_direction",
     "fold_",
+    "fold_residual_",
     "inlp",
     "leace",
     "mean_projection",

@@ -61,7 +61,8 @@ class FoldReport:
         )
 
 
-_folded: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
+# what was there before, for each folded model; None where it was not kept
+FOLDED: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
 
 
 def fold_(
@@ -98,7 +99,7 @@ def fold_(
     ([0.0, 0.0], {'0': ('1',)})
     >>> unfold_(model)
     """
-    if any(module in _folded for module in model.modules()):
+    if any(module in FOLDED for module in model.modules()):
         raise ValueError("this model is folded already: unfold_ it first")
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
@@ -116,7 +117,7 @@ def fold_(
             {model.get_parameter(name).dtype for name in written}, clean, wanted, output_of(model, example)
         )
     forget_compiled()
-    _folded[model] = edits if keep_originals else None
+    FOLDED[model] = edits if keep_originals else None
     return FoldReport(
         readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
         cost_ratio={p.site: p.cost_ratio for p in plans},
@@ -132,15 +133,15 @@ def unfold_(model: nn.Module) -> None:
     Raises:
         ValueError: the model is not folded, was changed since, or was folded with `keep_originals=False`.
     """
-    if model not in _folded:
+    if model not in FOLDED:
         raise ValueError("this model is not folded (a copy or a loaded model does not know its original weights)")
-    edits = _folded[model]
+    edits = FOLDED[model]
     if edits is None:
         raise ValueError("this model was folded with keep_originals=False: load it again")
     edits.check_unchanged(model)
     edits.undo(model)
     forget_compiled()
-    del _folded[model]
+    del FOLDED[model]
 
 
 def plan(

@@ -104,7 +104,7 @@ class _Trace(TorchDispatchMode):
         self.weights: dict[int, list[tuple[str, Tensor]]] = {}  # memory -> weights, or copies of them, that lie in it
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and parameter.numel():
-                self.weights.setdefault(_memory(parameter), []).append((name, parameter))
+                self.weights.setdefault(memory_of(parameter), []).append((name, parameter))
         self.kept: list[Tensor] = []  # alive, lest their memory be given to others
         self.stack = [""]
 
@@ -121,7 +121,7 @@ class _Trace(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        for site in {self.rows[_memory(t)][0] for t in _tensors(output) if _memory(t) in self.rows}:
+        for site in {self.rows[memory_of(t)][0] for t in tensors_in(output) if memory_of(t) in self.rows}:
             self.others[site].append("the output of the model")
         counts = [site for site, _ in self.rows.values()]
         for site in self.others:
@@ -144,37 +144,37 @@ class _Trace(TorchDispatchMode):
             raise ValueError(f"the output of {site!r} is a {type(output).__name__}, expected one float tensor")
         if any(site == other for other, _ in self.rows.values()):
             raise ValueError(f"{site!r} ran more than once in one forward pass: choose sites that run once")
-        if not _whole_rows(output, -1, output.shape[-1]):
+        if not whole_rows(output, -1, output.shape[-1]):
             self.others[site].append(f"{site!r}, whose output does not lie in memory row by row")
-        if _memory(output) in self.rows:
-            self.others[site].append(f"{self.rows[_memory(output)][0]!r}, a site whose output is the same tensor")
+        if memory_of(output) in self.rows:
+            self.others[site].append(f"{self.rows[memory_of(output)][0]!r}, a site whose output is the same tensor")
         self._keep(output, (site, output.shape[-1]))
 
     def _keep(self, rows: Tensor, owner: tuple[str, int]) -> None:
         self.kept.append(rows)
-        self.rows[_memory(rows)] = owner
+        self.rows[memory_of(rows)] = owner
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        inputs = _tensors((args, kwargs))
-        rows = [tensor for tensor in inputs if _memory(tensor) in self.rows]
+        inputs = tensors_in((args, kwargs))
+        rows = [tensor for tensor in inputs if memory_of(tensor) in self.rows]
         weights = [tensor for tensor in inputs if self._weight(tensor)]
         if not rows and not weights:
             return output
         name = func.overloadpacket.__name__
-        outputs = _tensors(output)
-        same_memory = {_memory(tensor) for tensor in inputs}
-        is_view = outputs and not func._schema.is_mutable and {_memory(t) for t in outputs} <= same_memory
+        outputs = tensors_in(output)
+        same_memory = {memory_of(tensor) for tensor in inputs}
+        is_view = outputs and not func._schema.is_mutable and {memory_of(t) for t in outputs} <= same_memory
         if is_view or name in NO_VALUES:
             return output
-        if name in COPIES and not _mixes(name, args) and self._copy(rows, weights, inputs, outputs[0]):
+        if name in COPIES and not mixes(name, args) and self._copy(rows, weights, inputs, outputs[0]):
             return output
         read = self._product(name, args) if rows else None
         for tensor in rows:
             if tensor is not read:
-                self.others[self.rows[_memory(tensor)][0]].append(f"{self.stack[-1] or 'the model'!r} by {name}")
+                self.others[self.rows[memory_of(tensor)][0]].append(f"{self.stack[-1] or 'the model'!r} by {name}")
         for tensor in weights:
-            user = self.rows[_memory(read)][0] if read is not None else f"{self.stack[-1] or 'the model'!r} by {name}"
+            user = self.rows[memory_of(read)][0] if read is not None else f"{self.stack[-1] or 'the model'!r} by {name}"
             self.uses.setdefault(self._weight(tensor)[0], set()).add(user)  # type: ignore[index]
         return output
 
@@ -182,16 +182,16 @@ class _Trace(TorchDispatchMode):
         """Whether the output holds whole rows of one site, or whole matrices of one weight; both are followed."""
         floating = [tensor for tensor in inputs if tensor.is_floating_point()]
         if rows and len(rows) == len(floating):
-            site, width = self.rows[_memory(rows[0])]
-            whole = all(_whole_rows(tensor, -1, width) for tensor in (*rows, output))
-            if whole and {self.rows[_memory(tensor)][0] for tensor in rows} == {site}:
+            site, width = self.rows[memory_of(rows[0])]
+            whole = all(whole_rows(tensor, -1, width) for tensor in (*rows, output))
+            if whole and {self.rows[memory_of(tensor)][0] for tensor in rows} == {site}:
                 self._keep(output, (site, width))
                 return True
         if len(weights) == len(floating) == 1:
             name, base = self._weight(weights[0])  # type: ignore[misc]
             if output.ndim >= 2 and output.shape[-2:] == base.shape[-2:] == weights[0].shape[-2:]:
                 self.kept.append(output)
-                self.weights.setdefault(_memory(output), []).append((name, output))
+                self.weights.setdefault(memory_of(output), []).append((name, output))
                 return True
         return False
 
@@ -203,12 +203,12 @@ class _Trace(TorchDispatchMode):
         sides = (args[one], one_axis), (args[two], two_axis)
         for (x, x_axis), (weight, axis) in (sides, sides[::-1]):
             found = self._weight(weight)
-            if _memory(x) not in self.rows or found is None:
+            if memory_of(x) not in self.rows or found is None:
                 continue
-            site, width = self.rows[_memory(x)]
+            site, width = self.rows[memory_of(x)]
             base = found[1]
             along = [a for a in (-1, -2) if (base.shape[a], base.stride(a)) == (width, weight.stride(axis))]
-            if _whole_rows(x, x_axis, width) and weight.shape[axis] == width and along:
+            if whole_rows(x, x_axis, width) and weight.shape[axis] == width and along:
                 # of a tied weight the name in the module that runs
                 names = [n for n in self.aliases if self.aliases[n] == found[0]]
                 here = [n for n in names if n.rpartition(".")[0] == self.stack[-1]]
@@ -218,7 +218,7 @@ class _Trace(TorchDispatchMode):
 
     def _weight(self, tensor: Tensor) -> tuple[str, Tensor] | None:
         """The name of the parameter that a tensor is a part of, and the parameter or its copy."""
-        for name, base in self.weights.get(_memory(tensor), ()):
+        for name, base in self.weights.get(memory_of(tensor), ()):
             if 0 <= tensor.storage_offset() - base.storage_offset() < max(base.numel(), 1):
                 return name, base
         return None
@@ -254,7 +254,7 @@ class _Siblings:
         return found
 
 
-def _whole_rows(tensor: Tensor, axis: int, width: int) -> bool:
+def whole_rows(tensor: Tensor, axis: int, width: int) -> bool:
     """Whether a view cuts its memory into whole rows of a width that run along an axis."""
     if tensor.ndim < -axis or tensor.shape[axis] != width or (width > 1 and tensor.stride(axis) != 1):
         return False
@@ -262,18 +262,20 @@ def _whole_rows(tensor: Tensor, axis: int, width: int) -> bool:
     return tensor.storage_offset() % width == 0 and all(tensor.stride(i) % width == 0 for i in others)
 
 
-def _mixes(name: str, args: Any) -> bool:
+def mixes(name: str, args: Any) -> bool:
     """Whether a copy picks along the last axis, and so may hold the columns in another order."""
     if name == "index":
         return len(args[1]) == args[0].ndim and args[1][-1] is not None
     return name == "index_select" and args[1] % args[0].ndim == args[0].ndim - 1
 
 
-def _memory(tensor: Any) -> int:
+def memory_of(tensor: Any) -> int:
+    """What tensors that share their memory have in common; -1 for what has none."""
     if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel():
         return -1
     return tensor.untyped_storage().data_ptr()
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors in nested values."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

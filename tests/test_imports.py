@@ -48,6 +48,7 @@ FLOORS = {
     "edits": 4,
     "fold": 4,
     "lora": 4,
+    "residual": 4,
     "attach": 5,
     "scrubber": 5,
     "scrubbing": 5,
