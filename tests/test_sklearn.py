@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,38 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from leace_fast.sklearn import ESTIMATORS, LeaceTransformer
+import leace_fast.sklearn as estimators
+from leace_fast.sklearn import (
+    AceTransformer,
+    DifferenceInMeansTransformer,
+    InlpTransformer,
+    LeaceTransformer,
+    MeanProjectionTransformer,
+    OrthTransformer,
+    RlaceTransformer,
+    SplinceTransformer,
+    SwitchTransformer,
+)
+
+COMPLETE = [
+    LeaceTransformer,
+    OrthTransformer,
+    MeanProjectionTransformer,
+    AceTransformer,
+    SwitchTransformer,
+    SplinceTransformer,
+]
+PARTIAL = [DifferenceInMeansTransformer, InlpTransformer, RlaceTransformer]
+QUICK: dict[type, dict[str, Any]] = {RlaceTransformer: {"steps": 60}}
 
 
-@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
+@parametrize_with_checks([estimator(**QUICK.get(estimator, {})) for estimator in (*COMPLETE, *PARTIAL)])
 def test_scikit_learn_s_own_checks(estimator, check) -> None:
     check(estimator)
+
+
+def test_every_estimator_is_tested() -> None:
+    assert sorted(estimator.__name__ for estimator in (*COMPLETE, *PARTIAL)) == estimators.__all__
 
 
 def data(loader: Callable[..., Any], **options: bool) -> tuple[Any, Any]:
@@ -33,7 +61,7 @@ def gap(X: np.ndarray, y: np.ndarray) -> float:
     return float(np.abs(means - means[0]).max())
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", COMPLETE)
 def test_classes_of_any_type_are_erased(estimator) -> None:
     X, y = data(load_iris)
     names = np.array(["setosa", "versicolor", "virginica"])[y]
@@ -41,6 +69,44 @@ def test_classes_of_any_type_are_erased(estimator) -> None:
     assert gap(X, y) > 1
     assert gap(erased, y) < 1e-10
     assert_array_equal(erased, estimator().fit_transform(X, y))
+
+
+@pytest.mark.parametrize("estimator", PARTIAL)
+def test_methods_without_a_guarantee_leave_less(estimator) -> None:
+    X, y = data(load_breast_cancer)
+    X = (X - X.mean(0)) / X.std(0)
+    erased = estimator().fit_transform(X, y)
+    before, after = (LogisticRegression(max_iter=200).fit(rows, y).score(rows, y) for rows in (X, erased))
+    assert before > 0.98
+    assert after < 0.95
+    if estimator is InlpTransformer:
+        assert gap(erased, y) < 0.1
+
+
+def test_a_task_is_kept() -> None:
+    X, _ = data(load_breast_cancer)
+    X = StandardScaler().fit_transform(X)
+    task, concept = X[:, 5], (X[:, 5] + X[:, 9] > 0).astype(int)
+    aim = task - task.mean()
+    kept = SplinceTransformer().fit(X, concept, task=task).transform(X)
+    assert gap(kept, concept) < 1e-6
+    assert_allclose(aim @ kept, aim @ X, atol=1e-6)
+    assert abs(aim @ LeaceTransformer().fit_transform(X, concept) - aim @ X).max() > 1
+    other_way = SplinceTransformer(task_kind="numbers").fit(X, task, concept=concept).transform(X)
+    assert_array_equal(kept, other_way)
+    with pytest.raises(ValueError, match="expected two of them"):
+        SplinceTransformer().fit(X, task, concept=concept, task=task)
+
+
+def test_classes_move_where_they_are_sent() -> None:
+    X, y = data(load_breast_cancer)
+    means = [X[y == label].mean(0) for label in (0, 1)]
+    assert_allclose(AceTransformer(reference=1).fit_transform(X, y).mean(0), means[1], rtol=1)
+    reflect = SwitchTransformer(to=None).fit(X, y)
+    assert_allclose(reflect.transform(X)[y == 0].mean(0), means[1], rtol=1e-6)
+    assert_allclose(reflect.inverse_transform(reflect.transform(X)), X, rtol=1e-6, atol=1e-6)
+    assert not hasattr(SwitchTransformer(to=0), "inverse_transform")
+    assert_allclose(SwitchTransformer(to=0).fit_transform(X, y)[y == 1].mean(0), means[0], rtol=1e-6)
 
 
 def test_numbers_are_erased_as_numbers() -> None:
@@ -141,3 +207,12 @@ def test_beside_the_correlation_remover_of_fairlearn() -> None:
     assert gap(theirs, concept) < 1e-8 and gap(mine, concept) < 1e-8
     # Theirs reads the concept of each row when it transforms; ours does not need it.
     assert ((mine - rest) ** 2).sum() < 2 * ((theirs - rest) ** 2).sum()
+
+
+def test_the_example_of_the_page_prints_what_it_says(capsys) -> None:
+    page = Path(__file__).parents[1] / "docs" / "scikit-learn.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    with sklearn.config_context():
+        exec(compile(code, page.name, "exec"), {})
+    said = re.findall(r"# ([\d.]+)", code)
+    assert re.findall(r": ([\d.]+)", capsys.readouterr().out) == said and len(said) == 2

@@ -1,0 +1,167 @@
+"""What the transformers share: checks, labels of any type, streams, and scikit-learn's protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
+from torch import Tensor
+
+from ..eraser import Eraser
+from ..moments import Moments
+
+Kind = Literal["auto", "classes", "numbers"]
+DTYPES = [np.float64, np.float32]
+
+
+class Concept(NamedTuple):
+    """The labels or numbers that are to be taken out.
+
+    Attributes:
+        targets: (n,) int64 codes of the classes, or (n,) or (n, t) float64 numbers.
+        classes: the classes, sorted, or None for numbers.
+    """
+
+    targets: NDArray[Any]
+    classes: NDArray[Any] | None
+
+    def moments(self, dim: int) -> Moments:
+        """Return empty statistics of rows of a width with these targets."""
+        if self.classes is not None:
+            return Moments(dim, len(self.classes))
+        return Moments(dim, target_dim=1 if self.targets.ndim == 1 else self.targets.shape[1])
+
+
+class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Takes y, or else the metadata `concept`, out of X.
+
+    In a pipeline whose y is the task, ask for `concept` by metadata routing:
+    `LeaceTransformer().set_fit_request(concept=True)`.
+    """
+
+    kind: Kind = "auto"
+    eraser_: Eraser
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """Return X (n, d) without the concept, float64 or float32 as X is."""
+        check_is_fitted(self)
+        return self._eraser()(self._rows(X, reset=False)).numpy()
+
+    def _eraser(self) -> Eraser:
+        """Return the map that `transform` applies."""
+        return self.eraser_
+
+    def _rows(self, X: Any, reset: bool) -> Tensor:
+        checked: Any = validate_data(self, X, dtype=DTYPES, reset=reset)
+        # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
+        return torch.from_numpy(np.array(checked, dtype=checked.dtype.newbyteorder("="), order="C"))
+
+    def _concept(self, rows: Tensor, y: Any, concept: Any, classes: Any = None, known: Any = None) -> Concept:
+        """Return the concept of some rows; `known` are the classes of earlier calls."""
+        if concept is None and y is None:
+            raise ValueError(
+                f"This {type(self).__name__} requires y to be passed, but the target y is None: y, or else `concept`, "
+                "is what is taken out of X"
+            )
+        return read_concept(*(("y", y) if concept is None else ("concept", concept)), self.kind, rows, classes, known)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class StreamingTransformer(ConceptTransformer):
+    """A `ConceptTransformer` whose method needs the statistics of (X, y) alone, which stream."""
+
+    moments_: Moments
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None, *, concept: ArrayLike | None = None):
+        """Fit the eraser of a concept and return self.
+
+        Args:
+            X: (n, d) real numbers, float64 or float32.
+            y: (n,) classes of any type or real numbers, or (n, t) several numbers or indicators for each row.
+            concept: in place of y, where y is something else.
+
+        Raises:
+            ValueError: no concept is given, it has one class only, or a number is not finite.
+        """
+        return self._update(X, y, concept, None, first=True)
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        concept: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ):
+        """Add rows, fit again and return self; a call that fails changes nothing.
+
+        Args:
+            X: (n, d) real numbers, float64 or float32.
+            y: as in `fit`, and of the kind of the first call.
+            concept: in place of y.
+            classes: all classes that will come, in the first call; by default those of its rows.
+
+        Raises:
+            ValueError: as in `fit`, or a class that the first call did not announce.
+        """
+        return self._update(X, y, concept, classes, first=not hasattr(self, "moments_"))
+
+    def _fit_eraser(self, moments: Moments) -> Eraser:
+        """Return the eraser of a method from the statistics of (X, y)."""
+        raise NotImplementedError
+
+    def _update(self, X: Any, y: Any, concept: Any, classes: Any, first: bool):
+        rows = self._rows(X, reset=first)
+        found = self._concept(rows, y, concept, classes, None if first else self.classes_)
+        moments = found.moments(rows.shape[1]) if first else self.moments_.copy()
+        moments.update(rows, torch.from_numpy(found.targets))
+        eraser = self._fit_eraser(moments)
+        self.moments_, self.eraser_, self.classes_ = moments, eraser, found.classes
+        self.n_samples_seen_ = moments.count
+        return self
+
+
+def read_concept(
+    name: str, given: Any, kind: Kind, rows: Tensor, classes: Any = None, known: NDArray[Any] | None = None
+) -> Concept:
+    """Return the concept in an array of labels or numbers, one for each row.
+
+    Raises:
+        ValueError: kind is unknown, there are not as many as rows, a number is not finite, or there is one class only.
+    """
+    if kind not in ("auto", "classes", "numbers"):
+        raise ValueError(f"kind is {kind!r}, expected 'auto', 'classes' or 'numbers'")
+    z = check_array(given, ensure_2d=False, dtype=None, input_name=name)  # type: ignore[arg-type]
+    z = z[:, 0] if z.ndim == 2 and z.shape[1] == 1 else z
+    check_consistent_length(rows, z)
+    if known is None:
+        if kind == "auto":
+            kind = "classes" if type_of_target(z, input_name=name) in ("binary", "multiclass") else "numbers"
+        if kind == "numbers":
+            return Concept(np.asarray(z, dtype=np.float64), None)
+        known = np.unique(z if classes is None else np.asarray(classes))
+        if len(known) < 2:
+            raise ValueError(f"{name} has 1 class, {known.tolist()[0]!r}, in n_samples={len(z)}: expected at least two")
+    return Concept(_codes(z, known, name), known)
+
+
+def _codes(z: NDArray[Any], classes: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """Return the position of each label among the classes, which are sorted."""
+    places = np.searchsorted(classes, z).clip(max=len(classes) - 1)
+    unknown = np.unique(z[classes[places] != z])
+    if len(unknown):
+        raise ValueError(
+            f"{name} holds the class {unknown.tolist()[0]!r}, expected one of {classes.tolist()}: name all classes in "
+            "the first call, as by partial_fit(X, y, classes=...)"
+        )
+    return places.astype(np.int64)
