@@ -38,12 +38,14 @@ from .residual import fold_residual_
 from .scrubber import Scrubber
 from .scrubbing import scrub
 from .sites import Site, find_sites, tap
+from .table import EraserTable
 
 __all__ = [
     "METHODS",
     "ConditionalEraser",
     "Eraser",
     "Evaluation",
+    "EraserTable",
     "FoldReport",
     "LoraReport",
     "Moments",

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .eraser import Eraser
+from .fused import LAYER as FUSED
 from .fused import Erasure, fuse
 from .sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
+from .subtypes import wears
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
@@ -82,6 +84,7 @@ class _Check:
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> None:
         parents = {site: model.get_submodule(site.rpartition(".")[0])._modules for site in modules if site}
         self.places = [(site, parent, site.rpartition(".")[2], modules[site]) for site, parent in parents.items()]
+        self.fused = [(site, module) for site, module in modules.items() if wears(module, FUSED)]
         self.erasures = dict(erasures)
         for erasure in self.erasures.values():
             erasure.ran = False
@@ -98,6 +101,12 @@ class _Check:
                 raise RuntimeError(
                     f"the model ran without being erased at {site!r}: another module has taken the place of the one "
                     "that the eraser was attached to"
+                )
+        for site, attached in self.fused:
+            if "forward" in vars(attached):
+                raise RuntimeError(
+                    f"the model ran without being erased at {site!r}: the module's forward was replaced after it was "
+                    "fused"
                 )
 
 

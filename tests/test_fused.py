@@ -204,7 +204,7 @@ def test_narrower_models_round_once(name, dtype):
     with torch.no_grad(), scrubber.attached(model, fuse=True):
         fused = norm(x)
     error, apart = (fused - exact).norm(), (hooked - exact).norm()
-    assert fused.dtype == dtype and error <= (1.2 if dtype == torch.float32 else 1.01) * apart
+    assert fused.dtype == dtype and error <= (1.5 if dtype == torch.float32 else 1.01) * apart
     assert error <= torch.finfo(dtype).eps * exact.norm()
 
 
