@@ -146,6 +146,8 @@ def check_weight(model: nn.Module, name: str) -> Tensor:
     if type(parameter.data) is not Tensor or parameter.dtype not in ROW_DTYPES:
         kind = f"{type(parameter.data).__name__} of {parameter.dtype}"
         raise ValueError(f"{name!r} is a {kind}, expected a plain floating tensor: fold before quantising or sharding")
+    if parameter.is_inference():
+        raise ValueError(f"{name!r} was made in inference mode and cannot change: load the model outside of it")
     if parameter.is_meta:
         raise ValueError(f"{name!r} is on the meta device (offloaded): load the model into memory to fold it")
     return parameter

@@ -163,6 +163,8 @@ def plan(
         raise ValueError("nothing to fold: no eraser was given")
     if tapped(model):
         raise ValueError("erasers or recordings are attached to this model: leave their `with` block before folding")
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise ValueError("autocast keeps rounded copies of the weights: fold outside of it")
     plans = []
     for site, reading in readings_of(model, erasers, example).items():
         eraser = erasers[site]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from leace_fast import Eraser, Moments, Scrubber, find_sites, fold_, leace, reco
 from leace_fast import fold as fold_module
 from leace_fast.edits import Edits
 from leace_fast.fold import output_of
+from leace_fast.readers import readings_of
 from leace_fast.sites import submodules
 
 ROWS = 40
@@ -57,9 +59,9 @@ def hooked(model: nn.Module, erasers: dict[str, Eraser]) -> list[Any]:
     """Plain hooks with the formula spelt out."""
 
     def hook(eraser: Eraser) -> Any:
-        left, right = eraser.left, eraser.right
+        left, right = eraser.left.double(), eraser.right.double()
         mean = torch.zeros(eraser.dim, dtype=torch.float64) if eraser.mean is None else eraser.mean
-        return lambda module, args, x: x - (((x - mean) @ right.mT) @ left.mT).to(x.dtype)
+        return lambda module, args, x: (x.double() - ((x.double() - mean) @ right.mT) @ left.mT).to(x.dtype)
 
     return [m.register_forward_hook(hook(erasers[site])) for site, m in submodules(model, erasers).items()]
 
@@ -391,7 +393,6 @@ def test_experts_that_no_row_chose_are_folded_too() -> None:
     model, x = Mixture(6).double(), torch.randn(2, 4, dtype=torch.float64)
     eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])
     twin = copy.deepcopy(model)
-    eraser = eraser.to(dtype=torch.float64)
     report = fold_(model, {"norm": eraser}, x)
     assert report.readers["norm"] == tuple(f"experts.{i}.up" for i in range(6)) + ("router",)
     rows = torch.randn(200, 4, dtype=torch.float64)
@@ -410,6 +411,78 @@ def test_fused_experts_and_their_router() -> None:
     left = erasers["model.layers.0.post_attention_layernorm"].left
     weight = model.model.layers[0].mlp.experts.gate_up_proj.detach()
     assert weight.ndim == 3 and float((weight @ left).abs().max()) < 1e-12 * float(weight.abs().max())
+
+
+_MOE = {**models._DECODER, "num_local_experts": 6, "num_experts_per_tok": 1}
+_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+_LATENT |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 2}
+_LATENT |= {**models._PLAIN, "n_routed_experts": 6, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "fused projections": ("Phi3Config", "Phi3ForCausalLM", models._without("head_dim")),
+    "grouped experts": ("MixtralConfig", "MixtralForCausalLM", _MOE),
+    "batched experts": ("MixtralConfig", "MixtralForCausalLM", {**_MOE, "experts_implementation": "batched_mm"}),
+    "transposed experts with biases": ("GptOssConfig", "GptOssForCausalLM", _MOE),
+    "latent attention, a router in float32": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        _LATENT,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_readers_of_every_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.TABLE, kind, KINDS[kind])
+    model = models.build(kind, torch.float32)  # the grouped product has no float64
+    few, many = models.batch(kind, 1), models.batch(kind, ROWS)
+    erasers = {}
+    for site in find_sites(model, few):
+        left = torch.linalg.qr(torch.randn(site.width, 2, generator=torch.Generator().manual_seed(0))).Q.double()
+        has_biases = all(reader.bias for reader in readings_of(model, [site.name], few)[site.name].readers)
+        erasers[site.name] = Eraser(left, left.mT, torch.linspace(-1, 1, site.width) if has_biases else None)
+    assert sum(e.mean is not None for e in erasers.values()) == (4 if "biases" in kind else 0)
+    handles = hooked(model, erasers)
+    wanted = output_of(model, many)
+    for handle in handles:
+        handle.remove()
+    clean = output_of(model, many)
+    fold_(model, erasers, few)  # most experts are chosen by no row of these few
+    assert close(output_of(model, many), wanted, 1e-5) and not close(wanted, clean, 1e-2)
+
+
+def test_adapters_of_a_wrapped_model_are_folded_too_idle_or_not() -> None:
+    peft = pytest.importorskip("peft")
+    model, batch = models.build("llama"), models.batch("llama", ROWS)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_dropout=0.5)
+    wrapped = peft.get_peft_model(model, config)
+    wrapped.add_adapter("idle", config)
+    wrapped.double().eval()
+    before, prefix = state_of(wrapped), "base_model.model."
+    report = fold_(wrapped, {prefix + site: e for site, e in erasers_of("llama").items()}, batch)
+    assert f"{prefix}model.layers.0.self_attn.q_proj.lora_A.idle" in next(iter(report.readers.values()))
+    wrapped.set_adapter("idle")
+    got = output_of(wrapped, batch)
+    unfold_(wrapped)
+    assert_same_state(wrapped, before)
+    hooked(wrapped, {prefix + site: fitting("llama", site) for site in erasers_of("llama")})
+    assert close(got, output_of(wrapped, batch), 1e-10)
+
+
+def test_autocast_inference_tensors_and_packed_weights_are_refused() -> None:
+    model, batch, erasers = models.build("llama", torch.float32), models.batch("llama"), erasers_of("llama")
+    before = state_of(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="outside of it"):
+        fold_(model, erasers, batch)
+    assert_same_state(model, before)
+    with torch.inference_mode():
+        frozen = models.build("llama")
+    with pytest.raises(ValueError, match="made in inference mode"):
+        fold_(frozen, erasers, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it moved to another library
+        packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="'model.layers.0.self_attn.q_proj' by linear_dynamic"):
+        fold_(packed, erasers, batch)
 
 
 def test_the_numbers_of_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
