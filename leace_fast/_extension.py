@@ -29,6 +29,7 @@ class Extension:
         build: the compiler, its flags, the instruction set in use, the torch it was built against.
         features: what of the processor the kernels may use, present or not.
         devices: types of device that the operators have kernels for.
+        module: `leace_fast._C`, the kernels on plain memory, or None.
     """
 
     present: bool
@@ -36,6 +37,7 @@ class Extension:
     build: dict[str, str] = field(default_factory=dict)
     features: dict[str, bool] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
+    module: Any = None
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def load() -> Extension:
         return Extension(False, NOT_BUILT if error.name == MODULE else f"built, but it does not load: {error}")
     except (ImportError, OSError) as error:
         return Extension(False, f"built, but it does not load: {error}")
-    known = {"build": module.build_info(), "features": module.cpu_features()}
+    known = {"build": module.build_info(), "features": module.cpu_features(), "module": module}
     if not OPERATORS.exists():
         return Extension(False, NO_OPERATORS, **known)
     try:

@@ -292,11 +292,13 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
 
     def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors on the device and in the compute dtype of x."""
-        key = (x.device, compute_dtype(x.dtype))
-        if key not in self._cast:
+        found = self._cast.get((x.device, x.dtype))
+        if found is None:
+            to = (x.device, compute_dtype(x.dtype))
             with torch.inference_mode(False):
-                self._cast[key] = tuple(None if part is None else part.to(*key) for part in self._factors)  # type: ignore[assignment]
-        return self._cast[key]
+                found = tuple(None if part is None else part.to(*to) for part in self._factors)
+            self._cast[x.device, x.dtype] = found  # type: ignore[assignment]
+        return found  # type: ignore[return-value]
 
     # ----------------------------------------------------------------- files
 

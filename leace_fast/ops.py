@@ -12,6 +12,7 @@ from . import reference
 from ._extension import load
 
 EXTENSION = load()
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 if EXTENSION.present:
     from . import _autograd  # noqa: F401  (registers fake kernels and gradients)
@@ -47,9 +48,13 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     tensor([[3., 4.],
             [0., 6.]])
     """
-    if x.device.type in EXTENSION.devices:
+    if _has_kernel(x):
         try:
-            return torch.ops.leace_fast.project.default(x, left, right, mean, index)
+            operator = torch.ops.leace_fast.project.default
+            if _watched(x):
+                return operator(x, left, right, mean, index)
+            with _BelowAutograd():
+                return operator(x, left, right, mean, index)
         except RuntimeError:
             check_project(x, left, right, mean, index)
             raise
@@ -76,15 +81,23 @@ def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None,
         if x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: use project(x, ...)")
         return x.copy_(project(x, left, right, mean, index))
-    check_project(x, left, right, mean, index)
-    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
-        raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
-    if x.device.type in EXTENSION.devices:
-        torch.ops.leace_fast.project_.default(x, left, right, mean, index)
-        if not torch.compiler.is_compiling() and not x.is_inference():
-            torch.autograd.graph.increment_version(x)
-        return x
-    return x.copy_(reference.project(x, left, right, mean, index))
+    if not _has_kernel(x):
+        check_project(x, left, right, mean, index)
+        check_apart(x)
+        return x.copy_(reference.project(x, left, right, mean, index))
+    try:
+        if _watched(x):
+            torch.ops.leace_fast.project_.default(x, left, right, mean, index)
+            return x
+        with _BelowAutograd():
+            torch.ops.leace_fast.project_.default(x, left, right, mean, index)
+    except RuntimeError:
+        check_project(x, left, right, mean, index)
+        check_apart(x)
+        raise
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x
 
 
 def add_rms_norm_project(
@@ -122,11 +135,14 @@ def add_rms_norm_project(
     >>> y, summed
     (tensor([0.0000, 0.4472]), tensor([3., 1.]))
     """
-    if x.device.type in EXTENSION.devices:
+    if _has_kernel(x):
+        operator = torch.ops.leace_fast.add_rms_norm_project.default
         try:
-            y, summed = torch.ops.leace_fast.add_rms_norm_project.default(
-                x, residual, weight, eps, left, right, mean, index, weight_offset
-            )
+            if _watched(x, residual, weight):
+                y, summed = operator(x, residual, weight, eps, left, right, mean, index, weight_offset)
+            else:
+                with _BelowAutograd():
+                    y, summed = operator(x, residual, weight, eps, left, right, mean, index, weight_offset)
         except RuntimeError:
             check_norm(x, residual, weight, None)
             check_project(x, left, right, mean, index)
@@ -173,11 +189,14 @@ def add_layer_norm_project(
     >>> y
     tensor([ 0., -1.])
     """
-    if x.device.type in EXTENSION.devices:
+    if _has_kernel(x):
+        operator = torch.ops.leace_fast.add_layer_norm_project.default
         try:
-            y, summed = torch.ops.leace_fast.add_layer_norm_project.default(
-                x, residual, weight, bias, eps, left, right, mean, index
-            )
+            if _watched(x, residual, weight, bias):
+                y, summed = operator(x, residual, weight, bias, eps, left, right, mean, index)
+            else:
+                with _BelowAutograd():
+                    y, summed = operator(x, residual, weight, bias, eps, left, right, mean, index)
         except RuntimeError:
             check_norm(x, residual, weight, bias)
             check_project(x, left, right, mean, index)
@@ -186,6 +205,27 @@ def add_layer_norm_project(
     check_norm(x, residual, weight, bias)
     check_project(x, left, right, mean, index)
     return reference.add_layer_norm_project(x, residual, weight, bias, eps, left, right, mean, index)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Return whether the compiled operators have a kernel for the device of x."""
+    return EXTENSION.present and (x.is_cpu or x.device.type in EXTENSION.devices)
+
+
+def _watched(*tensors: Tensor | None) -> bool:
+    """Return whether a gradient, a compiler or a transform such as vmap may follow the call: seldom when it counts.
+
+    If none does, a call passes by the autograd layer, which is written in Python and costs more than a row.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+
+
+def check_apart(x: Tensor) -> None:
+    """Raise ValueError if rows of x share memory: they cannot change in place."""
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+        raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
 
 
 def check_project(

@@ -7,6 +7,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <tuple>
 
@@ -17,6 +19,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
+
+constexpr int64_t MAX_DIMS = 64;
 
 leace_fast_dtype dtype_of(const Tensor& rows) {
   switch (rows.scalar_type()) {
@@ -85,7 +89,9 @@ struct Factors {
       STD_TORCH_CHECK(fits, "project: index must be int64, of the leading shape of x");
     }
     // Kept as the transpose of a contiguous (k, d), `left` is read as it lies.
-    left_t = dense(torch::stable::transpose(left, stack, stack + 1));
+    const bool by_rank = (left.stride(stack) == 1 || dim == 1) && (left.stride(stack + 1) == dim || rank == 1) &&
+                         (!stack || left.stride(0) == dim * rank || erasers == 1);
+    left_t = by_rank ? left : dense(torch::stable::transpose(left, stack, stack + 1));
     right = dense(right_);
     mean = dense(mean_);
     index = dense(index_);
@@ -116,14 +122,29 @@ void project_into(const Tensor& from, const Tensor& to, const Factors& factors) 
                            *row_stride(to), count_rows(from), &factors.plain, factors.numbers(), &parallel_for));
 }
 
+// Dense and not yet written; straight to the allocator, for a call by name costs as much as the work on one row.
 Tensor empty_rows(const Tensor& like) {
-  return torch::stable::new_empty(like, like.sizes());
+  const auto sizes = like.sizes();
+  std::array<int64_t, MAX_DIMS> strides;
+  const int64_t dims = like.dim();
+  STD_TORCH_CHECK(dims <= MAX_DIMS, "project: x has ", dims, " dimensions, expected at most ", MAX_DIMS);
+  int64_t stride = 1;
+  for (int64_t i = dims - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
 
 Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
   const Factors factors(x, left, right, mean, index);
   const Tensor from = regular(x);
-  Tensor to = x.is_contiguous() ? torch::stable::empty_like(x) : empty_rows(x);
+  Tensor to = empty_rows(x);
   project_into(from, to, factors);
   return to;
 }
