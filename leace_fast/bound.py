@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .reference import ROW_DTYPES
 
 # Up to here one thread does; more work goes through the dispatcher, where threads divide it.
 WORK_OF_ONE_THREAD = 1 << 18
@@ -39,7 +40,8 @@ class Bound:
         self.limit = WORK_OF_ONE_THREAD // (2 * rank + 4)
         self.kernel: Any = None
         dense = left.mT.is_contiguous() and right.is_contiguous() and (mean is None or mean.is_contiguous())
-        if ops.EXTENSION.present and left.device.type == "cpu" and dense and self.dim:
+        fits = dense and left.device.type == "cpu" and self.dim and dtype in ROW_DTYPES
+        if fits and ops.EXTENSION.present and not torch.compiler.is_compiling():
             module = ops.EXTENSION.module
             addresses = (left.data_ptr(), right.data_ptr(), 0 if mean is None else mean.data_ptr())
             name = str(dtype).removeprefix("torch.")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
+from .bound import Bound
 from .files import load_tensors, save_tensors
-from .ops import check_project, project
+from .ops import check_project, project_
 from .reference import compute_dtype
 from .report import Report
 
@@ -80,7 +82,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
             raise ValueError("a factor holds NaN or Inf, expected finite numbers")
         self._factors: tuple[Tensor, Tensor, Tensor | None] = factors
         self.method, self.report, self.site = method, report, site
-        self._cast = {(left.device, dtype): self._factors}
+        self._bound: dict[tuple[torch.device, torch.dtype], Bound] = {}
         self._frozen = True
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -141,14 +143,22 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
 
     # ----------------------------------------------------------- what it does
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the erased rows, of the shape and dtype of x (..., d).
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: numpy.ndarray) -> numpy.ndarray: ...
+    def __call__(self, x: Tensor | numpy.ndarray) -> Tensor | numpy.ndarray:
+        """Return the erased rows, of the shape and dtype of x (..., d): a tensor, or an array of NumPy for one.
 
         Raises:
             TypeError: x is not floating.
             ValueError: the last dimension of x is not `dim`.
         """
-        return project(x, *self._factors_for(x))
+        if isinstance(x, Tensor):
+            return self._bound_for(x)(x)
+        if isinstance(x, numpy.ndarray):
+            return self(torch.from_numpy(x)).numpy()
+        raise TypeError(f"x is a {type(x).__name__}, expected a tensor or an array of NumPy")
 
     @torch.no_grad()
     def apply_(self, x: Tensor) -> Tensor:
@@ -160,7 +170,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         """
         if x.requires_grad and x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: call eraser(x) instead")
-        return x.copy_(self(x))
+        return project_(x, *self._factors_for(x))
 
     def isolate(self, x: Tensor) -> Tensor:
         """Return the erased part of x (..., d), that is `((x - mean) R') L'`.
@@ -290,15 +300,19 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     def _names(self) -> dict[str, Any]:
         return {"method": self.method, "report": self.report, "site": self.site, "mean_solve": self._mean_solve}
 
-    def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the factors on the device and in the compute dtype of x."""
-        found = self._cast.get((x.device, x.dtype))
+    def _bound_for(self, x: Tensor) -> Bound:
+        """Return the map for rows of the dtype and on the device of x."""
+        found = self._bound.get((x.device, x.dtype))
         if found is None:
             to = (x.device, compute_dtype(x.dtype))
             with torch.inference_mode(False):
-                found = tuple(None if part is None else part.to(*to) for part in self._factors)
-            self._cast[x.device, x.dtype] = found  # type: ignore[assignment]
-        return found  # type: ignore[return-value]
+                factors = (None if part is None else part.to(*to) for part in self._factors)
+                found = self._bound[x.device, x.dtype] = Bound(x.dtype, *factors)  # type: ignore[arg-type]
+        return found
+
+    def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the factors on the device and in the compute dtype of x."""
+        return self._bound_for(x).factors
 
     # ----------------------------------------------------------------- files
 

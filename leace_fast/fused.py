@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .eraser import Eraser
-from .ops import add_layer_norm_project, add_rms_norm_project, project
+from .ops import add_layer_norm_project, add_rms_norm_project
 from .reference import ROW_DTYPES, layer_norm, rms_norm
 from .sites import acts_of, is_hidden
 from .subtypes import put_on, take_off, wears
@@ -41,7 +41,7 @@ class Erasure:
         self.ran = True
         if not isinstance(x, Tensor):
             raise ValueError(f"the output of {self.eraser.site!r} is a {type(x).__name__}, expected one float tensor")
-        return project(x, *self.eraser._factors_for(x)) if self.active else x
+        return self.eraser(x) if self.active else x
 
     def __deepcopy__(self, memo: Any) -> Erasure:
         return Erasure(self.eraser)

@@ -208,16 +208,20 @@ def add_layer_norm_project(
 
 
 def _has_kernel(x: Tensor) -> bool:
-    """Return whether the compiled operators have a kernel for the device of x."""
-    return EXTENSION.present and (x.is_cpu or x.device.type in EXTENSION.devices)
+    """Return whether a compiled operator is to be called: transforms such as vmap know plain torch only."""
+    return (
+        EXTENSION.present
+        and (x.is_cpu or x.device.type in EXTENSION.devices)
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _watched(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient, a compiler or a transform such as vmap may follow the call: seldom when it counts.
+    """Return whether a gradient or a compiler may follow the call: seldom when it counts.
 
     If none does, a call passes by the autograd layer, which is written in Python and costs more than a row.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         return True
     return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
 
@@ -256,7 +260,8 @@ def check_project(
         raise ValueError(
             f"index has shape {tuple(index.shape)}, expected {tuple(x.shape[:-1])}: one number for each row"
         )
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+    readable = index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if readable and index.numel():
         least, most = (int(bound) for bound in index.aminmax())
         if least < -1 or most >= len(left):
             raise IndexError(f"index holds {least} to {most}, expected -1 (none) or one of {len(left)} erasers")

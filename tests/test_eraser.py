@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import numpy
 import pytest
 import torch
 from cases import PRECISIONS, Precision
@@ -274,3 +275,14 @@ def test_pull_downloads_the_eraser(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked[0][:2] == ("someone/erasers", FILE_NAME)
     assert_same(Eraser.from_pretrained("someone/erasers", revision="v2"), eraser)
     assert asked[1][2]["revision"] == "v2"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_arrays_of_numpy_give_arrays(dtype: str) -> None:
+    eraser = Eraser(torch.eye(6)[:, :2], torch.eye(6)[:2], torch.ones(6))
+    x = numpy.random.default_rng(0).normal(size=(2, 3, 6)).astype(dtype)
+    out = eraser(x)
+    assert isinstance(out, numpy.ndarray) and out.dtype == x.dtype and out.shape == x.shape
+    assert torch.equal(torch.from_numpy(out), eraser(torch.from_numpy(x)))
+    with pytest.raises(TypeError, match="x is a list"):
+        eraser([[1.0] * 6])  # type: ignore[arg-type]

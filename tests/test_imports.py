@@ -21,6 +21,7 @@ FLOORS = {
     "reference": 1,
     "_autograd": 1,
     "ops": 1,
+    "bound": 1,
     "sums": 1,
     "files": 2,
     "rows": 2,

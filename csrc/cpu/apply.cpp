@@ -125,7 +125,7 @@ leace_fast_status by_eraser(const int64_t* index, int64_t rows, const leace_fast
 
 // A few rows and large factors: threads divide the ranks, then the columns, and each reads a part of the factors.
 template <typename Row>
-void project_few(Rows<const Row> x, Rows<Row> y, int64_t rows, const Eraser<Compute<Row>>& eraser,
+void project_few(RowView<const Row> x, RowView<Row> y, int64_t rows, const Eraser<Compute<Row>>& eraser,
                  leace_fast_parallel_for parallel_for) {
   std::vector<Compute<Row>> coordinates(rows * eraser.rank);
   const auto grain = [&](int64_t work) { return std::max<int64_t>(1, WORK_PER_THREAD / (work * rows)); };
@@ -143,8 +143,8 @@ template <typename Row>
 leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t y_stride, int64_t rows,
                           const leace_fast_factors& factors, const int64_t* index,
                           leace_fast_parallel_for parallel_for) {
-  const Rows<const Row> x{static_cast<const Row*>(from), x_stride, nullptr};
-  const Rows<Row> y{static_cast<Row*>(to), y_stride, nullptr};
+  const RowView<const Row> x{static_cast<const Row*>(from), x_stride, nullptr};
+  const RowView<Row> y{static_cast<Row*>(to), y_stride, nullptr};
   if (index == nullptr && parallel_for != nullptr && rows <= FEW_ROWS &&
       rows * factors.dim * factors.rank >= WORK_PER_THREAD) {
     project_few(x, y, rows, eraser<Compute<Row>>(factors, 0), parallel_for);
@@ -152,8 +152,8 @@ leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t 
   }
   return by_eraser(index, rows, factors, parallel_for,
                    [&](const int64_t* order, int64_t number, int64_t begin, int64_t end) {
-                     const Rows<const Row> in{x.data, x_stride, order};
-                     const Rows<Row> out{y.data, y_stride, order};
+                     const RowView<const Row> in{x.data, x_stride, order};
+                     const RowView<Row> out{y.data, y_stride, order};
                      if (number >= 0)
                        return kernels<Row>().project(in, out, begin, end, eraser<Compute<Row>>(factors, number));
                      if (in.data != out.data)
@@ -163,12 +163,12 @@ leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t 
 }
 
 template <typename Row>
-leace_fast_status add_norm_project(Rows<const Row> x, Rows<const Row> residual, Rows<Row> summed, Rows<Row> y,
+leace_fast_status add_norm_project(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y,
                                    int64_t rows, const leace_fast_norm& norm, const leace_fast_factors& factors,
                                    const int64_t* index, leace_fast_parallel_for parallel_for) {
   using Number = Compute<Row>;
   const Norm<Number> typed{norm.layer != 0, static_cast<const Number*>(norm.weight),
-                           static_cast<const Number*>(norm.bias), static_cast<Number>(norm.eps),
+                           static_cast<const Number*>(norm.bias), norm.eps,
                            static_cast<Number>(norm.weight_offset)};
   return by_eraser(index, rows, factors, parallel_for,
                    [&](const int64_t* order, int64_t number, int64_t begin, int64_t end) {
@@ -201,7 +201,7 @@ leace_fast_status by_dtype(leace_fast_dtype dtype, const Work& work) {
 }  // namespace
 }  // namespace leace_fast::cpu
 
-using leace_fast::cpu::Rows;
+using leace_fast::cpu::RowView;
 
 leace_fast_status leace_fast_project(leace_fast_dtype dtype, const void* x, int64_t x_stride, void* y,
                                      int64_t y_stride, int64_t rows, const leace_fast_factors* factors,
@@ -219,10 +219,10 @@ leace_fast_status leace_fast_add_norm_project(leace_fast_dtype dtype, const void
   return leace_fast::cpu::by_dtype(dtype, [&](auto number) {
     using Row = decltype(number);
     return leace_fast::cpu::add_norm_project<Row>(
-        Rows<const Row>{static_cast<const Row*>(x), x_stride, nullptr},
-        Rows<const Row>{static_cast<const Row*>(residual), residual_stride, nullptr},
-        Rows<Row>{static_cast<Row*>(summed), summed_stride, nullptr},
-        Rows<Row>{static_cast<Row*>(y), y_stride, nullptr}, rows, *norm, *factors, index, parallel_for);
+        RowView<const Row>{static_cast<const Row*>(x), x_stride, nullptr},
+        RowView<const Row>{static_cast<const Row*>(residual), residual_stride, nullptr},
+        RowView<Row>{static_cast<Row*>(summed), summed_stride, nullptr},
+        RowView<Row>{static_cast<Row*>(y), y_stride, nullptr}, rows, *norm, *factors, index, parallel_for);
   });
 }
 

@@ -36,12 +36,12 @@ INLINE void blocks(int64_t begin, int64_t end, const Work& work) {
 }
 
 template <int ROWS, typename Row>
-INLINE void pointers(Rows<Row> rows, int64_t row, Row** to) {
+INLINE void pointers(RowView<Row> rows, int64_t row, Row** to) {
   UNROLL for (int r = 0; r < ROWS; ++r) to[r] = rows[row + r];
 }
 
 template <typename In, typename Number>
-void coordinates(Rows<const In> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
                  int64_t last, Number* out) {
   const int64_t ranks = last - first, dim = eraser.dim;
   auto* sums = scratch<Vector<Number>>((end - begin) * ranks * 64 + TILE_ROWS * SEGMENT * sizeof(Number));
@@ -67,7 +67,7 @@ void coordinates(Rows<const In> x, int64_t begin, int64_t end, const Eraser<Numb
 }
 
 template <typename In, typename Out, typename Number>
-void subtract(Rows<const In> x, Rows<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
               int64_t last, const Number* coordinates) {
   blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
     constexpr int ROWS = decltype(count)::value;
@@ -86,7 +86,7 @@ INLINE int64_t rows_of_chunk(int64_t row_bytes) {
 }
 
 template <typename Row>
-void project(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Compute<Row>>& eraser) {
+void project(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<Compute<Row>>& eraser) {
   using Number = Compute<Row>;
   const int64_t chunk = rows_of_chunk(eraser.dim * sizeof(Row));
   static thread_local Scratch kept;

@@ -14,7 +14,7 @@ typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
 
 template <typename To, typename From>
-INLINE To bits_as(From from) {
+INLINE To as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &from, sizeof to);
@@ -41,21 +41,21 @@ INLINE void store(Vector<float> lanes, float* to) { write(lanes, to); }
 INLINE void store(Vector<double> lanes, double* to) { write(lanes, to); }
 
 INLINE Vector<float> load(const bfloat16* from) {
-  return bits_as<Vector<float>>(__builtin_convertvector(read<HalfBits>(from), Bits) << 16);
+  return as<Vector<float>>(__builtin_convertvector(read<HalfBits>(from), Bits) << 16);
 }
 
 // To the nearest, ties to even; NaN stays NaN. The processor's own instruction takes subnormal numbers for zeros.
 INLINE void store(Vector<float> lanes, bfloat16* to) {
-  const Bits bits = bits_as<Bits>(lanes);
+  const Bits bits = as<Bits>(lanes);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Bits is_nan = bits_as<Bits>((bits & 0x7fffffffu) > 0x7f800000u);
+  const Bits is_nan = as<Bits>((bits & 0x7fffffffu) > 0x7f800000u);
   write(__builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), HalfBits), to);
 }
 
 #if defined(__AVX512F__)
-INLINE Vector<float> load(const float16* from) { return bits_as<Vector<float>>(_mm512_cvtph_ps(read<__m256i>(from))); }
+INLINE Vector<float> load(const float16* from) { return as<Vector<float>>(_mm512_cvtph_ps(read<__m256i>(from))); }
 INLINE void store(Vector<float> lanes, float16* to) {
-  write(_mm512_cvtps_ph(bits_as<__m512>(lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), to);
+  write(_mm512_cvtps_ph(as<__m512>(lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), to);
 }
 #elif defined(__F16C__)
 INLINE Vector<float> load(const float16* from) {
@@ -75,19 +75,19 @@ INLINE Vector<float> load(const float16* from) {
   const Bits bits = __builtin_convertvector(read<HalfBits>(from), Bits);
   const Bits sign = (bits & 0x8000u) << 16;
   const Bits magnitude = (bits & 0x7fffu) << 13;                              // in place, but for the exponent's bias
-  const Bits finite = bits_as<Bits>(bits_as<Vector<float>>(magnitude) * 0x1p112f);  // exact, also from subnormals
-  const Bits special = bits_as<Bits>(magnitude >= 0x0f800000u);
-  return bits_as<Vector<float>>(choose(special, magnitude | 0x7f800000u, finite) | sign);
+  const Bits finite = as<Bits>(as<Vector<float>>(magnitude) * 0x1p112f);  // exact, also from subnormals
+  const Bits special = as<Bits>(magnitude >= 0x0f800000u);
+  return as<Vector<float>>(choose(special, magnitude | 0x7f800000u, finite) | sign);
 }
 INLINE void store(Vector<float> lanes, float16* to) {
-  const Bits bits = bits_as<Bits>(lanes);
+  const Bits bits = as<Bits>(lanes);
   const Bits magnitude = bits & 0x7fffffffu;
   const Bits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // The last place of 0.5f is the smallest float16, so the sum rounds there.
-  const Bits subnormal = bits_as<Bits>(bits_as<Vector<float>>(magnitude) + 0.5f) - 0x3f000000u;
-  Bits result = choose(bits_as<Bits>(magnitude < 0x38800000u), subnormal, normal);  // 2^-14
-  result = choose(bits_as<Bits>(magnitude >= 0x477ff000u), Bits{} + 0x7c00u, result);  // 65520 and more
-  result = choose(bits_as<Bits>(magnitude > 0x7f800000u), Bits{} + 0x7e00u, result);
+  const Bits subnormal = as<Bits>(as<Vector<float>>(magnitude) + 0.5f) - 0x3f000000u;
+  Bits result = choose(as<Bits>(magnitude < 0x38800000u), subnormal, normal);  // 2^-14
+  result = choose(as<Bits>(magnitude >= 0x477ff000u), Bits{} + 0x7c00u, result);  // 65520 and more
+  result = choose(as<Bits>(magnitude > 0x7f800000u), Bits{} + 0x7e00u, result);
   write(__builtin_convertvector(result | ((bits >> 16) & 0x8000u), HalfBits), to);
 }
 #endif

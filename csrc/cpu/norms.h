@@ -53,7 +53,8 @@ INLINE void norm_row(const Row* x, const Row* residual, Row* summed, const Norm<
       }
     });
   }
-  const Number factor = 1 / std::sqrt(sum<Number>(squares) / dim + norm.eps);
+  // One rounding only: an error here is in every number of the row.
+  const auto factor = static_cast<Number>(1 / std::sqrt(static_cast<double>(sum<Number>(squares)) / dim + norm.eps));
   columns<Number>(dim, [&](int64_t i, int64_t count) INLINE_LAMBDA {
     Vector<Number> lanes = (load_lanes(normed + i, count) - middle) * factor;
     if (norm.weight != nullptr) lanes *= load_lanes(norm.weight + i, count) + norm.weight_offset;
@@ -63,7 +64,7 @@ INLINE void norm_row(const Row* x, const Row* residual, Row* summed, const Norm<
 }
 
 template <typename Row>
-void norm(Rows<const Row> x, Rows<const Row> residual, Rows<Row> summed, Rows<Row> y, int64_t begin, int64_t end,
+void norm(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
           const Norm<Compute<Row>>& norm, const Eraser<Compute<Row>>& eraser) {
   using Number = Compute<Row>;
   const int64_t dim = eraser.dim, chunk = rows_of_chunk(dim * sizeof(Number));
@@ -75,10 +76,10 @@ void norm(Rows<const Row> x, Rows<const Row> residual, Rows<Row> summed, Rows<Ro
     for (int64_t r = 0; r < count; ++r)
       norm_row(x[row + r], residual.data == nullptr ? nullptr : residual[row + r],
                residual.data == nullptr ? nullptr : summed[row + r], norm, dim, normed + r * dim);
-    const Rows<const Number> from{normed, dim, nullptr};
+    const RowView<const Number> from{normed, dim, nullptr};
     coordinates<Number>(from, 0, count, eraser, 0, eraser.rank, weights);
     // The rows of this chunk, by their own numbers or from the first on.
-    const Rows<Row> to{y.order == nullptr ? y.data + row * y.stride : y.data, y.stride,
+    const RowView<Row> to{y.order == nullptr ? y.data + row * y.stride : y.data, y.stride,
                        y.order == nullptr ? nullptr : y.order + row};
     subtract<Number, Row>(from, to, 0, count, eraser, 0, dim, weights);
   }

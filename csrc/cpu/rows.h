@@ -3,15 +3,9 @@
 
 #include <cstdint>
 
-namespace leace_fast::cpu {
+#include "number_formats.h"
 
-// Storage only: the bits of a number.
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
+namespace leace_fast::cpu {
 
 // The dtype that rows of a dtype are computed in.
 template <typename Row>
@@ -37,7 +31,7 @@ struct Eraser {
 
 // Rows by number: `order[i]` is the number of row i, or i itself where it is null.
 template <typename Row>
-struct Rows {
+struct RowView {
   Row* data;
   int64_t stride;
   const int64_t* order;
@@ -49,7 +43,7 @@ struct Norm {
   bool layer;
   const Number* weight;  // (dim), may be null
   const Number* bias;    // (dim), may be null
-  Number eps;
+  double eps;
   Number weight_offset;
 };
 
@@ -60,17 +54,17 @@ struct RowKernels {
   using Number = Compute<Row>;
 
   // Erase rows begin..end of x into y, which may be x.
-  void (*project)(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser);
+  void (*project)(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser);
 
   // The same in two steps, for a few rows and many threads: coordinates (end - begin, rank) of all rows in the ranks
   // first..last; then, when all are there, the columns first..last of y.
-  void (*coordinates)(Rows<const Row> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+  void (*coordinates)(RowView<const Row> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
                       int64_t last, Number* coordinates);
-  void (*subtract)(Rows<const Row> x, Rows<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser,
+  void (*subtract)(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<Number>& eraser,
                    int64_t first, int64_t last, const Number* coordinates);
 
   // summed = x + residual (or x, if residual.data is null), y = erased norm of summed; begin..end as above.
-  void (*norm)(Rows<const Row> x, Rows<const Row> residual, Rows<Row> summed, Rows<Row> y, int64_t begin, int64_t end,
+  void (*norm)(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
                const Norm<Number>& norm, const Eraser<Number>& eraser);
 };
 

@@ -1,0 +1,131 @@
+"""Straight to the kernel, or through the dispatcher: the same bits, and never past whoever watches the call."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from operands import factors, random_rows
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from leace_fast import Eraser, ops
+from leace_fast.bound import Bound
+
+needs_kernels = pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def bound(dtype: torch.dtype, dim: int = 24) -> Bound:
+    return Bound(dtype, *factors(dim, 3, dtype))
+
+
+def as_kept(dtype: torch.dtype, dim: int = 24) -> Bound:
+    """With factors as an eraser keeps them: the kernel can read them as they lie."""
+    left, right, mean = factors(dim, 3, dtype)
+    return Bound(dtype, left.mT.contiguous().mT, right.contiguous(), mean)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_ways_give_the_same_bits(dtype: torch.dtype) -> None:
+    erase = as_kept(dtype)
+    assert erase.kernel is not None
+    assert bound(dtype).kernel is None, "left does not lie by rank: only the operator can copy it"
+    for shape in ((), (1,), (5,), (2, 3), (0,), (2, 0, 3)):
+        x = random_rows(*shape, 24, dtype=dtype)
+        assert torch.equal(erase(x), ops.project(x, *erase.factors))
+    wide = random_rows(5, 48, dtype=dtype)
+    for x in (wide[:, :24], wide[:, ::2], wide[:, :24].mT.contiguous().mT, random_rows(20_000, 24, dtype=dtype)):
+        assert torch.equal(erase(x), ops.project(x, *erase.factors))
+
+
+@needs_kernels
+def test_goes_straight_where_nothing_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: object) -> Tensor:
+        raise AssertionError("the operator was called")
+
+    erase = as_kept(torch.float32)
+    x = random_rows(2, 24, dtype=torch.float32)
+    expected = ops.project(x, *erase.factors)
+    with torch.no_grad():
+        also = ops.project(x.requires_grad_(), *erase.factors)
+        monkeypatch.setattr(ops, "project", forbidden)
+        assert torch.equal(erase(x), expected) and torch.equal(also, expected)
+    with torch.inference_mode():
+        assert torch.equal(erase(x.detach()), expected)
+    with pytest.raises(AssertionError, match="operator was called"):
+        erase(x)  # needs a gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_and_transforms_go_through(backend: str, dtype: torch.dtype) -> None:
+    erase = as_kept(dtype, dim=6)
+    x = random_rows(3, 6, dtype=dtype)
+    expected = torch.ones(6, dtype=dtype) @ (torch.eye(6, dtype=dtype) - erase.factors[0] @ erase.factors[1])
+    leaf = x.clone().requires_grad_()
+    erase(leaf).sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected.expand(3, 6))
+    torch.testing.assert_close(torch.func.grad(lambda rows: erase(rows).sum())(x), expected.expand(3, 6))
+    torch.testing.assert_close(torch.func.vmap(erase)(x), erase(x))
+    torch.testing.assert_close(torch.func.vmap(erase, in_dims=1)(x.mT), erase(x))
+    _, tangent = torch.func.vjp(erase, x)
+    torch.testing.assert_close(tangent(torch.ones_like(x))[0], expected.expand(3, 6))
+
+
+def test_vmap_with_an_index(backend: str) -> None:
+    left, right, mean = (part.expand(2, *part.shape) for part in factors(6, 2, torch.float32))
+    x, index = random_rows(4, 3, 6, dtype=torch.float32), torch.randint(-1, 2, (4, 3))
+    expected = ops.project(x, left, right, mean, index)
+    batched = torch.func.vmap(lambda rows, numbers: ops.project(rows, left, right, mean, numbers))(x, index)
+    torch.testing.assert_close(batched, expected)
+    same = torch.func.vmap(lambda rows: ops.project(rows, left, right, mean, index[0]))(x)
+    torch.testing.assert_close(same, ops.project(x, left, right, mean, index[:1].expand(4, 3)))
+    many = torch.func.vmap(ops.project)(x[:2], left, right, mean)
+    torch.testing.assert_close(many[1], ops.project(x[1], left[1], right[1], mean[1]))
+
+
+def test_modes_and_fake_tensors_see_the_operator(backend: str) -> None:
+    erase = as_kept(torch.float32)
+    x = random_rows(2, 24, dtype=torch.float32)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        erase(x)
+    assert any("leace_fast" in name if backend == "kernels" else "mm" in name for name in seen)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert erase(mode.from_tensor(x)).shape == x.shape
+
+
+@needs_kernels
+def test_compiles_without_a_graph_break() -> None:
+    eraser = Eraser(*factors(24, 3, torch.float32))
+    x = random_rows(2, 24, dtype=torch.float32)
+    out = torch.compile(lambda rows: eraser(rows + 1), fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(out, eraser(x + 1))
+
+
+@needs_kernels
+def test_a_view_with_its_sign_elsewhere() -> None:
+    erase = as_kept(torch.float32, dim=2)
+    x = torch.randn(3, 2, dtype=torch.complex64).conj().imag.contiguous()
+    negative = torch._neg_view(x)
+    torch.testing.assert_close(erase(negative), erase(negative.clone()))
+
+
+def test_a_copy_has_memory_of_its_own(backend: str) -> None:
+    eraser = Eraser(*factors(24, 3, torch.float32))
+    x = random_rows(2, 24, dtype=torch.float32)
+    expected = eraser(x)
+    copied = copy.deepcopy(eraser)
+    del eraser
+    torch.ones(100, 24)  # would take the place of the factors, had they been freed
+    assert torch.equal(copied(x), expected)
