@@ -42,7 +42,7 @@ struct Eraser {
   static constexpr bool VECTOR = ACCESS != Access::single, HELD = ACCESS == Access::held;
   static constexpr int TERMS = terms(sizeof(Row));
   // Instructions that cover a chunk of ranks: fewer where registers are needed elsewhere.
-  static constexpr int CHUNK = NORM == Norm::none && VECTOR ? rank_chunk(sizeof(Row)) / 8 : 2;
+  static constexpr int CHUNK = NORM == Norm::none && VECTOR ? rank_chunk(sizeof(Row)) / 8 : 4 / int(sizeof(Row));
   static constexpr int TILES = HELD ? MAX_TILES : MAX_TILES_AGAIN;
   static constexpr int VECTORS = Octet<Row>::VECTORS;
 
@@ -107,16 +107,17 @@ struct Eraser {
 
   // Reads x and the residual, writes their sum, and keeps the rows if they are to be held.
   __device__ __forceinline__ void load_rows() const {
-    const bool add = NORM != Norm::none && a.residual.data != nullptr;
-    if (!HELD && !add) return;
-    for (int part = first_part(); part < end_part(); ++part)
-      each_group(part, [&](int group) {
-        // Some rows at a time: their reads are all on their way before the first is used.
-        constexpr int BATCH = TILES < 8 / int(sizeof(Row)) ? TILES : 8 / int(sizeof(Row));
+    if constexpr (HELD || NORM != Norm::none) {
+      const bool add = NORM != Norm::none && a.residual.data != nullptr;
+      for (int part = first_part(); part < end_part(); ++part)
+        each_group(part, [&](int group) {
+          // Some rows at a time: their reads are all on their way before the first is used.
+          constexpr int BATCH = TILES < 8 / int(sizeof(Row)) ? TILES : 8 / int(sizeof(Row));
 #pragma unroll
-        for (int first = 0; first < TILES; first += BATCH)
-          if (first < a.row_tiles) load_batch<BATCH>(first, group, add);
-      });
+          for (int first = 0; first < TILES; first += BATCH)
+            if (first < a.row_tiles && (HELD || add)) load_batch<BATCH>(first, group, add);
+        });
+    }
   }
 
   template <int BATCH>
@@ -440,7 +441,7 @@ struct Eraser {
             for (int q = 0; q < 4; ++q) multiply_add_terms<TERMS>(sums[tile][q], operand, factor[q]);
           }
         }
-        const Weights<8> w = weights<8>(group * GROUP + 8 * t);
+        const Weights<8> w = weights<8>(compute_here(group) * GROUP + 8 * t);
         each_row([&](int tile, int half, int row) {
           if (at<int32_t>(a.layout.erasers)[row] != eraser) return;
           write(row, group, w, [&](int i) { return sums[tile][i % 4][2 * half + i / 4]; });
