@@ -43,7 +43,7 @@ struct Eraser {
   static constexpr int TERMS = terms(sizeof(Row));
   // Instructions that cover a chunk of ranks: fewer where registers are needed elsewhere.
   static constexpr int CHUNK = NORM == Norm::none && VECTOR ? rank_chunk(sizeof(Row)) / 8 : 4 / int(sizeof(Row));
-  static constexpr int TILES = HELD ? MAX_TILES : MAX_TILES_AGAIN;
+  static constexpr int TILES = most_tiles(sizeof(Row), HELD);
   static constexpr int VECTORS = Octet<Row>::VECTORS;
 
   const Arguments& a;
@@ -501,8 +501,17 @@ struct Eraser {
   }
 };
 
+// Blocks on a multiprocessor that registers are to suffice for.
+constexpr int resident(Access access) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return 1;
+#else
+  return access == Access::held ? 2 : 1;
+#endif
+}
+
 template <typename Row, Norm NORM, Access ACCESS>
-__global__ __launch_bounds__(THREADS, 2) void erase_rows(const __grid_constant__ Arguments arguments) {
+__global__ __launch_bounds__(THREADS, resident(ACCESS)) void erase_rows(const __grid_constant__ Arguments arguments) {
   Eraser<Row, NORM, ACCESS>{arguments}.run();
 }
 

@@ -110,14 +110,21 @@ __device__ __forceinline__ void split(float low, float high, uint32_t (&out)[TER
   }
 }
 
-// sum += (a_0 + a_1 + ...) (b_0 + b_1 + ...) but for products below the last place, the smallest first.
+// sum += (a_0 + a_1 + ...) (b_0 + b_1 + ...) but for products below the last place, the smallest first. Tensor cores
+// cut sums off where float32 rounds them, so at 24 bits each step is summed apart and then added.
 template <int TERMS>
 __device__ __forceinline__ void multiply_add_terms(float (&sum)[4], const uint32_t (&a)[TERMS][4],
                                                    const uint32_t (&b)[TERMS][2]) {
+  constexpr bool APART = TERMS == 3;
+  float apart[4] = {};
 #pragma unroll
   for (int order = TERMS - 1; order >= 0; --order)
 #pragma unroll
-    for (int i = 0; i <= order; ++i) multiply_add(sum, a[i], b[order - i]);
+    for (int i = 0; i <= order; ++i) multiply_add(APART ? apart : sum, a[i], b[order - i]);
+  if constexpr (APART) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += apart[i];
+  }
 }
 
 }  // namespace leace_fast::cuda

@@ -17,8 +17,7 @@ constexpr int WARPS = 8;  // of a block: each multiplies its own columns
 constexpr int THREADS = WARPS * WARP;
 constexpr int TILE = 16;   // rows of one tensor-core instruction
 constexpr int GROUP = 32;  // columns that a warp takes at a time, eight of them in each lane
-constexpr int MAX_TILES = 4;        // of a block that holds its rows
-constexpr int MAX_TILES_AGAIN = 2;  // of one that reads them again: addresses take registers
+constexpr int MAX_TILES = 4;
 constexpr int MAX_ROWS = MAX_TILES * TILE;
 constexpr int MAX_PARTS = 8;  // the largest cluster that every device of compute capability 9 and above can launch
 constexpr int64_t MAX_RANK = 64;
@@ -43,6 +42,9 @@ LEACE_FAST_BOTH constexpr int terms(int row_bytes) { return row_bytes == 2 ? 2 :
 
 // Ranks whose sums a warp holds at a time; three terms need the registers.
 LEACE_FAST_BOTH constexpr int rank_chunk(int row_bytes) { return row_bytes == 2 ? 32 : 16; }
+
+// Tiles of a block. Sums take registers, and so do three terms, or the addresses of rows that are read again.
+LEACE_FAST_BOTH constexpr int most_tiles(int row_bytes, bool hold) { return hold && row_bytes == 2 ? MAX_TILES : 2; }
 
 // Where the arrays of a block lie in its shared memory, in bytes.
 struct Layout {
@@ -103,7 +105,7 @@ inline Plan make_plan(const Shape& shape, const Device& device) {
   plan.cluster = device.capability >= 90 ? plan.parts : 1;
 
   // As many rows for each read of the factors as still leave work for every multiprocessor.
-  plan.row_tiles = MAX_TILES;
+  plan.row_tiles = most_tiles(shape.row_bytes, shape.vector);
   while (plan.row_tiles > 1 &&
          divide_up(shape.rows, plan.row_tiles * TILE) * plan.cluster < device.multiprocessors)
     plan.row_tiles /= 2;
@@ -118,7 +120,7 @@ inline Plan make_plan(const Shape& shape, const Device& device) {
   while (held_tiles > 1 && layout(held_tiles, true).bytes > budget) held_tiles /= 2;
   plan.hold = shape.vector &&
               layout(held_tiles, true).bytes <= (plan.cluster > 1 ? device.shared_per_block : budget);
-  if (plan.hold) plan.row_tiles = held_tiles;
+  plan.row_tiles = plan.hold ? held_tiles : std::min(plan.row_tiles, most_tiles(shape.row_bytes, false));
   while (plan.row_tiles > 1 && layout(plan.row_tiles, plan.hold).bytes > budget) plan.row_tiles /= 2;
   plan.layout = layout(plan.row_tiles, plan.hold);
   plan.blocks = divide_up(shape.rows, plan.row_tiles * TILE) * plan.cluster;
