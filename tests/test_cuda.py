@@ -1,0 +1,254 @@
+"""The CUDA kernels: emulated from their own sources, compiled by nvcc where there is one, run where there is a GPU."""
+
+from __future__ import annotations
+
+import shutil
+
+import cuda_emulation as emulation
+import pytest
+import torch
+from cuda_emulation import A100, B200, H200, Device
+from torch import Tensor
+from torch.nn import functional
+
+from leace_fast import reference
+
+needs_compiler = pytest.mark.skipif(emulation.COMPILER is None, reason="no g++ to compile the emulator with")
+pytestmark = needs_compiler
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+slow = pytest.mark.slow
+# rows, dim, rank: a lone row, odd everything, widths that fill no octet, no group and no part, several clusters.
+SHAPES = [(1, 64, 1), (19, 40, 3), (3, 33, 7), (70, 96, 16), (5, 1096, 9)]
+SLOW_SHAPES = [(17, 1001, 64), (33, 1000, 64), (130, 2048, 33), (2, 4096, 64), (3, 16384, 8), (40, 520, 24)]
+SHAPES += [pytest.param(*shape, marks=slow) for shape in SLOW_SHAPES]
+
+
+def operands(rows: int, dim: int, rank: int, dtype: torch.dtype, erasers: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(rows * 1000 + dim * 10 + rank)
+    stack = (erasers,) if erasers else ()
+    x = torch.randn(rows, dim, generator=generator).to(dtype)
+    left = torch.randn(*stack, dim, rank, generator=generator) / rank**0.5
+    right = torch.randn(*stack, rank, dim, generator=generator) / dim**0.5
+    return x, left, right, torch.randn(*stack, dim, generator=generator)
+
+
+def exact(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None) -> Tensor:
+    return reference.project(x.double(), left.double(), right.double(), None if mean is None else mean.double())
+
+
+def rms(error: Tensor) -> float:
+    return float(error.double().square().mean().sqrt())
+
+
+# --- against float64 ---
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["clusters", "one block"])
+@pytest.mark.parametrize(("rows", "dim", "rank"), SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_float64(dtype: torch.dtype, rows: int, dim: int, rank: int, device: Device) -> None:
+    x, left, right, mean = operands(rows, dim, rank, dtype)
+    truth = exact(x, left, right, mean)
+    out, _ = emulation.erase(x, left, right, mean, device=device)
+    # One rounding to x's dtype, and what the terms of the factors leave out.
+    terms = 2**-14 if x.element_size() == 2 else 2**-20
+    bound = torch.finfo(dtype).eps / 2 * truth.abs() * 1.01 + terms
+    assert ((out.double() - truth).abs() <= bound).all()
+    assert rms(out - truth) <= 1.5 * max(rms(reference.project(x, left, right, mean) - truth), 2**-26)
+
+
+@pytest.mark.parametrize(("dtype", "left_over"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-4)], ids=str)
+def test_nothing_of_the_concept_is_left(dtype: torch.dtype, left_over: float) -> None:
+    """Rows far from zero along L, erased to x' with R (x' - mean) = 0, but for the rounding of x'."""
+    x, left, _, mean = operands(16, 256, 4, torch.float32)
+    right = torch.linalg.pinv(left)
+    rows = (30 * torch.randn(16, 4, generator=torch.Generator().manual_seed(0)) @ left.mT + x).to(dtype)
+    out, _ = emulation.erase(rows, left, right, mean)
+    truth = exact(rows, left, right, mean)
+    unrounded = (out.double() - truth.to(dtype).double()) @ right.double().mT
+    if dtype != torch.float32:  # rows that round to the neighbour of the nearest number differ by a place of it
+        unrounded = unrounded.median(dim=0).values
+    assert unrounded.abs().max() <= left_over * (rows.double() @ right.double().mT).abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_from_the_origin(dtype: torch.dtype) -> None:
+    """`x - mean` is formed before it is multiplied: an offset of a thousand costs only the rounding of the rows."""
+    x, left, right, mean = operands(8, 128, 4, torch.float32)
+    mean = mean + 1000
+    rows = (x + mean).to(dtype)
+    out, _ = emulation.erase(rows, left, right, mean)
+    truth = exact(rows, left, right, mean)
+    error = (out.double() - truth).abs().max()
+    assert error <= 1.02 * torch.finfo(dtype).eps / 2 * 2**10 + 2e-4 * (dtype == torch.float16)
+
+
+def test_without_a_mean() -> None:
+    x, left, right, _ = operands(5, 72, 5, torch.float32)
+    assert (emulation.erase(x, left, right)[0].double() - exact(x, left, right)).abs().max() < 1e-6
+
+
+# --- a row knows nothing of the others ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_has_the_same_bits_in_any_batch_on_any_device(dtype: torch.dtype) -> None:
+    x, left, right, mean = operands(70, 1032, 9, dtype)
+    few = Device(90, 1, 227 << 10, 228 << 10)  # so few multiprocessors that a block takes all the rows it can
+    whole, _ = emulation.erase(x, left, right, mean, device=few)
+    tiles = {(emulation.plan(70, 1032, 9, x.element_size(), device).row_tiles) for device in (few, H200)}
+    assert len(tiles) == 2
+    for device in (H200, A100):
+        for begin, end in ((0, 1), (3, 21), (69, 70)):
+            alone, _ = emulation.erase(x[begin:end], left, right, mean, device=device)
+            assert torch.equal(alone, whole[begin:end])
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("norm", [None, "layer"])
+def test_no_race(norm: str | None, seed: int) -> None:
+    """Threads in another order, the same bits: no barrier is missing."""
+    x, left, right, mean = operands(20, 1032, 9, torch.bfloat16, erasers=2)
+    index = torch.arange(20) % 2
+    options = {"norm": norm, "residual": x.flip(0) if norm else None}
+    first = emulation.erase(x, left, right, mean, index, **options)
+    other = emulation.erase(x, left, right, mean, index, seed=seed, **options)
+    assert torch.equal(first[0], other[0]) and torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_row_touches_no_other(value: float) -> None:
+    x, left, right, mean = operands(18, 64, 9, torch.bfloat16)
+    clean, _ = emulation.erase(x, left, right, mean)
+    x[4, 7] = value
+    out, _ = emulation.erase(x, left, right, mean)
+    others = [row for row in range(18) if row != 4]
+    assert torch.equal(out[others], clean[others])
+    assert not out[4].isfinite().any()
+
+
+# --- an index ---
+
+
+@pytest.mark.parametrize("dim", [264, 33])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_row_meets_its_own_eraser(dtype: torch.dtype, dim: int) -> None:
+    x, left, right, mean = operands(37, dim, 5, dtype, erasers=3)
+    index = torch.randint(-1, 3, (37,), generator=torch.Generator().manual_seed(0))
+    x[index == -1, 0] = float("nan")  # a bit pattern that arithmetic would not keep
+    out, _ = emulation.erase(x, left, right, mean, index)
+    assert torch.equal(out[index == -1].view(torch.uint8), x[index == -1].view(torch.uint8))
+    for row in (index >= 0).nonzero()[:, 0].tolist():
+        e = int(index[row])
+        alone, _ = emulation.erase(x[row : row + 1], left[e], right[e], mean[e])
+        assert torch.equal(out[row : row + 1], alone)
+    assert emulation.take_unknown() == 0
+
+
+def test_an_unknown_index_is_counted_and_never_passes_unerased() -> None:
+    x, left, right, mean = operands(20, 1032, 2, torch.bfloat16, erasers=2)
+    index = torch.zeros(20, dtype=torch.int64)
+    index[3], index[17], index[18] = 2, -2, 2**40
+    out, _ = emulation.erase(x, left, right, mean, index)
+    assert out.isnan().all(dim=1).nonzero()[:, 0].tolist() == [3, 17, 18]
+    assert emulation.take_unknown() == 3
+    assert emulation.take_unknown() == 0
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("dim", [64, 40, 33, 1032])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place_between_strided_rows(dtype: torch.dtype, dim: int) -> None:
+    rows, left, right, mean = operands(19, dim + 24, 3, dtype)
+    left, right, mean = left[8 : dim + 8].contiguous(), right[:, 8 : dim + 8].contiguous(), mean[8 : dim + 8].clone()
+    before, x = rows.clone(), rows[:, 8 : dim + 8]
+    alone, _ = emulation.erase(x.contiguous(), left, right, mean)
+    index = torch.zeros(19, dtype=torch.int64)
+    index[7] = -1
+    emulation.erase(x, left[None], right[None], mean[None], index, out=x)
+    alone[7] = before[7, 8 : dim + 8]
+    assert torch.equal(x, alone)
+    assert torch.equal(rows[:, :8], before[:, :8]) and torch.equal(rows[:, dim + 8 :], before[:, dim + 8 :])
+
+
+def test_no_rows() -> None:
+    x, left, right, mean = operands(0, 64, 3, torch.bfloat16)
+    assert emulation.erase(x, left, right, mean)[0].shape == (0, 64)
+
+
+# --- the norms ---
+
+
+@pytest.mark.parametrize("device", [H200, A100], ids=["clusters", "one block"])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize(("rows", "dim", "rank"), [(5, 64, 3), (18, 33, 2), (3, 1032, 9)])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_agree_with_float64(
+    dtype: torch.dtype, norm: str, rows: int, dim: int, rank: int, with_residual: bool, device: Device
+) -> None:
+    x, left, right, mean = operands(rows, dim, rank, dtype)
+    residual = 3 * x.flip(0) + 1 if with_residual else None
+    weight, bias = 1 + mean.flip(0).to(dtype) / 4, mean.to(dtype)
+    own = weight if rows != 5 else weight.float()  # weights may be float32 beside narrower rows
+    summed = x if residual is None else x + residual
+    if norm == "rms":
+        out = emulation.erase(
+            x, left, right, mean, norm=norm, residual=residual, weight=own, weight_offset=1.0, device=device
+        )
+        normed = functional.rms_norm(summed.double(), (dim,), weight.double() + 1, 1e-5)
+    else:
+        own_bias = bias.to(own.dtype)
+        out = emulation.erase(
+            x, left, right, mean, norm=norm, residual=residual, weight=own, bias=own_bias, device=device
+        )
+        normed = functional.layer_norm(summed.double(), (dim,), weight.double(), bias.double(), 1e-5)
+    assert torch.equal(out[1], summed)
+    truth = exact(normed, left, right, mean)
+    terms = 2**-13 if x.element_size() == 2 else 2**-19
+    assert ((out[0].double() - truth).abs() <= torch.finfo(dtype).eps / 2 * truth.abs() * 1.01 + terms).all()
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_rows_of_a_norm_without_an_eraser(norm: str) -> None:
+    x, left, right, mean = operands(6, 64, 3, torch.float32, erasers=1)
+    index = torch.tensor([0, -1, 0, -1, -1, 5])
+    out, _ = emulation.erase(x, left, right, mean, index, norm=norm)
+    alone, _ = emulation.erase(x, 0 * left[0], right[0], mean[0], norm=norm)
+    assert torch.equal(out[index == -1], alone[index == -1])
+    assert out[5].isnan().all() and emulation.take_unknown() == 1
+
+
+# --- the plan of a launch ---
+
+
+@pytest.mark.parametrize("device", [A100, H200, B200], ids=["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("row_bytes", [2, 4])
+def test_every_plan_fits(row_bytes: int, device: Device) -> None:
+    for rows in (1, 16, 64, 500, 4096, 65536, 10**9):
+        for dim in (1, 64, 100, 768, 2048, 4096, 5120, 16384, 65536):
+            for rank in (1, 8, 16, 33, 64):
+                plan = emulation.plan(rows, dim, rank, row_bytes, device, vector=dim % 8 == 0)
+                layout = plan.layout
+                assert plan.cluster == (plan.parts if device.capability >= 90 else 1) and plan.parts in (1, 2, 4, 8)
+                assert layout.bytes <= device.per_block
+                if plan.row_tiles > 1:  # two blocks on a multiprocessor, with the kilobyte of each that is not ours
+                    assert 2 * (layout.bytes + 1024) <= device.per_multiprocessor
+                assert plan.blocks * plan.row_tiles * 16 >= rows * plan.cluster
+                assert (plan.blocks // plan.cluster - 1) * plan.row_tiles * 16 < rows
+                # Sums are ordered by (dim, dtype) alone.
+                assert plan.parts == emulation.plan(1, dim, 1, row_bytes, H200).parts
+                starts = [layout.partial, layout.sums, layout.moments, layout.fragments, layout.scale, layout.erasers]
+                starts += [layout.leaders, layout.tile, layout.bytes]
+                assert starts == sorted(starts) and all(start % 16 == 0 for start in starts)
+
+
+def test_prefill_reads_factors_seldom_and_decode_fills_a_cluster() -> None:
+    prefill, decode = emulation.plan(65536, 4096, 16), emulation.plan(1, 4096, 16)
+    assert (prefill.cluster, prefill.row_tiles, prefill.hold) == (8, 4, True)
+    assert (decode.cluster, decode.row_tiles, decode.hold, decode.blocks) == (8, 1, True, 8)
+    assert emulation.plan(65536, 16384, 64).hold
+    assert not emulation.plan(65536, 4096, 64, device=A100).hold  # rows are read again, mostly from the L2 cache
