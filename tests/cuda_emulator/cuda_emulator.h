@@ -1,7 +1,7 @@
 // Runs the CUDA kernels on the CPU, from their own sources, for tests on machines without a GPU.
 //
 // Threads are fibers that give way at barriers, shuffles and tensor-core instructions, in an order that a seed
-// shuffles: a missing barrier shows as a result that depends on the seed. Shared memory starts as NaN and is walled in;
+// chooses: a missing barrier shows as a result that depends on the seed. Shared memory starts as NaN and is walled in;
 // threads of a block that wait at different places stop the run. Tensor cores sum as pessimistically as measured ones.
 #pragma once
 
@@ -87,6 +87,7 @@ struct Block {
   Barrier barrier;
   std::vector<Exchange> warps;
   std::vector<Vector> shared;  // a wall, the memory, a wall
+  int running;
 };
 
 constexpr int WALL = 64;  // vectors
@@ -130,6 +131,7 @@ inline void wait_at(Barrier& barrier) {
 inline void enter() {
   run->kernel();
   run->current->done = run->moved = true;
+  --this_block().running;
 }
 
 // One cluster of blocks, to its end.
@@ -142,7 +144,7 @@ inline void run_cluster(std::function<void()> kernel, int64_t first_block, int b
   const Vector stone{{STONE, STONE, STONE, STONE}};
   for (int b = 0; b < blocks; ++b)
     here.blocks.push_back({first_block + b, Barrier{threads}, std::vector<Exchange>(size_t(threads) / 32),
-                           std::vector<Vector>(vectors + 2 * WALL, stone)});
+                           std::vector<Vector>(vectors + 2 * WALL, stone), threads});
   here.fibers.resize(size_t(blocks) * threads);
   constexpr size_t STACK = 64 << 10;
   for (size_t i = 0; i < here.fibers.size(); ++i) {
@@ -155,24 +157,33 @@ inline void run_cluster(std::function<void()> kernel, int64_t first_block, int b
     fiber.context.uc_link = &here.scheduler;
     makecontext(&fiber.context, enter, 0);
   }
-  // Warps in any order, and in a warp the lanes up or down.
+  // With a seed, whole blocks or single warps run in any order, each as far as it gets while the others stand still.
   std::mt19937 random(seed);
-  std::vector<size_t> warps(here.fibers.size() / 32);
-  std::iota(warps.begin(), warps.end(), 0);
+  const size_t unit = seed % 2 ? size_t(threads) : 32;
+  std::vector<size_t> units(here.fibers.size() / unit);
+  std::iota(units.begin(), units.end(), 0);
   for (bool all_done = false; !all_done;) {
-    if (seed != 0) std::shuffle(warps.begin(), warps.end(), random);
+    if (seed != 0) std::shuffle(units.begin(), units.end(), random);
     const size_t turn = seed == 0 ? 0 : random() % 32;
+    bool any_moved = false;
     all_done = true;
-    here.moved = false;
-    for (const size_t warp : warps)
-      for (size_t lane = 0; lane < 32; ++lane) {
-        Fiber& fiber = here.fibers[warp * 32 + (lane ^ turn)];
-        if (fiber.done) continue;
-        here.current = &fiber;
-        swapcontext(&here.scheduler, &fiber.context);
-        all_done = all_done && fiber.done;
-      }
-    if (!all_done && !here.moved) stop("threads wait for each other at different barriers");
+    for (const size_t u : units) {
+      bool unit_done;
+      do {
+        here.moved = false;
+        unit_done = true;
+        for (size_t i = 0; i < unit; ++i) {
+          Fiber& fiber = here.fibers[u * unit + (i ^ turn)];
+          if (fiber.done) continue;
+          here.current = &fiber;
+          swapcontext(&here.scheduler, &fiber.context);
+          unit_done = unit_done && fiber.done;
+        }
+        any_moved = any_moved || here.moved;
+      } while (seed != 0 && here.moved && !unit_done);
+      all_done = all_done && unit_done;
+    }
+    if (!all_done && !any_moved) stop("threads wait for each other at different barriers");
   }
   for (const Block& block : here.blocks)
     for (size_t i = 0; i < WALL; ++i)
@@ -261,6 +272,7 @@ inline void cluster_wait() {
 inline const float* peer(const float* mine, int block) {
   const auto offset = reinterpret_cast<const char*>(mine) - shared_memory();
   emulator::Block& theirs = emulator::run->blocks.at(size_t(block));
+  if (theirs.running == 0) emulator::stop("a block reads the memory of one that has ended");
   return reinterpret_cast<const float*>(reinterpret_cast<char*>(theirs.shared.data() + emulator::WALL) + offset);
 }
 
