@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import cuda_emulation as emulation
 import pytest
 import torch
@@ -261,3 +266,55 @@ def test_prefill_reads_factors_seldom_and_decode_fills_a_cluster() -> None:
     assert (decode.cluster, decode.row_tiles, decode.hold, decode.blocks) == (8, 1, True, 8)
     assert emulation.plan(65536, 16384, 64).hold
     assert not emulation.plan(65536, 4096, 64, device=A100).hold  # rows are read again, mostly from the L2 cache
+
+
+# --- what the compiler makes of them ---
+
+ARCHITECTURES = ("80", "90a", "100a")  # those of setup.py
+KERNELS = sorted(path.name for path in emulation.CUDA.glob("*.cu"))
+NVCC = shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH to compile the CUDA kernels with")
+
+
+def compile_kernel(source: str, *options: str) -> str:
+    """Return what nvcc prints."""
+    command = [str(NVCC), "-std=c++17", "-O3", *options, str(emulation.CUDA / source)]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@slow
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", KERNELS)
+def test_registers_suffice(source: str, architecture: str, tmp_path: Path) -> None:
+    """No stack frame, no spill; two blocks fit a multiprocessor wherever rows are held in clusters."""
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    said = compile_kernel(source, target, "-Xptxas=-v", "-cubin", f"-o={tmp_path}/kernel.cubin")
+    assert "warning" not in said, said
+    kernels = re.findall(r"Compiling entry function '(\S+)'(.*?)Used (\d+) registers", said, flags=re.S)
+    assert len(kernels) == 9  # three types of rows, held, read again or number by number
+    for name, report, registers in kernels:
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report, (name, report)
+        held = "AccessE0" in name
+        assert int(registers) <= (128 if held and architecture != "80" else 255)
+
+
+@slow
+@needs_nvcc
+def test_the_instructions_that_were_meant(tmp_path: Path) -> None:
+    """Tensor cores, memory in vectors of 16 bytes, clusters: in each kernel that is to have them, and only there."""
+    compile_kernel("project.cu", "-arch=compute_90a", "-ptx", f"-o={tmp_path}/kernel.ptx")
+    entries = (tmp_path / "kernel.ptx").read_text().split(".entry ")[1:]
+    assert len(entries) == 9
+    for entry in entries:
+        name = entry.split("(")[0]
+        single = "AccessE2" in name
+        assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in entry
+        assert "barrier.cluster.arrive.release" in entry and "mapa.u64" in entry
+        assert bool(re.search(r"ld\.global(\.nc)?\.v4", entry)) != single, name
+        assert bool(re.search(r"st\.global\.v4", entry)) != single, name
+        assert "fma.rn.f64" not in entry
+    compile_kernel("project.cu", "-arch=compute_80", "-ptx", f"-o={tmp_path}/kernel.ptx")
+    assert "barrier.cluster" not in (tmp_path / "kernel.ptx").read_text()

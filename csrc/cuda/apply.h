@@ -12,6 +12,8 @@
 
 namespace leace_fast::cuda {
 
+constexpr int64_t MAX_RANK = 64;
+
 enum class RowType { float32, bfloat16, float16 };
 
 // x - ((x - mean) R') L', with L and R (dim, rank) and (rank, dim), float32. Where there is an `index`, the factors
@@ -39,7 +41,7 @@ struct NormWeights {
   float eps;
 };
 
-// Rank 1 to 64; any dim and any count of rows, also none. `y` may be `x` itself, or share nothing with it.
+// Rank 1 to MAX_RANK; any dim and any count of rows, also none. `y` may be `x` itself, or share nothing with it.
 cudaError_t project(RowType type, Rows x, Rows y, int64_t rows, const Factors& factors, cudaStream_t stream);
 
 // summed = x + residual, y = the erasure of norm(summed). Without a residual (null data) summed is not written.

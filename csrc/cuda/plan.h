@@ -20,7 +20,7 @@ constexpr int GROUP = 32;  // columns that a warp takes at a time, eight of them
 constexpr int MAX_TILES = 4;
 constexpr int MAX_ROWS = MAX_TILES * TILE;
 constexpr int MAX_PARTS = 8;  // the largest cluster that every device of compute capability 9 and above can launch
-constexpr int64_t MAX_RANK = 64;
+
 
 struct Device {
   int capability;  // 80, 90, 100, ...
