@@ -178,7 +178,7 @@ def plan(
             width = check_weight(model, reader.parameter).shape[reader.axis]
             if width != eraser.dim:
                 raise ValueError(f"{reader.module!r} reads {site!r} at width {width}, its eraser has {eraser.dim}")
-        ratio = 1.0
+        ratio = eraser.report.cost_ratio if eraser.report else 1.0
         biased = reuse_bias and all(reader.bias for reader in reading.readers)
         if eraser.mean is not None and not (biased or add_bias):
             lacking = next((r.module for r in reading.readers if not (reuse_bias and r.bias)), "")
@@ -234,7 +234,7 @@ def share(part: Tensor, whole: Tensor) -> float:
 def example_of(model: nn.Module) -> dict[str, Any]:
     """The `dummy_inputs` that models of transformers bring, on their device."""
     inputs = getattr(model, "dummy_inputs", None)
-    if not inputs:
+    if not inputs or getattr(model, "main_input_name", "input_ids") not in inputs:
         raise ValueError("an example is needed: pass example=, a batch of the model's inputs")
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}

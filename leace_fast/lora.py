@@ -105,6 +105,7 @@ def export_lora(
     """
     if hasattr(model, "peft_config"):
         raise ValueError("the model is wrapped by PEFT: export for the model inside, as by model.get_base_model()")
+    erasers = {site: eraser for site, eraser in erasers.items() if eraser.rank}  # of rank 0: nothing to serve
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=lora_bias, max_cost_ratio=max_cost_ratio, reuse_bias=False)
     for p in plans:

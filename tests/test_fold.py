@@ -165,6 +165,19 @@ def test_the_models_own_example_and_modes() -> None:
         scrubber.fold_(nn.Sequential(model))
     with pytest.raises(ValueError, match="an example is needed"):
         fold_(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), {"0": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])})
+    with pytest.raises(ValueError, match="an example is needed"):  # its dummy inputs are text
+        fold_(models.build("vit"), erasers_of("vit"))
+
+
+def test_a_linear_eraser_says_its_own_cost_and_one_of_rank_zero_changes_nothing() -> None:
+    model, batch = models.build("llama"), models.batch("llama", ROWS)
+    before, linear = state_of(model), fitting("llama", UP)
+    assert linear.report is not None and linear.report.cost_ratio > 1
+    nothing = Eraser(torch.zeros(16, 0), torch.zeros(0, 16))
+    report = fold_(model, {UP: linear, "model.layers.0.input_layernorm": nothing}, batch)
+    assert report.cost_ratio == {UP: linear.report.cost_ratio, "model.layers.0.input_layernorm": 1.0}
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"model.layers.1.mlp.{reader}.weight" for reader in ("gate_proj", "up_proj")}
 
 
 @pytest.mark.slow

@@ -113,7 +113,8 @@ def test_ranks_that_differ_and_layers_left_out(tmp_path: Path) -> None:
     model, batch = models.build("llama"), models.batch("llama", ROWS)
     one, two = "model.layers.0.input_layernorm", "model.layers.1.post_attention_layernorm"
     left = torch.linalg.qr(torch.randn(16, 3, dtype=torch.float64)).Q
-    erasers = {one: linear("llama")[one], two: Eraser(left, left.mT)}
+    nothing = {"model.layers.0.post_attention_layernorm": Eraser(torch.zeros(16, 0), torch.zeros(0, 16))}
+    erasers = {one: linear("llama")[one], two: Eraser(left, left.mT), **nothing}
     report = export_lora(tmp_path, model, erasers, batch)
     config, _ = read(tmp_path)
     assert report.rank == 1 and sorted(config["rank_pattern"].values()) == [3, 3]
@@ -218,6 +219,8 @@ def test_what_lora_cannot_reach_is_named_and_nothing_written(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=f"'{norm}' cannot be folded.*'bert.encoder.layer.0.output' by add"):
         export_lora(tmp_path, bert, {norm: Eraser(torch.eye(16)[:, :1], torch.eye(16)[:1])}, models.batch("bert"))
     llama, erasers = models.build("llama"), erasers_of("llama")
+    with pytest.raises(ValueError, match="nothing to fold"):
+        export_lora(tmp_path, llama, {norm: Eraser(torch.zeros(16, 0), torch.zeros(0, 16))}, models.batch("llama"))
     custom = {site: Eraser(eraser.left, eraser.right, eraser.mean) for site, eraser in erasers.items()}
     with pytest.raises(ValueError, match="takes no bias, and an eraser by 'custom' keeps no mean_solve"):
         export_lora(tmp_path, llama, custom, models.batch("llama"))
