@@ -22,10 +22,12 @@ namespace {
 
 constexpr int64_t WIDTH = 32;  // columns of a panel, and both sides of a tile of the product
 constexpr int64_t GROUP = 8;   // panels whose products with as many others are formed together, out of the cache
-constexpr int64_t RUN = 32;    // rows that are summed one by one; longer runs would round equal rows the same way too often
-// Rows that are summed in float32 before they go to float64.
-constexpr int64_t DEPTH_FLOAT = 256;
-constexpr int64_t DEPTH_SHORT = 1024;
+// Rows that are summed one by one: longer runs would round equal rows the same way too often.
+constexpr int64_t BLOCK_ROWS = 32;
+constexpr int PARTS = 3;  // bfloat16 numbers whose sum is a float32 number
+// Rows that are summed in float32 before they go to float64: in float32 vectors; on the matrix units, of float32 rows and
+// of 16-bit rows.
+constexpr int64_t VECTOR_DEPTH = 256, FLOAT_DEPTH = 512, SHORT_DEPTH = 1024;
 // Sums of squares that float32 can hold the terms of.
 constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
 
@@ -35,6 +37,14 @@ struct Source {
   const Row* x;
   int64_t stride, columns;
   const float *centre, *root;
+
+  // In how many bfloat16 parts its numbers are likely to fall.
+  int least_parts() const {
+    if (std::is_same_v<Row, float>) return 3;
+    bool whole = std::is_same_v<Row, bfloat16> && root == nullptr;
+    for (int64_t i = 0; i < columns; ++i) whole = whole && centre[i] == 0.0f;
+    return whole ? 1 : 2;
+  }
 };
 
 // A tile of the product: its first row and column, and how many of both are inside the matrix.
@@ -187,11 +197,15 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
   }
 
   const bool amx = level == Level::AMX;
-  const int64_t depth = std::min(sizeof(Row) == 4 || !amx ? DEPTH_FLOAT : DEPTH_SHORT, rows.count);
+  const int64_t depth = std::min(!amx ? VECTOR_DEPTH : sizeof(Row) == 4 ? FLOAT_DEPTH : SHORT_DEPTH, rows.count);
   const int64_t bytes = amx ? 2 * 2 * amx::Layout(depth).form : depth * WIDTH * int64_t(sizeof(float));
   static thread_local cpu::Scratch kept;  // fresh pages cost more than the sums that go into them
   auto* packed = static_cast<char*>(kept.at_least(panels * bytes));
   std::vector<int> parts(panels);
+  const auto panel = [&](int64_t p) {
+    return Source<Row>{rows.x + p * WIDTH, rows.stride, std::min(WIDTH, dim - p * WIDTH), centre.data() + p * WIDTH,
+                       root.empty() ? nullptr : root.data()};
+  };
   const std::vector<Tile> tiles = lower_tiles(dim);
   const Centring centring{rest, negative_rest, mean, weighted_mean};
   const auto add_tile = level == Level::AVX2 ? avx2::add_tile : avx512::add_tile;
@@ -200,17 +214,11 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
     const int64_t count = std::min(depth, rows.count - first);
     const bool last = first + count == rows.count;
     parallel(panels, count * WIDTH, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const Source<Row> from{rows.x + p * WIDTH, rows.stride, std::min(WIDTH, dim - p * WIDTH),
-                               centre.data() + p * WIDTH, root.empty() ? nullptr : root.data()};
-        char* to = packed + p * bytes;
-        if (amx)
-          parts[p] = amx::pack(from, first, count, reinterpret_cast<uint16_t*>(to), rest + p * WIDTH);
-        else if (level == Level::AVX512)
-          parts[p] = avx512::pack(from, first, count, reinterpret_cast<float*>(to), rest + p * WIDTH);
-        else
-          parts[p] = avx2::pack(from, first, count, reinterpret_cast<float*>(to), rest + p * WIDTH);
-      }
+      if (amx)
+        amx::pack(panel, begin, end, first, count, reinterpret_cast<uint16_t*>(packed), bytes / 2, parts.data(), rest);
+      else
+        (level == Level::AVX512 ? avx512::pack<decltype(panel)> : avx2::pack<decltype(panel)>)(
+            panel, begin, end, first, count, reinterpret_cast<float*>(packed), bytes / 4, rest);
     });
     if (last)
       for (int64_t i = 0; i < dim; ++i) {

@@ -4,15 +4,14 @@
 // and a product of two parts is exact in float32; those of parts p and q with p + q > 2 lie below 2^-26 of the whole and
 // are left out. Rows that were bfloat16, or float32 of few digits, need one part or two: panels know how many they have.
 
-constexpr int PARTS = 3;
-constexpr int64_t DEPTH = 32;          // rows that one instruction multiplies
-constexpr int64_t TILE = 512;          // numbers in a tile: 16 columns of DEPTH rows
-constexpr int64_t BLOCK = 2 * TILE;    // a panel's numbers in DEPTH rows
+constexpr int64_t TILE = 512;        // numbers in a tile: 16 columns of BLOCK_ROWS rows
+constexpr int64_t BLOCK = 2 * TILE;  // a panel's numbers in BLOCK_ROWS rows
 
 // A panel lies in two forms, for the left operand (a column's rows side by side) and the right one (a row's columns side
 // by side, rows in pairs), each by part, block and half.
 struct Layout {
-  explicit Layout(int64_t count) : blocks((count + DEPTH - 1) / DEPTH), part(blocks * BLOCK), form(PARTS * part) {}
+  explicit Layout(int64_t count)
+      : blocks((count + BLOCK_ROWS - 1) / BLOCK_ROWS), part(blocks * BLOCK), form(PARTS * part) {}
   int64_t blocks, part, form;
 };
 
@@ -62,52 +61,45 @@ inline void transpose(const uint16_t* from, uint16_t* to) {
   }
 }
 
-// Packs 16 columns in `COUNT` parts. Returns how many of them hold anything, and COUNT + 1 if something is left over.
+// Packs 16 columns of a block in `COUNT` parts. Returns how many of them hold anything, and COUNT + 1 if something is
+// left over.
 template <int COUNT, typename Row>
-int pack_half(const Source<Row>& from, int64_t column, int64_t first, int64_t count, uint16_t* left, uint16_t* right,
-              double* rest) {
-  const Layout layout(count);
+inline int pack_half(const Source<Row>& from, int64_t column, int64_t first, int64_t count, int64_t part_size,
+                     uint16_t* left, uint16_t* right, double* rest) {
   const int64_t columns = std::clamp<int64_t>(from.columns - column, 0, 16);
   const __mmask16 mask = __mmask16((1u << columns) - 1);
   const __m512 centre = _mm512_maskz_loadu_ps(mask, from.centre + column);
-  __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+  __m512d sums[2] = {_mm512_loadu_pd(rest), _mm512_loadu_pd(rest + 8)};
   __m512i used[COUNT + 1];
   for (auto& bits : used) bits = _mm512_setzero_si512();
   const Row* x = from.x + first * from.stride + column;
-  const float* root = from.root == nullptr ? nullptr : from.root + first;
-
-  for (int64_t block = 0; block < layout.blocks; ++block) {
-    uint16_t* to = right + block * BLOCK;
-    for (int64_t pair = 0; pair < DEPTH; pair += 2) {
-      __m512 row[2];
-      for (int64_t r = 0; r < 2; ++r) {
-        const int64_t at = block * DEPTH + pair + r;
-        row[r] = _mm512_setzero_ps();
-        if (at >= count) continue;
-        row[r] = _mm512_sub_ps(load(x + at * from.stride, mask), centre);
-        __m512d low, high;
-        if (root != nullptr) row[r] = _mm512_mul_ps(row[r], _mm512_set1_ps(root[at]));
-        low = _mm512_cvtps_pd(_mm512_castps512_ps256(row[r]));
-        high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(row[r], 1));
-        const __m512d by = _mm512_set1_pd(root == nullptr ? 1.0 : root[at]);
-        sums[0] = _mm512_fmadd_pd(low, by, sums[0]);
-        sums[1] = _mm512_fmadd_pd(high, by, sums[1]);
+  for (int64_t r = 0; r < BLOCK_ROWS; r += 2) {
+    __m512 row[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t i = r; i < std::min(r + 2, count); ++i) {
+      __m512 centred = _mm512_sub_ps(load(x + i * from.stride, mask), centre);
+      __m512d by = _mm512_set1_pd(1.0);
+      if (from.root != nullptr) {
+        const float root = from.root[first + i];
+        centred = _mm512_mul_ps(centred, _mm512_set1_ps(root));
+        by = _mm512_set1_pd(root);
       }
-      for (int part = 0; part < COUNT; ++part) {
-        const __m512i even = rounded(row[0]), odd = rounded(row[1]);
-        row[0] = _mm512_sub_ps(row[0], _mm512_castsi512_ps(even));
-        row[1] = _mm512_sub_ps(row[1], _mm512_castsi512_ps(odd));
-        const __m512i both = _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
-        used[part] = _mm512_or_si512(used[part], both);
-        _mm512_store_si512(to + part * layout.part + pair * 16, both);
-      }
-      used[COUNT] = _mm512_or_si512(used[COUNT], _mm512_castps_si512(_mm512_or_ps(row[0], row[1])));
+      sums[0] = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(centred)), by, sums[0]);
+      sums[1] = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(centred, 1)), by, sums[1]);
+      row[i - r] = centred;
     }
-    for (int part = 0; part < COUNT; ++part)
-      transpose(to + part * layout.part, left + block * BLOCK + part * layout.part);
+    for (int part = 0; part < COUNT; ++part) {
+      const __m512i even = rounded(row[0]), odd = rounded(row[1]);
+      row[0] = _mm512_sub_ps(row[0], _mm512_castsi512_ps(even));
+      row[1] = _mm512_sub_ps(row[1], _mm512_castsi512_ps(odd));
+      const __m512i both = _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+      used[part] = _mm512_or_si512(used[part], both);
+      _mm512_store_si512(right + part * part_size + r * 16, both);
+    }
+    used[COUNT] = _mm512_or_si512(used[COUNT], _mm512_castps_si512(_mm512_or_ps(row[0], row[1])));
   }
-  _mm512_storeu_pd(rest, _mm512_add_pd(_mm512_loadu_pd(rest), sums[0]));
-  _mm512_storeu_pd(rest + 8, _mm512_add_pd(_mm512_loadu_pd(rest + 8), sums[1]));
+  for (int part = 0; part < COUNT; ++part) transpose(right + part * part_size, left + part * part_size);
+  _mm512_storeu_pd(rest, sums[0]);
+  _mm512_storeu_pd(rest + 8, sums[1]);
   // The sign of a zero is no digit.
   const __m512i digits = _mm512_set1_epi32(int(0x7fff7fffu));
   int most = 1;
@@ -117,27 +109,64 @@ int pack_half(const Source<Row>& from, int64_t column, int64_t first, int64_t co
 }
 
 template <int COUNT, typename Row>
-int pack_parts(const Source<Row>& from, int64_t first, int64_t count, uint16_t* to, double* rest) {
-  double sums[WIDTH] = {};
-  const int64_t form = Layout(count).form;
+int pack_parts(const Source<Row>& from, int64_t first, int64_t count, const Layout& layout, uint16_t* left,
+               double* rest) {
+  double sums[WIDTH];
+  std::copy_n(rest, WIDTH, sums);
   int most = 1;
-  for (int half = 0; half < 2; ++half)
-    most = std::max(most, pack_half<COUNT>(from, 16 * half, first, count, to + half * TILE, to + form + half * TILE,
+  for (int half = 0; half < 2; ++half) {
+    uint16_t* to = left + half * TILE;
+    most = std::max(most, pack_half<COUNT>(from, 16 * half, first, count, layout.part, to, to + layout.form,
                                            sums + 16 * half));
-  if constexpr (COUNT < PARTS) {
-    if (most > COUNT) return pack_parts<COUNT + 1>(from, first, count, to, rest);
   }
-  for (int64_t i = 0; i < WIDTH; ++i) rest[i] += sums[i];
+  if constexpr (COUNT < PARTS) {
+    if (most > COUNT) return pack_parts<COUNT + 1>(from, first, count, layout, left, rest);
+  }
+  std::copy_n(sums, WIDTH, rest);
   return std::min(most, COUNT);
 }
 
-// Packs a panel, and returns in how many parts.
+// Packs a block of a panel, in `least` parts or more, and returns in how many.
 template <typename Row>
-int pack(const Source<Row>& from, int64_t first, int64_t count, uint16_t* to, double* rest) {
-  if constexpr (std::is_same_v<Row, float>) return pack_parts<3>(from, first, count, to, rest);
-  bool whole = std::is_same_v<Row, bfloat16> && from.root == nullptr;
-  for (int64_t i = 0; i < from.columns; ++i) whole = whole && from.centre[i] == 0.0f;
-  return whole ? pack_parts<1>(from, first, count, to, rest) : pack_parts<2>(from, first, count, to, rest);
+int pack_block(const Source<Row>& from, int64_t first, int64_t count, int least, const Layout& layout, uint16_t* left,
+               double* rest) {
+  switch (least) {
+    case 1:
+      return pack_parts<1>(from, first, count, layout, left, rest);
+    case 2:
+      return pack_parts<2>(from, first, count, layout, left, rest);
+    default:
+      return pack_parts<3>(from, first, count, layout, left, rest);
+  }
+}
+
+// Packs rows first..first + count of panels begin..end, block by block, so that rows are read as they lie; sets the
+// number of parts of each panel. `panel(p)` is the source of a panel.
+template <typename Panels>
+void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, uint16_t* packed,
+          int64_t panel_size, int* parts, double* rest) {
+  const Layout layout(count);
+  std::vector<int> parts_of((end - begin) * layout.blocks);
+  for (int64_t p = begin; p < end; ++p) parts[p] = panel(p).least_parts();
+  for (int64_t block = 0; block < layout.blocks; ++block)
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t row = block * BLOCK_ROWS;
+      const int found = pack_block(panel(p), first + row, std::min(BLOCK_ROWS, count - row), parts[p], layout,
+                                   packed + p * panel_size + block * BLOCK, rest + p * WIDTH);
+      parts_of[(p - begin) * layout.blocks + block] = found;
+      parts[p] = std::max(parts[p], found);
+    }
+  // What a block lacks of its panel's parts is zero, and parts that no block has are none.
+  for (int64_t p = begin; p < end; ++p) {
+    const int* of_blocks = parts_of.data() + (p - begin) * layout.blocks;
+    parts[p] = *std::max_element(of_blocks, of_blocks + layout.blocks);
+    for (int64_t block = 0; block < layout.blocks; ++block)
+      for (int part = of_blocks[block]; part < parts[p]; ++part) {
+        uint16_t* left = packed + p * panel_size + part * layout.part + block * BLOCK;
+        std::fill_n(left, BLOCK, uint16_t(0));
+        std::fill_n(left + layout.form, BLOCK, uint16_t(0));
+      }
+  }
 }
 
 template <int PART>

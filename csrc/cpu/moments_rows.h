@@ -41,20 +41,23 @@ void class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shif
   }
 }
 
-// A panel in float32: WIDTH columns of every row, row after row.
-template <typename Row>
-int pack(const Source<Row>& from, int64_t first, int64_t count, float* to, double* rest) {
-  double sums[WIDTH] = {};
-  for (int64_t r = 0; r < count; ++r, to += WIDTH) {
-    const Row* __restrict x = from.x + (first + r) * from.stride;
-    float* __restrict row = to;
-    const float root = from.root == nullptr ? 1.0f : from.root[first + r];
-    if (from.columns < WIDTH) std::fill_n(row, WIDTH, 0.0f);
-    for (int64_t i = 0; i < from.columns; ++i) row[i] = (widen(x[i]) - from.centre[i]) * root;
-    for (int64_t i = 0; i < WIDTH; ++i) sums[i] += double(row[i]) * root;
-  }
-  for (int64_t i = 0; i < WIDTH; ++i) rest[i] += sums[i];
-  return 1;
+// Packs rows first..first + count of panels begin..end: in float32, WIDTH columns of every row, row after row.
+template <typename Panels>
+void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, float* packed,
+          int64_t panel_size, double* rest) {
+  for (int64_t block = 0; block < count; block += BLOCK_ROWS)
+    for (int64_t p = begin; p < end; ++p) {
+      const auto from = panel(p);
+      double* sums = rest + p * WIDTH;
+      for (int64_t r = block; r < std::min(block + BLOCK_ROWS, count); ++r) {
+        const auto* __restrict x = from.x + (first + r) * from.stride;
+        float* __restrict row = packed + p * panel_size + r * WIDTH;
+        const float root = from.root == nullptr ? 1.0f : from.root[first + r];
+        if (from.columns < WIDTH) std::fill_n(row, WIDTH, 0.0f);
+        for (int64_t i = 0; i < from.columns; ++i) row[i] = (widen(x[i]) - from.centre[i]) * root;
+        for (int64_t i = 0; i < WIDTH; ++i) sums[i] += double(row[i]) * root;
+      }
+    }
 }
 
 // out[i][j] += sum over rows of a[i] b[j], for SLICE values of i and two vectors of j.
@@ -80,8 +83,8 @@ void multiply(const float* a, const float* b, int64_t count, float* out) {
   std::fill_n(out, WIDTH * WIDTH, 0.0f);
   for (int64_t i = 0; i < WIDTH; i += SLICE)
     for (int64_t j = 0; j < WIDTH; j += 2 * LANES)
-      for (int64_t r = 0; r < count; r += RUN)
-        multiply_slice(a + r * WIDTH + i, b + r * WIDTH + j, std::min(RUN, count - r), out + i * WIDTH + j);
+      for (int64_t r = 0; r < count; r += BLOCK_ROWS)
+        multiply_slice(a + r * WIDTH + i, b + r * WIDTH + j, std::min(BLOCK_ROWS, count - r), out + i * WIDTH + j);
 }
 
 // Adds a tile of the product, and where all rows are in it what centres it, to `second`.
