@@ -209,7 +209,7 @@ class Moments(Derived):
     def relative_error(self) -> float:
         """Bound on the rounding error of the correlation matrix: 2e-6 once rows below float64 were multiplied.
 
-        Without the compiled kernels it is 1e-5.
+        Without the compiled kernels it is 2e-5.
         """
         return max(self._relative_error, self.dim * 2.0**-52)
 

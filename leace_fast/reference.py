@@ -200,8 +200,9 @@ def _centre(x: Tensor, mean: Tensor) -> Tensor:
 def _centred_product(x: Tensor, centre: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the lower second moment of `x - centre`, and the sums of the very rows that were multiplied, float64."""
     dtype, d = centre.dtype, len(centre)
-    product = torch.zeros(d, d, dtype=dtype, device=x.device)
-    squares, rest = product.new_zeros(d), torch.zeros(d, dtype=torch.float64, device=x.device)
+    product = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+    partial = product if dtype == torch.float64 else torch.empty_like(product, dtype=dtype)
+    squares, rest = product.new_zeros(d), product.new_zeros(d)
     buffer = x.new_empty(min(TILE_ROWS, len(x)), d, dtype=dtype)
     for begin in range(0, len(x), TILE_ROWS):
         part = x[begin : begin + TILE_ROWS]
@@ -212,9 +213,13 @@ def _centred_product(x: Tensor, centre: Tensor, weight: Tensor | None) -> tuple[
             own = weight[begin : begin + TILE_ROWS]
             rest += own @ tile.double()
             tile.mul_(own.sqrt().to(dtype)[:, None])
-        add_lower_product(product, tile)
         if dtype == torch.float64:
             squares += tile.square().sum(0)
+            add_lower_product(product, tile)
+        else:  # sums of float32 products stay short
+            partial.zero_()
+            add_lower_product(partial, tile)
+            product += partial
     if dtype == torch.float64:
         # A matrix product adds row after row; a sum adds in a tree, which keeps a digit more of each variance.
         product.diagonal().copy_(squares)

@@ -6,12 +6,9 @@
 #include <cstdint>
 #include <functional>
 
-#include "rows.h"
+#include "number_formats.h"
 
 namespace leace_fast::moments {
-
-using cpu::bfloat16;
-using cpu::float16;
 
 // The kernels that a machine can run, each faster than those before.
 enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };

@@ -38,9 +38,9 @@ auto with_rows(const Tensor& x, const std::optional<Tensor>& weight, const Funct
     case ScalarType::Float:
       return rows(static_cast<const float*>(x.const_data_ptr()));
     case ScalarType::BFloat16:
-      return rows(static_cast<const leace_fast::cpu::bfloat16*>(x.const_data_ptr()));
+      return rows(static_cast<const leace_fast::bfloat16*>(x.const_data_ptr()));
     case ScalarType::Half:
-      return rows(static_cast<const leace_fast::cpu::float16*>(x.const_data_ptr()));
+      return rows(static_cast<const leace_fast::float16*>(x.const_data_ptr()));
     default:
       STD_TORCH_CHECK(false, "rows must be float32, bfloat16 or float16");
   }
