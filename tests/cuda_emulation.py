@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CUDA, EMULATOR = ROOT / "csrc/cuda", ROOT / "tests/cuda_emulator"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 # No contraction: the device's compiler contracts a x + b, the emulator's must do the same in every build of ours.
-FLAGS = ["-std=c++17", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NORMS = {None: 0, "rms": 1, "layer": 2}
 
@@ -63,19 +63,49 @@ H200 = Device(90, 132, 227 << 10, 228 << 10)
 B200 = Device(100, 148, 227 << 10, 228 << 10)
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """Return the compiled emulator; it is kept in the temporary folder for as long as no source changes."""
-    sources = sorted([*CUDA.iterdir(), *EMULATOR.iterdir()])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(FLAGS).encode()).hexdigest()[:16]
-    target = Path(tempfile.gettempdir(), f"leace_fast_cuda_emulator_{os.getuid()}_{digest}.so")
+def build(name: str, sources: list[str], *options: str) -> Path:
+    """Return a library compiled for the emulator; it is kept in the temporary folder while no source changes."""
+    folders = [EMULATOR, CUDA, ROOT / "csrc/torch", ROOT / "csrc/include"]
+    contents = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
+    digest = hashlib.sha256(b"".join(contents) + repr((FLAGS, options)).encode()).hexdigest()[:16]
+    target = Path(tempfile.gettempdir(), f"leace_fast_{name}_{os.getuid()}_{digest}.so")
     if not target.exists():
         assert COMPILER is not None
         fresh = target.with_suffix(f".{os.getpid()}")
-        options = ["-DLEACE_FAST_EMULATOR", f"-I{CUDA}", f"-I{EMULATOR}", "-shared", "-fPIC"]
-        command = [COMPILER, *FLAGS, *options, str(EMULATOR / "emulated.cpp"), "-o", str(fresh)]
-        subprocess.run(command, check=True)
+        includes = [f"-I{folder}" for folder in folders]
+        files = [str(EMULATOR / source) for source in sources]
+        command = [COMPILER, *FLAGS, "-DLEACE_FAST_EMULATOR", *includes, "-shared", "-fPIC", *files, "-o", str(fresh)]
+        subprocess.run([*command, *options], check=True)
         fresh.replace(target)
+    return target
+
+
+@functools.cache
+def operators():
+    """Return the operators of torch for CUDA, on tensors of the CPU."""
+    home = Path(torch.__file__).parent
+    target = build(
+        "cuda_operators",
+        ["emulated.cpp", "emulated_ops.cpp"],
+        "-Dleace_fast=leace_fast_emulated",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        "-Wno-attributes",
+        f"-I{home}/include",
+        f"-L{home}/lib",
+        "-ltorch_cpu",
+        "-lc10",
+    )
+    torch.ops.load_library(target)
+    loaded = ctypes.CDLL(str(target))
+    loaded.emulate.argtypes = [Device, c_uint32]
+    loaded.emulate(H200, 0)
+    return torch.ops.leace_fast_emulated
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Return the kernels behind plain pointers."""
+    target = build("cuda_kernels", ["emulated.cpp"])
     loaded = ctypes.CDLL(str(target))
     loaded.emulate.argtypes = [Device, c_uint32]
     loaded.run.argtypes = [c_int, c_int, Rows, Rows, Rows, Rows, c_int64, POINTER(NormWeights), POINTER(Factors)]

@@ -268,6 +268,71 @@ def test_prefill_reads_factors_seldom_and_decode_fills_a_cluster() -> None:
     assert not emulation.plan(65536, 4096, 64, device=A100).hold  # rows are read again, mostly from the L2 cache
 
 
+# --- the operators of torch, on emulated tensors ---
+
+
+@slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operators_take_any_layout(dtype: torch.dtype) -> None:
+    """Slices, broadcast rows, transposes, no rows; what apply_cuda.cpp makes of them."""
+    ops = emulation.operators()
+    rows, left, right, mean = operands(24, 40, 5, dtype)
+    layouts = [rows, rows.reshape(2, 3, 4, 40), rows.reshape(4, 6, 40).transpose(0, 1), rows.mT.contiguous().mT]
+    layouts += [rows[::2], rows[:0], rows[3], rows[:1].expand(4, 40)]
+    for x in layouts:
+        flat = x.reshape(-1, 40).contiguous()
+        expected = emulation.erase(flat, left, right, mean)[0].reshape(x.shape)
+        for factor in (left, left.mT.contiguous().mT):
+            out = ops.project(x, factor, right, mean)
+            assert torch.equal(out, expected) and out.is_contiguous() and out.dtype == dtype
+        if 0 in x.stride():
+            with pytest.raises(RuntimeError, match="share memory"):
+                ops.project_(x, left, right, mean)
+            continue
+        place = torch.empty_strided(x.shape, x.stride(), dtype=dtype).copy_(x)
+        ops.project_(place, left, right, mean)
+        assert torch.equal(place, expected)
+
+
+@slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operators_of_the_norms(dtype: torch.dtype) -> None:
+    ops = emulation.operators()
+    x, left, right, mean = operands(6, 40, 5, dtype)
+    residual = x.flip(0).reshape(2, 3, 40)
+    for weight in (mean, mean.to(dtype), None):
+        out = ops.add_rms_norm_project(x.reshape(2, 3, 40), residual, weight, 1e-5, left, right, mean, None, 1.0)
+        expected = emulation.erase(
+            x, left, right, mean, norm="rms", residual=x.flip(0), weight=weight, weight_offset=1.0
+        )
+        assert torch.equal(out[0].reshape(6, 40), expected[0]) and torch.equal(out[1].reshape(6, 40), expected[1])
+        y, summed = ops.add_layer_norm_project(x, None, weight, weight, 1e-5, left, right, mean)
+        assert torch.equal(y, emulation.erase(x, left, right, mean, norm="layer", weight=weight, bias=weight)[0])
+        assert summed.numel() == 0
+
+
+@slow
+def test_operators_refuse_what_does_not_fit() -> None:
+    ops = emulation.operators()
+    x, left, right, mean = operands(6, 40, 5, torch.bfloat16)
+    for bad in (
+        (x.double(), left.double(), right.double(), mean.double()),
+        (x, left[:, :0], right[:0], mean),
+        (x, left.repeat(1, 13), right.repeat(13, 1), mean),
+        (x, left.bfloat16(), right.bfloat16(), None),
+        (x[:, :8], left, right, mean),
+        (x, left, right, mean[:8]),
+    ):
+        with pytest.raises(RuntimeError):
+            ops.project(*bad)
+    with pytest.raises(RuntimeError):
+        ops.add_rms_norm_project(x, x[:1], None, 1e-5, left, right)
+    index = torch.tensor([0, -1, 5, 0, -1, 0])
+    out = ops.project(x, left[None], right[None], mean[None], index)
+    assert out[2].isnan().all() and torch.equal(out[1], x[1])
+    assert ops.take_unknown(x) == 1 and ops.take_unknown(x) == 0
+
+
 # --- what the compiler makes of them ---
 
 ARCHITECTURES = ("80", "90a", "100a")  # those of setup.py
