@@ -12,6 +12,7 @@ from . import reference
 from ._extension import load
 
 EXTENSION = load()
+MOST_GPU_RANKS = 64  # MAX_RANK of csrc/cuda/apply.h
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 if EXTENSION.present:
@@ -34,7 +35,8 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     Raises:
         TypeError: x is not floating, the factors are not of the compute dtype, or index is not int64.
         ValueError: a shape does not fit.
-        IndexError: index names an eraser that is not there; nothing has been written.
+        IndexError: index names an eraser that is not there; nothing has been written. On CUDA, where looking would
+            wait for the device, those rows come out as NaN and `check_index` raises.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, equation 1.
 
@@ -48,7 +50,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     tensor([[3., 4.],
             [0., 6.]])
     """
-    if _has_kernel(x):
+    if _has_kernel(x, left):
         try:
             operator = torch.ops.leace_fast.project.default
             if _watched(x):
@@ -81,7 +83,7 @@ def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None,
         if x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: use project(x, ...)")
         return x.copy_(project(x, left, right, mean, index))
-    if not _has_kernel(x):
+    if not _has_kernel(x, left):
         check_project(x, left, right, mean, index)
         check_apart(x)
         return x.copy_(reference.project(x, left, right, mean, index))
@@ -135,7 +137,7 @@ def add_rms_norm_project(
     >>> y, summed
     (tensor([0.0000, 0.4472]), tensor([3., 1.]))
     """
-    if _has_kernel(x):
+    if _has_kernel(x, left):
         operator = torch.ops.leace_fast.add_rms_norm_project.default
         try:
             if _watched(x, residual, weight):
@@ -189,7 +191,7 @@ def add_layer_norm_project(
     >>> y
     tensor([ 0., -1.])
     """
-    if _has_kernel(x):
+    if _has_kernel(x, left):
         operator = torch.ops.leace_fast.add_layer_norm_project.default
         try:
             if _watched(x, residual, weight, bias):
@@ -207,13 +209,28 @@ def add_layer_norm_project(
     return reference.add_layer_norm_project(x, residual, weight, bias, eps, left, right, mean, index)
 
 
-def _has_kernel(x: Tensor) -> bool:
+def check_index(x: Tensor) -> None:
+    """Raise IndexError if rows on the CUDA device of x named an eraser that is not there, since the last check.
+
+    Those rows came out as NaN. This waits for the device; on the CPU, and without the compiled kernels, there is
+    nothing to check.
+    """
+    if x.is_cuda and x.device.type in EXTENSION.devices and (unknown := torch.ops.leace_fast.take_unknown(x)):
+        raise IndexError(f"{unknown} rows had an index without an eraser since the last check; they came out as NaN")
+
+
+def _has_kernel(x: Tensor, left: Tensor) -> bool:
     """Return whether a compiled operator is to be called: transforms such as vmap know plain torch only."""
     return (
         EXTENSION.present
-        and (x.is_cpu or x.device.type in EXTENSION.devices)
+        and (x.is_cpu or (x.device.type in EXTENSION.devices and _fits_gpu(x, left)))
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _fits_gpu(x: Tensor, left: Tensor) -> bool:
+    """Return whether the CUDA kernels take these: all other rows go to plain torch, which multiplies by cuBLAS."""
+    return x.dtype != torch.float64 and left.ndim >= 2 and 0 < left.shape[-1] <= MOST_GPU_RANKS
 
 
 def _watched(*tensors: Tensor | None) -> bool:

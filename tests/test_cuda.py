@@ -14,7 +14,8 @@ from cuda_emulation import A100, B200, H200, Device
 from torch import Tensor
 from torch.nn import functional
 
-from leace_fast import reference
+from leace_fast import Eraser, ops, reference
+from leace_fast.table import EraserTable
 
 needs_compiler = pytest.mark.skipif(emulation.COMPILER is None, reason="no g++ to compile the emulator with")
 pytestmark = needs_compiler
@@ -275,7 +276,7 @@ def test_prefill_reads_factors_seldom_and_decode_fills_a_cluster() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_take_any_layout(dtype: torch.dtype) -> None:
     """Slices, broadcast rows, transposes, no rows; what apply_cuda.cpp makes of them."""
-    ops = emulation.operators()
+    emulated = emulation.operators()
     rows, left, right, mean = operands(24, 40, 5, dtype)
     layouts = [rows, rows.reshape(2, 3, 4, 40), rows.reshape(4, 6, 40).transpose(0, 1), rows.mT.contiguous().mT]
     layouts += [rows[::2], rows[:0], rows[3], rows[:1].expand(4, 40)]
@@ -283,37 +284,37 @@ def test_operators_take_any_layout(dtype: torch.dtype) -> None:
         flat = x.reshape(-1, 40).contiguous()
         expected = emulation.erase(flat, left, right, mean)[0].reshape(x.shape)
         for factor in (left, left.mT.contiguous().mT):
-            out = ops.project(x, factor, right, mean)
+            out = emulated.project(x, factor, right, mean)
             assert torch.equal(out, expected) and out.is_contiguous() and out.dtype == dtype
         if 0 in x.stride():
             with pytest.raises(RuntimeError, match="share memory"):
-                ops.project_(x, left, right, mean)
+                emulated.project_(x, left, right, mean)
             continue
         place = torch.empty_strided(x.shape, x.stride(), dtype=dtype).copy_(x)
-        ops.project_(place, left, right, mean)
+        emulated.project_(place, left, right, mean)
         assert torch.equal(place, expected)
 
 
 @slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_of_the_norms(dtype: torch.dtype) -> None:
-    ops = emulation.operators()
+    emulated = emulation.operators()
     x, left, right, mean = operands(6, 40, 5, dtype)
     residual = x.flip(0).reshape(2, 3, 40)
     for weight in (mean, mean.to(dtype), None):
-        out = ops.add_rms_norm_project(x.reshape(2, 3, 40), residual, weight, 1e-5, left, right, mean, None, 1.0)
+        out = emulated.add_rms_norm_project(x.reshape(2, 3, 40), residual, weight, 1e-5, left, right, mean, None, 1.0)
         expected = emulation.erase(
             x, left, right, mean, norm="rms", residual=x.flip(0), weight=weight, weight_offset=1.0
         )
         assert torch.equal(out[0].reshape(6, 40), expected[0]) and torch.equal(out[1].reshape(6, 40), expected[1])
-        y, summed = ops.add_layer_norm_project(x, None, weight, weight, 1e-5, left, right, mean)
+        y, summed = emulated.add_layer_norm_project(x, None, weight, weight, 1e-5, left, right, mean)
         assert torch.equal(y, emulation.erase(x, left, right, mean, norm="layer", weight=weight, bias=weight)[0])
         assert summed.numel() == 0
 
 
 @slow
 def test_operators_refuse_what_does_not_fit() -> None:
-    ops = emulation.operators()
+    emulated = emulation.operators()
     x, left, right, mean = operands(6, 40, 5, torch.bfloat16)
     for bad in (
         (x.double(), left.double(), right.double(), mean.double()),
@@ -324,13 +325,13 @@ def test_operators_refuse_what_does_not_fit() -> None:
         (x, left, right, mean[:8]),
     ):
         with pytest.raises(RuntimeError):
-            ops.project(*bad)
+            emulated.project(*bad)
     with pytest.raises(RuntimeError):
-        ops.add_rms_norm_project(x, x[:1], None, 1e-5, left, right)
+        emulated.add_rms_norm_project(x, x[:1], None, 1e-5, left, right)
     index = torch.tensor([0, -1, 5, 0, -1, 0])
-    out = ops.project(x, left[None], right[None], mean[None], index)
+    out = emulated.project(x, left[None], right[None], mean[None], index)
     assert out[2].isnan().all() and torch.equal(out[1], x[1])
-    assert ops.take_unknown(x) == 1 and ops.take_unknown(x) == 0
+    assert emulated.take_unknown(x) == 1 and emulated.take_unknown(x) == 0
 
 
 # --- what the compiler makes of them ---
@@ -383,3 +384,93 @@ def test_the_instructions_that_were_meant(tmp_path: Path) -> None:
         assert "fma.rn.f64" not in entry
     compile_kernel("project.cu", "-arch=compute_80", "-ptx", f"-o={tmp_path}/kernel.ptx")
     assert "barrier.cluster" not in (tmp_path / "kernel.ptx").read_text()
+
+
+# --- on a GPU ---
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or "cuda" not in ops.EXTENSION.devices, reason="no GPU, or no kernels built for it"
+)
+
+
+def on_gpu(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.cuda() for tensor in tensors]
+
+
+def test_ranks_and_dtypes_that_go_to_plain_torch() -> None:
+    x, left = torch.empty(1, 128), torch.empty(128, 64)
+    assert (emulation.CUDA / "apply.h").read_text().count(f"MAX_RANK = {ops.MOST_GPU_RANKS};") == 1
+    assert ops._fits_gpu(x, left) and ops._fits_gpu(x.half(), left[None])
+    assert not ops._fits_gpu(x.double(), left) and not ops._fits_gpu(x, torch.empty(128, 65))
+    assert not ops._fits_gpu(x, left[:, :0])
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("rows", "dim", "rank"), [*SHAPES, (4096, 4096, 64), (777, 8192, 16), (9, 256, 65), (5, 64, 0)]
+)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_gpu_agrees_with_float64(dtype: torch.dtype, rows: int, dim: int, rank: int) -> None:
+    factors = reference.compute_dtype(dtype)
+    x, left, right, mean = on_gpu(*operands(rows, dim, max(rank, 1), dtype))
+    left, right, mean = left[:, :rank].to(factors), right[:rank].to(factors), mean.to(factors)
+    truth = exact(x, left, right, mean)
+    out = ops.project(x, left, right, mean)
+    assert rms(out - truth) <= 1.5 * max(rms(reference.project(x, left, right, mean) - truth), 2**-26)
+    assert torch.equal(ops.project_(x.clone(), left, right, mean), out)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gpu_rows_have_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+    x, left, right, mean = on_gpu(*operands(512, 4096, 16, dtype))
+    whole = ops.project(x, left, right, mean)
+    for rows in (1, 2, 16, 17, 64, 65, 511):
+        assert torch.equal(ops.project(x[-rows:], left, right, mean), whole[-rows:])
+    for _ in range(1000):
+        assert torch.equal(ops.project(x, left, right, mean), whole)
+
+
+@needs_gpu
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gpu_norms_agree_with_plain_torch(dtype: torch.dtype, norm: str) -> None:
+    x, left, right, mean = on_gpu(*operands(130, 2048, 9, dtype))
+    residual, weight = x.flip(0), mean.to(dtype)
+    if norm == "rms":
+        out = ops.add_rms_norm_project(x, residual, weight, 1e-6, left, right, mean, weight_offset=1.0)
+        expected = reference.add_rms_norm_project(x, residual, weight, 1e-6, left, right, mean, weight_offset=1.0)
+    else:
+        out = ops.add_layer_norm_project(x, residual, weight, weight, 1e-6, left, right, mean)
+        expected = reference.add_layer_norm_project(x, residual, weight, weight, 1e-6, left, right, mean)
+    assert torch.equal(out[1], expected[1])
+    torch.testing.assert_close(out[0], expected[0], rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@needs_gpu
+def test_gpu_graphs_see_new_rows_and_swapped_erasers() -> None:
+    x, left, right, mean = on_gpu(*operands(64, 1024, 8, torch.bfloat16, erasers=2))
+    erasers = [Eraser(left[e], right[e], mean[e]) for e in range(2)]
+    table, index = EraserTable(erasers), torch.randint(-1, 2, (64,), device="cuda")
+    table(x, index)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = table(x, index)
+    x.copy_(x.flip(0))
+    graph.replay()
+    assert torch.equal(out, table(x, index))
+    table.swap(0, erasers[1])
+    graph.replay()
+    assert torch.equal(out[index >= 0], table(x, torch.ones_like(index))[index >= 0])
+    assert torch.equal(out[index < 0], x[index < 0])
+
+
+@needs_gpu
+def test_gpu_counts_an_unknown_index() -> None:
+    x, left, right, mean = on_gpu(*operands(20, 256, 3, torch.float32, erasers=2))
+    index = torch.zeros(20, dtype=torch.int64, device="cuda")
+    index[5] = 2
+    assert ops.project(x, left, right, mean, index)[5].isnan().all()
+    with pytest.raises(IndexError, match="1 rows"):
+        ops.check_index(x)
+    ops.check_index(x)
