@@ -123,13 +123,14 @@ class NinjaBuild(build_ext):
         linker = shlex.split(sysconfig.get_config_var("LDCXXSHARED") or "c++ -shared")[1:]
         compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
         nvcc_flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS)]
+        cxx_flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         with open(plan, "w", encoding="utf-8") as file:
             writer: Any = ninja_syntax.Writer(file, width=120)  # type: ignore[arg-type]
             writer.variable("builddir", str(folder))
             compile_one = "$options -MMD -MF $out.d -c $in -o $out"
-            writer.rule("cxx", f"{compiler} {shlex.join(FLAGS)} {compile_one}", depfile="$out.d", deps="gcc")
+            writer.rule("cxx", f"{compiler} {shlex.join(cxx_flags)} {compile_one}", depfile="$out.d", deps="gcc")
             writer.rule("cuda", f"{nvcc()} {shlex.join(nvcc_flags)} {compile_one}", depfile="$out.d", deps="gcc")
-            writer.rule("link", f"{compiler} {shlex.join(linker)} $in -o $out {shlex.join(links)}")
+            writer.rule("link", f"{compiler} {shlex.join([*cxx_flags, *linker])} $in -o $out {shlex.join(links)}")
             objects = []
             for source in extension.sources:
                 objects.append(str(folder / source) + ".o")

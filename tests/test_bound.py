@@ -72,8 +72,7 @@ def test_gradients_and_transforms_go_through(backend: str, dtype: torch.dtype) -
     torch.testing.assert_close(torch.func.grad(lambda rows: erase(rows).sum())(x), expected.expand(3, 6))
     torch.testing.assert_close(torch.func.vmap(erase)(x), erase(x))
     torch.testing.assert_close(torch.func.vmap(erase, in_dims=1)(x.mT), erase(x))
-    _, tangent = torch.func.vjp(erase, x)
-    torch.testing.assert_close(tangent(torch.ones_like(x))[0], expected.expand(3, 6))
+    torch.testing.assert_close(torch.func.jacrev(erase)(x[0]).sum(0), expected)
 
 
 def test_vmap_with_an_index(backend: str) -> None:
@@ -117,7 +116,7 @@ def test_compiles_without_a_graph_break() -> None:
 def test_a_view_with_its_sign_elsewhere() -> None:
     erase = as_kept(torch.float32, dim=2)
     x = torch.randn(3, 2, dtype=torch.complex64).conj().imag.contiguous()
-    negative = torch._neg_view(x)
+    negative = torch._neg_view(x)  # type: ignore[attr-defined]
     torch.testing.assert_close(erase(negative), erase(negative.clone()))
 
 

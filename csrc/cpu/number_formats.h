@@ -16,6 +16,9 @@ struct float16 {
 
 namespace cpu {
 
+using leace_fast::bfloat16;
+using leace_fast::float16;
+
 template <typename To, typename From>
 inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));

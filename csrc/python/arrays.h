@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <optional>
@@ -120,6 +121,8 @@ inline int64_t row_stride(const Array& rows, const char* name) {
   int64_t count = 1;
   std::optional<int64_t> stride;
   bool regular = rows.shape[last] < 2 || rows.strides[last] == 1;
+  for (const int64_t size : rows.shape)
+    if (size == 0) return rows.shape[last];
   for (int64_t i = last - 1; i >= 0; --i) {
     if (rows.shape[i] == 1) continue;
     if (!stride) stride = rows.strides[i];

@@ -1,0 +1,93 @@
+"""The kernels from C: a program against the public header, and odd shapes under sanitizers on each instruction set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from leace_fast import ops
+
+ROOT = Path(__file__).parent.parent
+HERE = ROOT / "tests" / "c"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("c++") is None or sys.platform == "win32", reason="no compiler"),
+]
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def library(folder: Path, *flags: str) -> list[Path]:
+    """Compile all of csrc/cpu, as anyone would who embeds it."""
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        run("c++", "-std=c++17", "-O1", "-Wno-psabi", *flags, f"-I{ROOT}/csrc/include", "-c", source, "-o", target)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))))
+
+
+def test_a_program_in_c(tmp_path: Path) -> None:
+    objects = library(tmp_path)
+    run(
+        "cc", "-std=c99", "-Wall", "-Werror", f"-I{ROOT}/csrc/include", "-c", HERE / "program.c", "-o", tmp_path / "c.o"
+    )
+    run("c++", *objects, tmp_path / "c.o", "-o", tmp_path / "program", "-lpthread")
+    lines = run(tmp_path / "program", LEACE_FAST_CPU="").splitlines()
+    assert lines[:3] == [
+        "erased 1 2 3, 1 8 0",
+        "the first alone 1 2 3, 6 8 0",
+        "summed 16, normed and erased 1 2.77128 0",
+    ]
+    assert lines[3].removeprefix("on ") in ("avx512", "avx2", "baseline")
+    assert run(tmp_path / "program", LEACE_FAST_CPU="baseline").splitlines()[3] == "on baseline"
+
+
+def test_odd_shapes_under_sanitizers(tmp_path: Path) -> None:
+    objects = library(tmp_path, *SANITIZE)
+    program = tmp_path / "shapes"
+    source = HERE / "shapes.cpp"
+    run("c++", "-std=c++17", "-O1", *SANITIZE, f"-I{ROOT}/csrc/include", source, *objects, "-o", program, "-lpthread")
+    for highest in ("avx512", "avx2", "baseline"):
+        assert run(program, LEACE_FAST_CPU=highest).endswith(": 0 failures\n")
+    assert run(program, LEACE_FAST_CPU="baseline").startswith("baseline")
+
+
+@pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
+def test_the_operators_under_sanitizers(tmp_path: Path) -> None:
+    """The tests of the operators once more, in a process that has the sanitizers' library."""
+    runtime = run("c++", "-print-file-name=libasan.so").strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no libasan")
+    shutil.copytree(ROOT / "leace_fast", tmp_path / "leace_fast", ignore=shutil.ignore_patterns("*.so", "assets"))
+    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "build")
+    subprocess.run(
+        list(map(str, build)),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"LEACE_FAST_EXT": "1", "CXXFLAGS": " ".join(["-O1", *SANITIZE])},
+    )
+    tests = [
+        ROOT / "tests" / name for name in ("test_extension.py", "test_norms.py", "test_bound.py", "test_arrays.py")
+    ]
+    output = run(
+        *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not compiles", *tests),
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert " passed" in output and "skipped" not in output
