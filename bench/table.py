@@ -79,6 +79,12 @@ def show(results: dict) -> None:
             table.add_row(f"{operation} {line[0]}", *line[1:5], *(cells.get(name, "") for name in names))
         table.add_section()
     console.print(table)
+    costs = Table(box=box.SIMPLE_HEAD, title="what erasing at every site adds to a whole generate")
+    for name in ("model", "erasing", "costs", "quartiles"):
+        costs.add_column(name)
+    for line in overheads(results):
+        costs.add_row(*line)
+    console.print(costs)
 
 
 def markdown(results: dict) -> str:
@@ -91,7 +97,23 @@ def markdown(results: dict) -> str:
             f"### {operation.capitalize()}\n\n"
             + "\n".join("| " + " | ".join(r) + " |" for r in (heading, rule, *lines))
         )
+    if lines := overheads(results):
+        head = ["generate", "erasing", "costs", "quartiles"]
+        rule = ["---", "---", "---:", "---:"]
+        parts.append(
+            "### A whole `generate`\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+        )
     return "\n\n".join(parts)
+
+
+def overheads(results: dict) -> list[list[str]]:
+    """Return the lines of what erasing adds to the time of a model: its name, the way, the share and its quartiles."""
+    lines = []
+    for entry in results["benchmarks"]:
+        if "overhead" in entry:
+            shares = [f"{share:+.1%}" for share in (entry["overhead"], *entry["overhead_quartiles"])]
+            lines.append([entry["group"].removeprefix("generate "), entry["peer"], shares[0], " to ".join(shares[1:])])
+    return lines
 
 
 def machine(results: dict) -> str:

@@ -153,10 +153,9 @@ def test_an_exported_program_keeps_what_it_was_exported_with(fuse, block):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*runs a hook")
 def test_a_scripted_trace(fuse, block):
     model, x, scrubber = block
-    with torch.no_grad():
-        before = torch.jit.trace(model, x)
+    before: Any = torch.jit.trace(model, x)
     with scrubber.attached(model, fuse=fuse), torch.no_grad():
-        inside = torch.jit.trace(model, x, check_trace=False)
+        inside: Any = torch.jit.trace(model, x, check_trace=False)
         scrubber.verify(model, inside, x)
         with pytest.raises(RuntimeError, match="without being erased"):
             scrubber.verify(model, before, x)

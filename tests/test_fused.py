@@ -428,3 +428,21 @@ def test_a_module_replaced_after_it_was_fused_is_found_out(llama):
         model.model.layers[1].post_attention_layernorm = nn.RMSNorm(16, dtype=torch.float64)
         outputs_of(model, batch)
     assert hooks(model) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bert"])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_compiled_with_inductor_in_one_graph(name, fuse):
+    torch.compiler.reset()
+    model, batch = models.build(name, torch.float32), models.batch(name, dtype=torch.float32)
+    scrubber = scrubber_of(model, batch)
+    compiled = torch.compile(model, fullgraph=True)
+    clean = outputs_of(compiled, batch)
+    for _ in range(2):
+        with scrubber.attached(model, fuse=fuse):
+            wanted = outputs_of(model, batch)
+            assert torch.allclose(outputs_of(compiled, batch), wanted, rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(wanted, clean, rtol=1e-2, atol=1e-2)
+            scrubber.verify(model, compiled, batch)
+        assert torch.equal(outputs_of(compiled, batch), clean)

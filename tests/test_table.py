@@ -6,12 +6,13 @@ import threading
 import time
 from typing import Any
 
+import models
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from leace_fast import Eraser
+from leace_fast import Eraser, Scrubber, find_sites, tap
 from leace_fast.ops import EXTENSION
 from leace_fast.table import EraserTable
 
@@ -305,3 +306,21 @@ def test_compiled_in_one_graph_and_swapped(memory):
     assert torch.equal(compiled(x, index), table(x * 2, index) + 1)
     table.swap(3, eraser_of(16, 2, 6))
     assert torch.equal(compiled(x, index), table(x * 2, index) + 1)
+
+
+def test_a_batch_of_several_requests_in_a_model():
+    model, batch = models.build("llama"), models.batch("llama")
+    batch = {"input_ids": batch["input_ids"][:1].expand(3, -1)}
+    sites = [site.name for site in find_sites(model, batch)]
+    one, two = ({site: eraser_of(models.WIDTH, 2, seed) for site in sites} for seed in (1, 2))
+    tables = {site: table_of([one[site], two[site]], torch.float64) for site in sites}
+    request = torch.tensor([0, -1, 1])
+    with torch.no_grad():
+        with tap(model, sites, lambda site, x: tables[site](x, request)):
+            got = model(**batch).logits
+        clean = model(**batch).logits
+        assert torch.allclose(got[1], clean[1], rtol=0, atol=1e-12)
+        for row, erasers in ((0, one), (2, two)):
+            with Scrubber(erasers).attached(model):
+                wanted = model(**batch).logits[row]
+            assert torch.allclose(got[row], wanted, rtol=0, atol=1e-10) and not torch.allclose(got[row], clean[row])

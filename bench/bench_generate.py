@@ -1,0 +1,95 @@
+"""What erasing at every site costs a whole `generate`: by hooks, inside the norms, in the weights."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import leace_fast as lf
+
+RANK, PROMPT, TOKENS, PAIRS = 1, 32, 32, 12
+EXAMPLE = torch.arange(3, 3 + PROMPT)[None]
+
+
+def random_model() -> Any:
+    """A Llama of 8 layers, d = 768: 80 million parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16384, pad_token_id=0, eos_token_id=None)).eval()
+
+
+def demo_model() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    folder = str(files("leace_fast.demo") / "assets" / "model")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def scrubber_of(model: Any) -> lf.Scrubber:
+    """A random projection of rank 1 at each of the two norms of each layer."""
+    generator = torch.Generator().manual_seed(0)
+
+    def eraser(dim: int) -> lf.Eraser:
+        left = torch.linalg.qr(torch.randn(dim, RANK, generator=generator)).Q
+        return lf.Eraser(left, left.mT, torch.randn(dim, generator=generator))
+
+    return lf.Scrubber({site.name: eraser(site.width) for site in lf.find_sites(model, {"input_ids": EXAMPLE})})
+
+
+@contextmanager
+def folded(scrubber: lf.Scrubber, model: Any) -> Iterator[None]:
+    left_out = {site: lf.Eraser(e.left, e.right, site=site) for site, e in scrubber.items()}  # Llama has no biases
+    lf.Scrubber(left_out).fold_(model, {"input_ids": EXAMPLE})
+    yield
+
+
+WAYS: dict[str, Callable[[lf.Scrubber, Any], AbstractContextManager[Any]]] = {
+    "hooked": lambda scrubber, model: scrubber.attached(model),
+    "fused": lambda scrubber, model: scrubber.attached(model, fuse=True),
+    "folded": folded,
+    "untouched": lambda scrubber, model: nullcontext(),  # the noise of the comparison
+}
+MODELS = {"llama d=768 L=8": random_model, "demo d=256 L=5": demo_model}
+
+
+def generate(model: Any) -> Tensor:
+    return model.generate(EXAMPLE, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MODELS)
+def bench_generate(benchmark, name: str, way: str) -> None:
+    """Turns of both models, each first in every other turn: what a machine does besides then hits both."""
+    clean = MODELS[name]()
+    model = copy.deepcopy(clean)
+    with WAYS[way](scrubber_of(model), model):
+        assert generate(model).shape == (1, PROMPT + TOKENS)
+        generate(clean)
+        ratios = []
+
+        def turn() -> None:
+            seconds = {}
+            for each in (clean, model) if len(ratios) % 2 else (model, clean):
+                begin = time.process_time()
+                generate(each)
+                seconds[each is model] = time.process_time() - begin
+            ratios.append(seconds[True] / seconds[False])
+
+        benchmark.group = f"generate {name}"
+        benchmark.pedantic(turn, rounds=PAIRS)
+    quartiles = statistics.quantiles(ratios, n=4)
+    benchmark.extra_info.update(
+        peer=way, overhead=quartiles[1] - 1, overhead_quartiles=[quartiles[0] - 1, quartiles[2] - 1]
+    )
