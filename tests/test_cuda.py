@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -348,6 +349,17 @@ def compile_kernel(source: str, *options: str) -> str:
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+@needs_nvcc
+def test_the_operators_compile_against_cuda() -> None:
+    """Against the headers of torch and CUDA themselves, which the emulator stands in for elsewhere."""
+    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    include = next(home / "include" for home in [*homes, Path(str(NVCC)).resolve().parents[1]] if home.exists())
+    source, torch_include = emulation.ROOT / "csrc/torch/apply_cuda.cpp", Path(torch.__file__).parent / "include"
+    options = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Werror", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    options += [f"-I{folder}" for folder in (emulation.ROOT / "csrc/include", torch_include, include)]
+    subprocess.run([str(emulation.COMPILER), "-fsyntax-only", *options, str(source)], check=True)
 
 
 @slow

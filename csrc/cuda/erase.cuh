@@ -170,8 +170,9 @@ struct Eraser {
     }
     sync_block();
     if (row < rows()) {
-      bool leads = erasers[row] >= 0;
-      for (int earlier = 0; earlier < row; ++earlier) leads = leads && erasers[earlier] != erasers[row];
+      bool leads = a.factors.index != nullptr ? erasers[row] >= 0 : row == 0;
+      if (a.factors.index != nullptr)
+        for (int earlier = 0; earlier < row; ++earlier) leads = leads && erasers[earlier] != erasers[row];
       at<int32_t>(a.layout.leaders)[row] = leads;
     }
     sync_block();

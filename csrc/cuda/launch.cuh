@@ -56,7 +56,7 @@ cudaError_t launch_rows(Arguments& arguments, cudaStream_t stream) {
   const Factors& factors = arguments.factors;
   Device device;
   cudaError_t error = describe(&device);
-  if (error == cudaSuccess) error = unknown_counter(&arguments.unknown);
+  if (error == cudaSuccess && factors.index != nullptr) error = unknown_counter(&arguments.unknown);
   if (error != cudaSuccess) return error;
 
   bool vector = factors.dim % 8 == 0 && aligned(factors.left_t) && aligned(factors.right) && aligned(factors.mean) &&
