@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ._audit.study import Study, Track
+    from ._audit.study import Study
+    from .progress import Track
 
 app = typer.Typer(help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False)
 
@@ -185,19 +186,15 @@ def readable_errors() -> Iterator[None]:
 def screen() -> tuple[Console, Track]:
     """Return a console and a progress bar for its stages."""
     from rich.console import Console
-    from rich.progress import track as rich_track
+
+    from .progress import progress_bars
 
     console = Console()
-    quiet = not console.is_terminal
-
-    def track(items: Sized, stage: str) -> Iterable[Any]:
-        return rich_track(items, f"{stage:<20}", total=len(items), console=console, transient=True, disable=quiet)  # type: ignore[arg-type]
-
     with suppress(ImportError):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    return console, track
+    return console, progress_bars(console)
 
 
 def show(console: Console, study: Study, out: Path, facts: dict[str, Any], concept: str, model_id: str) -> None:

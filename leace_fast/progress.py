@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 Track = Callable[[Any, str], Iterable[Any]]  # (items with a length, name of the stage) -> the same items
@@ -15,14 +14,13 @@ def untracked(items: Iterable[Any], stage: str) -> Iterable[Any]:
     return items
 
 
-@contextmanager
-def progress_bars(console: Any = None) -> Iterator[Track]:
-    """Yield `track(items, stage)`, which shows a bar while its items are taken; bars inside others lie below them.
+def progress_bars(console: Any = None) -> Track:
+    """Return `track(items, stage)`, which shows a bar while its items are taken; bars inside others lie below them.
 
     Nothing is shown where the console (standard error if none is given) is no terminal.
 
-    >>> with progress_bars() as track:
-    ...     sum(track([1, 2, 3], "adding"))
+    >>> track = progress_bars()
+    >>> sum(row for rows in track([[1, 2], [3]], "all") for row in track(rows, "one"))
     6
     """
     from rich.console import Console
@@ -33,7 +31,7 @@ def progress_bars(console: Any = None) -> Iterator[Track]:
     bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def track(items: Any, stage: str) -> Iterator[Any]:
-        if not bars.live.is_started:
+        if not bars.tasks:
             bars.start()
         task = bars.add_task(stage, total=len(items) if hasattr(items, "__len__") else None)
         try:
@@ -42,8 +40,7 @@ def progress_bars(console: Any = None) -> Iterator[Track]:
                 bars.advance(task)
         finally:
             bars.remove_task(task)
+            if not bars.tasks:
+                bars.stop()
 
-    try:
-        yield track
-    finally:
-        bars.stop()
+    return track

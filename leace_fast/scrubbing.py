@@ -85,14 +85,12 @@ def scrub(
     if mode not in ("sequential", "parallel"):
         raise ValueError(f'mode is {mode!r}, expected "sequential" or "parallel"')
     fit = _method(method)
-    with ExitStack() as stack:
-        track = track or stack.enter_context(progress_bars())
-        name = method if isinstance(method, str) else getattr(method, "__name__", "custom")
-        job = _Job(model, fit, num_classes, track, checkpoint, {"mode": mode, "method": name})
-        if mode == "sequential":
-            store = stack.enter_context(Buffer(buffer))
-            return _sequential(job, batches, sites, store)
+    name = method if isinstance(method, str) else getattr(method, "__name__", "custom")
+    job = _Job(model, fit, num_classes, track or progress_bars(), checkpoint, {"mode": mode, "method": name})
+    if mode == "parallel":
         return _parallel(job, batches, sites)
+    with Buffer(buffer) as store:
+        return _sequential(job, batches, sites, store)
 
 
 class _Job:

@@ -86,15 +86,12 @@ def test_the_demo_from_end_to_end(assets):
 
     study, facts = run_demo(assets, track=track, random_seeds=2)
     assert study.class_names == CATEGORIES and len(study.sites) == 4
-    assert set(study.seconds) == {"load", "record", "fit", "loss", "probe"}
-    assert stages == [
-        "record",
-        "clean",
-        "erased",
-        "random subspaces 1",
-        "random subspaces 2",
-        "erased activations",
-        "probe",
+    assert set(study.seconds) == {"load", "scrub", "scrub in one pass", "loss", "activations", "probe"}
+    sites = [site.site for site in study.sites]
+    assert stages[: 2 + len(sites)] == ["read", "sites", *sites]
+    assert stages[2 + len(sites) :] == [
+        *("parallel", "fit", "clean", "scrubbed", "in one pass", "random subspaces 1", "random subspaces 2"),
+        *("clean activations", "scrubbed activations", "activations, one pass", "probe"),
     ]
     names = set(facts["data"]["fit_modules"]) | set(facts["data"]["held_out_modules"])
     assert names == {f"module_{i}" for i in range(12)}
@@ -122,7 +119,10 @@ def test_the_shipped_model_shows_what_is_claimed():
     for site in study.sites:
         assert abs(site.after - site.constant) <= 0.01, site
         assert site.before > site.constant + 0.1, site
+    assert study.sites[0].one_pass == study.sites[0].after
+    for site in study.sites[1:]:
+        assert site.one_pass is not None and site.one_pass > site.constant + 0.1, site
     loss = study.loss
     assert loss is not None and len(loss.random) == 5
     assert loss.bits(loss.clean) <= 1.35  # windows without overlap: a little above the model card's figure
-    assert loss.erased > loss.clean and loss.random_rise_share <= 0.1
+    assert loss.erased > loss.one_pass > loss.clean and loss.random_rise_share <= 0.1

@@ -15,6 +15,7 @@ from leace_fast._audit.plots import short_names
 from leace_fast._audit.present import loss_table, probe_table, stage_line, verdict, write_study
 from leace_fast._audit.study import Loss, SiteResult, Study, run_study
 from leace_fast.scrubber import Scrubber
+from leace_fast.scrubbing import scrub
 
 NAMES = ("zero", "one", "two")
 
@@ -51,8 +52,9 @@ def test_the_probe_falls_to_the_constant_at_each_site(study):
     for site in study.sites:
         assert site.before > site.constant + 0.2
         assert abs(site.after - site.constant) < 0.05
-    # Nothing comes before the first site: in the model it is erased as it is offline.
-    assert study.sites[0].in_model == study.sites[0].after
+    # Nothing comes before the first site: both ways of scrubbing are one there, and behind it they are not.
+    assert study.sites[0].one_pass == study.sites[0].after
+    assert any(site.one_pass != site.after for site in study.sites[1:])
 
 
 def test_all_labelled_rows_are_used(study):
@@ -69,7 +71,10 @@ def test_loss_is_that_of_the_model_and_of_the_erased_model(model, study):
         erased = sum(batch_nats(model, batch) for batch in HELD_OUT)
     assert loss.clean * loss.tokens == pytest.approx(clean, rel=1e-9)
     assert loss.erased * loss.tokens == pytest.approx(erased, rel=1e-9)
-    assert len({loss.clean, loss.erased, *loss.random}) == 4
+    assert len({loss.clean, loss.erased, loss.one_pass, *loss.random}) == 5
+    with scrub(model, FIT, mode="parallel").attached(model):
+        one_pass = sum(batch_nats(model, batch) for batch in HELD_OUT)
+    assert loss.one_pass * loss.tokens == pytest.approx(one_pass, rel=1e-9)
     assert loss.bits(loss.clean) == pytest.approx(bits_per_byte(clean, 5000))
 
 
@@ -123,7 +128,7 @@ def test_the_folder_holds_what_was_found(tmp_path, study):
     assert report["source"] == "tiny" and report["class_names"] == list(NAMES)
     assert [site["after"] for site in report["sites"]] == [site.after for site in study.sites]
     assert report["loss"]["bits_per_byte"]["clean"] == study.loss.bits(study.loss.clean)
-    assert set(report["seconds"]) == {"record", "fit", "loss", "probe"}
+    assert set(report["seconds"]) == {"scrub", "scrub in one pass", "loss", "activations", "probe"}
     loaded = Scrubber.from_pretrained(tmp_path / "new" / "out" / "erasers")
     x = torch.randn(5, 16)
     assert all(torch.equal(loaded[name](x), eraser(x)) for name, eraser in study.erasers.items())
@@ -134,7 +139,7 @@ def test_the_folder_holds_what_was_found(tmp_path, study):
 
 def made_study(after: float, random: float) -> Study:
     sites = (SiteResult("a", 4, 2, 0.9, after, 0.4, 0.5, ("class 2: one row",)),)
-    return Study(sites, Loss(1.0, 2.0, (random,), 10, 20), NAMES, {}, {"record": 1.0, "probe": 2.0}, {})
+    return Study(sites, Loss(1.0, 2.0, 1.9, (random,), 10, 20), NAMES, {}, {"record": 1.0, "probe": 2.0}, {})
 
 
 def test_the_verdict_says_what_failed():
@@ -154,7 +159,7 @@ def test_tables_have_a_row_for_each_site_and_condition():
     study = made_study(0.4, 1.1)
     assert study.loss
     assert probe_table(study).row_count == 1
-    assert loss_table(study.loss).row_count == 3
+    assert loss_table(study.loss).row_count == 4
 
 
 def test_short_names():

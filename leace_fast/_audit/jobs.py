@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..methods import moments_method
 from ..moments import Moments
+from ..progress import Track, untracked
 from ..shards import SHARD_SUFFIXES, Shards
 from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
 from .probe import linear_probe
-from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, Track, run_study, untracked
+from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, run_study
 
 HELD_OUT = 0.3
 TOKENS_PER_BATCH = 8192

@@ -12,28 +12,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEFORE, AFTER, IN_MODEL, CONSTANT, INK = "#1f6fb4", "#c8372d", "#e39a2d", "#b9bec6", "#30343b"
+BEFORE, AFTER, ONE_PASS, CONSTANT, INK = "#1f6fb4", "#c8372d", "#e39a2d", "#b9bec6", "#30343b"
 WIDTH = 8.4  # inches
 MOST_TICKS = 24
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps grid lines out of the text
 
 
 def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], concept: str = "the concept") -> None:
-    """Draw probe accuracy by site, before and after erasure, with the best constant as a line; write a PNG."""
+    """Draw probe accuracy by site, before and after scrubbing, with the best constant as a line; write a PNG."""
     figure, axes = _figure(4.4)
     x = range(len(sites))
     constant = [100 * site.constant for site in sites]
     axes.plot(x, constant, color=CONSTANT, linewidth=7, solid_capstyle="butt", zorder=1)
-    series = [("before", BEFORE, [site.before for site in sites]), ("after erasure", AFTER, [s.after for s in sites])]
-    if all(site.in_model is not None for site in sites):
-        series.insert(1, ("in the model,\nall sites erased", IN_MODEL, [site.in_model or 0.0 for site in sites]))
+    series = [
+        ("before", BEFORE, [site.before for site in sites]),
+        ("scrubbed, one site\nafter another", AFTER, [s.after for s in sites]),
+    ]
+    if all(site.one_pass is not None for site in sites):
+        series.insert(1, ("scrubbed, all sites\nin one pass", ONE_PASS, [site.one_pass or 0.0 for site in sites]))
     ends = [("best constant", "#7d838c", constant[-1])]
     for name, colour, values in series:
         percent = [100 * value for value in values]
-        style = "--" if colour == IN_MODEL else "-"
+        style = "--" if colour == ONE_PASS else "-"
         axes.plot(x, percent, style, color=colour, marker="o", markersize=4.5, linewidth=1.8, zorder=3)
         ends.append((name, colour, percent[-1]))
-    low = min(min(100 * s.after, 100 * s.constant, 100 * (1 if s.in_model is None else s.in_model)) for s in sites)
+    low = min(min(100 * s.after, 100 * s.constant, 100 * (1 if s.one_pass is None else s.one_pass)) for s in sites)
     axes.set_ylim(max(0.0, 10 * (low // 10) - 10), 102)
     axes.set_xlim(-0.4, len(sites) - 0.4 if len(sites) > 1 else 0.6)
     step = -(-len(sites) // MOST_TICKS)
@@ -46,10 +49,14 @@ def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], conce
 
 
 def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the concept") -> None:
-    """Draw the loss clean, with random subspaces erased and with the concept erased; write a PNG."""
-    figure, axes = _figure(2.7)
+    """Draw the loss clean, with random subspaces erased and with the concept scrubbed; write a PNG."""
+    figure, axes = _figure(3.2)
     random = [loss.bits(value) for value in loss.random]
-    rows = [("clean", loss.bits(loss.clean), CONSTANT), (f"{concept}\nerased", loss.bits(loss.erased), AFTER)]
+    rows = [
+        ("clean", loss.bits(loss.clean), CONSTANT),
+        (f"{concept} scrubbed,\none site after another", loss.bits(loss.erased), AFTER),
+    ]
+    rows.insert(1, ("scrubbed, all sites\nin one pass", loss.bits(loss.one_pass), ONE_PASS))
     if random:
         mean = sum(random) / len(random)
         rows.insert(1, (f"random subspaces\nof the same rank\n({len(random)} seeds)", mean, BEFORE))
@@ -75,7 +82,7 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
     axes.grid(axis="x", color="#e8eaee", zorder=0)
     axes.set_xlim(0, max(value for _, value, _ in rows) * 1.4)
     axes.set_xlabel("bits per byte of held-out text (lower is better)")
-    _title(axes, f"What erasing {concept} costs the language model")
+    _title(axes, f"What scrubbing {concept} costs the language model")
     _save(figure, path)
 
 

@@ -24,13 +24,13 @@ def probe_table(study: Study) -> Table:
     prefix = study.sites[0].site.removesuffix(names[0])
     where = f" ({prefix}*)" if prefix else ""
     table = Table(title=f"Held-out accuracy of a linear probe, %{where}", title_justify="left")
-    for name in ("site", "rank", "before", "after", "constant", "in model"):
+    for name in ("site", "rank", "before", "scrubbed", "constant", "one pass"):
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
     for site, name in zip(study.sites, names, strict=True):
         values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
         values[1] = f"[{'green' if site.guarded else 'red'}]{values[1]}[/]"
-        in_model = "" if site.in_model is None else f"{100 * site.in_model:.1f}"
-        table.add_row(name, str(site.rank), *values, in_model)
+        one_pass = "" if site.one_pass is None else f"{100 * site.one_pass:.1f}"
+        table.add_row(name, str(site.rank), *values, one_pass)
     return table
 
 
@@ -39,7 +39,7 @@ def loss_table(loss: Loss) -> Table:
     table = Table(title="Loss of the language model on held-out text", title_justify="left")
     for name in ("", "bits per byte", "rise", "nats per token"):
         table.add_column(name, justify="left" if not name else "right")
-    rows = [("clean", loss.clean), ("erased at every site", loss.erased)]
+    rows = [("clean", loss.clean), ("scrubbed in one pass", loss.one_pass), ("scrubbed, site after site", loss.erased)]
     if loss.random:
         rows.insert(1, (f"random subspaces, mean of {len(loss.random)} seeds", sum(loss.random) / len(loss.random)))
     for name, nats in rows:
@@ -52,7 +52,7 @@ def verdict(study: Study) -> list[str]:
     """Return what the tables show, one sentence each."""
     guarded = sum(site.guarded for site in study.sites)
     lines = [
-        f"After erasure the probe is within {100 * SLACK:.0f} point of the best constant "
+        f"Scrubbed, the probe is within {100 * SLACK:.0f} point of the best constant "
         f"at {guarded} of {len(study.sites)} sites."
     ]
     tested = study.rows.get("probe_test", 0)
@@ -60,11 +60,11 @@ def verdict(study: Study) -> list[str]:
         lines.append(
             f"Only {tested} held-out rows were tested: each accuracy is uncertain by {50 / tested**0.5:.1f} points."
         )
-    again = sum(site.in_model is not None and site.in_model > site.constant + SLACK for site in study.sites)
+    again = sum(site.one_pass is not None and site.one_pass > site.constant + SLACK for site in study.sites)
     if again:
         lines.append(
-            f"In the model, with all sites erased at once, {again} can be read again: each eraser was fitted on "
-            "clean activations, and those before it change what it meets."
+            f"With all erasers fitted in one pass, {again} can be read again: each was fitted on clean activations, "
+            "and those before it change what it meets."
         )
     if study.loss and study.loss.random and study.loss.erased > study.loss.clean:
         share = study.loss.random_rise_share

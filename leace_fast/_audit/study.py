@@ -1,10 +1,10 @@
-"""A study of one concept in one model: record, fit, probe before and after, and weigh what the erasure costs."""
+"""A study of one concept in one model: scrub it, probe before and after, and weigh what the erasure costs."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..eraser import Eraser
-from ..methods import moments_method, random_subspace
-from ..moments import Moments
-from ..record import record
-from ..scrubber import Scrubber
+from ..evaluate import random_like
+from ..methods import moments_method
+from ..progress import Track, untracked
+from ..scrubbing import scrub
 from ..sites import Site, find_sites, tap
 from .loss import batch_nats, bits_per_byte
 from .probe import linear_probe
 
 Batch = Mapping[str, Tensor]
-Track = Callable[[Any, str], Iterable[Any]]  # (items with a length, name of the stage) -> the same items
 
 PROBE_ROWS = 20_000
 PROBE_MEMORY = 2**31  # bytes of activations that are kept for the probes, at most
@@ -39,9 +38,9 @@ class SiteResult:
     width: int
     rank: int
     before: float
-    after: float  # the same rows, each erased by this site's own eraser
+    after: float  # in the scrubbed model: each eraser was fitted on what the earlier ones leave
     constant: float  # the best constant answer, fitted on the probe's training rows
-    in_model: float | None  # rows of a forward pass in which all sites are erased at once
+    one_pass: float | None  # in the model with erasers that were all fitted on the clean model
     not_erased: tuple[str, ...] = ()
 
     @property
@@ -55,7 +54,8 @@ class Loss:
     """Nats per scored token of the held-out text, and what turns them into bits per byte."""
 
     clean: float
-    erased: float  # all sites at once
+    erased: float  # scrubbed: at all sites, each eraser fitted on what the earlier ones leave
+    one_pass: float  # at all sites, all erasers fitted on the clean model
     random: tuple[float, ...]  # random subspaces of the same ranks, one value a seed
     tokens: int
     text_bytes: int
@@ -89,6 +89,7 @@ class Study:
             bits = {
                 "clean": self.loss.bits(self.loss.clean),
                 "erased": self.loss.bits(self.loss.erased),
+                "one_pass": self.loss.bits(self.loss.one_pass),
                 "random": [self.loss.bits(nats) for nats in self.loss.random],
             }
             rise = self.loss.random_rise_share
@@ -116,11 +117,6 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
-def untracked(items: Iterable[Any], stage: str) -> Iterable[Any]:
-    """Return the items: the progress bar of a program without one."""
-    return items
-
-
 def run_study(
     model: nn.Module,
     fit: Sequence[Batch],
@@ -135,7 +131,7 @@ def run_study(
     track: Track = untracked,
     clock: Clock | None = None,
 ) -> Study:
-    """Fit an eraser at each site in one pass over `fit`, and measure all of them on `held_out`.
+    """Scrub a model on `fit`, one site after another and in one pass, and measure both on `held_out`.
 
     Args:
         model: any module that takes the batches; moved nowhere, changed nowhere.
@@ -153,7 +149,7 @@ def run_study(
     Raises:
         ValueError: an unknown method, no batches, or no labelled rows.
     """
-    fit_method = moments_method(method)
+    moments_method(method)  # raises for a name that is of no use here
     if not fit or not held_out:
         raise ValueError(f"got {len(fit)} batches to fit on and {len(held_out)} held out, expected some of each")
     clock = clock or Clock()
@@ -162,43 +158,51 @@ def run_study(
         if not count:
             raise ValueError(f"no token of the {part} batches has a label, expected some: check concept_labels")
     found = find_sites(model, _inputs(model, fit[0]), sites)
-    # Rows of every site are held four times: fit and held out, clean and erased.
-    probe_rows = min(probe_rows, PROBE_MEMORY // (16 * sum(site.width for site in found)))
+    # Rows of every site are held six times: fit and held out; clean, scrubbed and scrubbed in one pass.
+    probe_rows = min(probe_rows, PROBE_MEMORY // (24 * sum(site.width for site in found)))
     train, test = _Sample(fit, probe_rows), _Sample(held_out, probe_rows)
     rows |= {"probe": len(train.labels), "probe_test": len(test.labels)}
     score = text_bytes > 0
 
-    with clock.stage("record"), record(model, found, num_classes=len(class_names)) as moments:
-        _, x = _forward(model, track(fit, "record"), train, found, labelled=True)
-    with clock.stage("fit"):
-        erasers = {site.name: fit_method(moments[site.name]).with_site(site.name) for site in found}
-        scrubber = Scrubber(erasers)
+    options: dict[str, Any] = {"sites": found, "method": method, "num_classes": len(class_names), "track": track}
+    inputs = [{name: batch[name] for name in ("input_ids", "attention_mask", "concept_labels")} for batch in fit]
+    with clock.stage("scrub"):
+        scrubber = scrub(model, inputs, **options)
+    with clock.stage("scrub in one pass"):
+        one_pass = scrub(model, inputs, mode="parallel", **options)
     with clock.stage("loss"):
         clean, test_x = _forward(model, track(held_out, "clean"), test, found, score=score)
         with scrubber.attached(model):
-            erased, test_x_erased = _forward(model, track(held_out, "erased"), test, found, score=score)
+            erased, test_x_erased = _forward(model, track(held_out, "scrubbed"), test, found, score=score)
+        with one_pass.attached(model):
+            at_once, test_x_at_once = _forward(model, track(held_out, "in one pass"), test, found, score=score)
         random = []
         for seed in range(random_seeds if score else 0):
-            with _random(moments, erasers, seed).attached(model):
+            with random_like(scrubber, seed).attached(model):
                 random.append(_forward(model, track(held_out, f"random subspaces {seed + 1}"), score=True)[0])
-    with clock.stage("probe"):
+    with clock.stage("activations"):
+        _, x = _forward(model, track(fit, "clean activations"), train, found)
         with scrubber.attached(model):
-            _, x_erased = _forward(model, track(fit, "erased activations"), train, found)
+            _, x_erased = _forward(model, track(fit, "scrubbed activations"), train, found)
+        with one_pass.attached(model):
+            _, x_at_once = _forward(model, track(fit, "activations, one pass"), train, found)
+    with clock.stage("probe"):
         results = []
         for site in track(found, "probe"):
-            name, eraser = site.name, erasers[site.name]
-            before = linear_probe(x[name], train.labels, test_x[name], test.labels)
-            # On float32 rows: the guarantee is about e(x), not about rounding it to the model's dtype.
-            after = linear_probe(eraser(x[name].float()), train.labels, eraser(test_x[name].float()), test.labels)
-            in_model = linear_probe(x_erased[name], train.labels, test_x_erased[name], test.labels)
-            not_erased = eraser.report.not_erased if eraser.report else ()
-            accuracies = before.accuracy, after.accuracy, after.constant, in_model.accuracy
-            results.append(SiteResult(name, site.width, eraser.rank, *accuracies, not_erased))
+            name, report = site.name, scrubber[site.name].report
+            before, after, again = (
+                linear_probe(rows[name], train.labels, test_rows[name], test.labels)
+                for rows, test_rows in ((x, test_x), (x_erased, test_x_erased), (x_at_once, test_x_at_once))
+            )
+            not_erased = report.not_erased if report else ()
+            accuracies = before.accuracy, after.accuracy, after.constant, again.accuracy
+            results.append(SiteResult(name, site.width, scrubber[name].rank, *accuracies, not_erased))
     loss = None
     if score:
         tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in held_out)
-        loss = Loss(clean / tokens, erased / tokens, tuple(nats / tokens for nats in random), tokens, text_bytes)
-    return Study(tuple(results), loss, tuple(class_names), rows, clock.seconds, erasers)
+        each = tuple(nats / tokens for nats in random)
+        loss = Loss(clean / tokens, erased / tokens, at_once / tokens, each, tokens, text_bytes)
+    return Study(tuple(results), loss, tuple(class_names), rows, clock.seconds, dict(scrubber))
 
 
 class _Sample:
@@ -220,7 +224,6 @@ def _forward(
     sites: Sequence[Site] = (),
     *,
     score: bool = False,
-    labelled: bool = False,
 ) -> tuple[float, dict[str, Tensor]]:
     """Run the batches and return (summed nats if scored, the sampled rows of each site in the model's dtype)."""
     parts: dict[str, list[Tensor]] = {site.name: [] for site in sites}
@@ -236,13 +239,12 @@ def _forward(
             if score:
                 nats += batch_nats(model, {name: value.to(model.device) for name, value in batch.items()})
             else:
-                model(**_inputs(model, batch, labelled))
+                model(**_inputs(model, batch))
     return nats, {name: torch.cat(rows) for name, rows in parts.items()}
 
 
-def _inputs(model: Any, batch: Batch, labelled: bool = False) -> dict[str, Tensor]:
-    names = ("input_ids", "attention_mask") + ("concept_labels",) * labelled
-    return {name: batch[name].to(model.device) for name in names}
+def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
+    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
 def _labelled(batch: Batch) -> Tensor:
@@ -251,14 +253,3 @@ def _labelled(batch: Batch) -> Tensor:
 
 def _labelled_rows(batches: Sequence[Batch]) -> int:
     return sum(int(_labelled(batch).sum()) for batch in batches)
-
-
-def _random(moments: Mapping[str, Moments], erasers: Mapping[str, Eraser], seed: int) -> Scrubber:
-    """Return random erasers of the same ranks, each site with a subspace of its own."""
-    names = list(erasers)
-    return Scrubber(
-        {
-            name: random_subspace(moments[name], erasers[name].rank, seed=seed * len(names) + index)
-            for index, name in enumerate(names)
-        }
-    )

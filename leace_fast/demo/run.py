@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._audit.study import Clock, Study, Track, run_study, untracked
+from .._audit.study import Clock, Study, run_study
+from ..progress import Track, untracked
 from ..stream import batched
 from .corpus import ASSETS, CATEGORIES, Module, load_modules
 from .language_model import windows
@@ -44,19 +45,10 @@ def run_demo(
     Raises:
         FileNotFoundError: the folder lacks the model or the text.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    assets, clock = Path(assets), Clock()
-    for needed in (assets / "model" / "config.json", assets / "held_out.jsonl.gz"):
-        if not needed.is_file():
-            raise FileNotFoundError(f"no file {needed}, expected the demo's model and held-out text in {assets}")
+    clock = Clock()
     with clock.stage("load"):
-        tokenizer = AutoTokenizer.from_pretrained(assets / "model")
-        model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype="auto").eval()
-        model.config.use_cache = False
-        modules = load_modules(assets / "held_out.jsonl.gz")
-        fit_modules, held_out = [[m for m in modules if fits(m.name) == side] for side in (True, False)]
-        fit, test = (_batches(part, tokenizer) for part in (fit_modules, held_out))
+        model, fit, test, modules = load_demo(assets)
+    fit_modules, held_out = modules
     text_bytes = sum(len(module.text.encode()) for module in held_out)
     study = run_study(
         model,
@@ -83,6 +75,28 @@ def run_demo(
         "machine": machine(),
     }
     return study, facts
+
+
+def load_demo(
+    assets: str | os.PathLike[str] = ASSETS,
+) -> tuple[Any, list[dict[str, Tensor]], list[dict[str, Tensor]], tuple[list[Module], list[Module]]]:
+    """Return the demo's model, the batches to fit on, those to measure on, and the modules of both.
+
+    Raises:
+        FileNotFoundError: the folder lacks the model or the text.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assets = Path(assets)
+    for needed in (assets / "model" / "config.json", assets / "held_out.jsonl.gz"):
+        if not needed.is_file():
+            raise FileNotFoundError(f"no file {needed}, expected the demo's model and held-out text in {assets}")
+    tokenizer = AutoTokenizer.from_pretrained(assets / "model")
+    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype="auto").eval()
+    model.config.use_cache = False
+    modules = load_modules(assets / "held_out.jsonl.gz")
+    fit_modules, held_out = ([m for m in modules if fits(m.name) == side] for side in (True, False))
+    return model, _batches(fit_modules, tokenizer), _batches(held_out, tokenizer), (fit_modules, held_out)
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""`Source`: rows of text and labels from files, `datasets` or Python, with a position that can be kept."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", ".txt.gz")
+
+
+class Source:
+    """Rows, one mapping of columns each, read as they are needed.
+
+    Iterating goes on from the position and moves it; a `DataLoader`, a training loop or an interrupted scrub keeps it
+    with `state_dict` and comes back to it with `load_state_dict`.
+
+    Args:
+        source: a .jsonl, .jsonl.gz or .parquet file; a .txt or .txt.gz file, each line a row with the column `text`;
+            a `datasets` data set, map-style or streaming; or any iterable of mappings that can be read again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file of another kind.
+
+    >>> source = Source([{"text": "a"}, {"text": "b"}, {"text": "c"}])
+    >>> rows = iter(source)
+    >>> next(rows), source.state_dict()["rows"]
+    ({'text': 'a'}, 1)
+    >>> again = Source([{"text": "a"}, {"text": "b"}, {"text": "c"}])
+    >>> again.load_state_dict(source.state_dict())
+    >>> [row["text"] for row in again]
+    ['b', 'c']
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> None:
+        if isinstance(source, (str, os.PathLike)):
+            path = Path(source)
+            if not path.name.endswith(SUFFIXES):
+                raise ValueError(f"{path} is of an unknown kind, expected one of {', '.join(SUFFIXES)}")
+            if not path.is_file():
+                raise FileNotFoundError(f"no file {path}, expected rows of text: {', '.join(SUFFIXES)}")
+            source = path
+        elif not isinstance(source, Iterable) or isinstance(source, (Mapping, bytes)):
+            raise TypeError(f"got a {type(source).__name__}, expected a file, a data set or an iterable of rows")
+        self.source = source
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        own = hasattr(self.source, "load_state_dict")  # a streaming data set starts where it stands
+        rows = _read(self.source) if isinstance(self.source, Path) else iter(self.source)
+        for number, row in enumerate(rows, self._rows if own else 0):
+            if number < self._rows:
+                continue
+            if not isinstance(row, Mapping):
+                raise ValueError(f"row {number} is a {type(row).__name__}, expected columns by name")
+            self._rows = number + 1
+            yield row
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: the rows that were read, and that of a streaming data set."""
+        inner = getattr(self.source, "state_dict", None)
+        return {"rows": self._rows, "source": inner() if callable(inner) else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that `state_dict` gave."""
+        if state["source"] is not None:
+            self.source.load_state_dict(state["source"])  # type: ignore[union-attr]
+        self._rows = state["rows"]
+
+
+def _read(path: Path) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        try:
+            from pyarrow import ArrowInvalid, parquet
+        except ImportError as error:
+            raise ImportError("parquet files need pyarrow: pip install 'leace-fast[hf]'") from error
+        try:
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    yield from batch.to_pylist()
+        except ArrowInvalid as error:
+            raise ValueError(f"{path} cannot be read ({error}), expected a parquet file") from error
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if ".txt" in path.suffixes:
+                yield {"text": line.rstrip("\r\n")}
+            elif line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} of {path} is no JSON ({error}), expected an object") from None
