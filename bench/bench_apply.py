@@ -14,7 +14,7 @@ from work import Work, rotation
 
 import leace_fast as lf
 
-ROWS, DIMS, RANKS = (1, 64, 4096), (768, 4096), (1, 8, 64)
+ROWS, DIMS, RANKS = (1, 16, 256, 4096), (768, 2048, 4096), (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -57,11 +57,17 @@ def numpy_eager(left: Tensor, right: Tensor, mean: Tensor, dtype: torch.dtype) -
     return erase
 
 
+def torch_compile(left: Tensor, right: Tensor, mean: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The formula of `torch`, compiled once for any number of rows."""
+    return torch.compile(torch_eager(left, right, mean, dtype), dynamic=True)
+
+
 PEERS = {
     "leace-fast": ours,
     "concept-erasure": concept_erasure,
     "torch": torch_eager,
     "torch addmm": torch_addmm,
+    "torch.compile": torch_compile,
     "NumPy": numpy_eager,
 }
 # Largest error over largest entry of y. With factors in bfloat16 the result is right to their digits only.
@@ -70,18 +76,33 @@ TOLERANCE = {
     ("concept-erasure", torch.bfloat16): 2**-8,
     ("torch", torch.bfloat16): 2**-5,
     ("torch addmm", torch.bfloat16): 2**-5,
+    ("torch.compile", torch.bfloat16): 2**-5,
 }
+COMPILED = (2048, 8)  # the width and rank that torch.compile is measured at: compiling takes longer than measuring
+
+
+def is_measured(dim: int, rank: int, dtype: torch.dtype, peer: str) -> bool:
+    if peer == "NumPy":
+        return dtype != torch.bfloat16  # it has none
+    return peer != "torch.compile" or (dim, rank) == COMPILED
+
+
 CASES = [
-    case
-    for case in itertools.product(DIMS, ROWS, RANKS, DTYPES, PEERS)
-    if not (case[4] == "NumPy" and case[3] == torch.bfloat16)  # NumPy has no bfloat16
+    (dim, rows, rank, dtype, peer)
+    for dim, rank, dtype, peer, rows in itertools.product(DIMS, RANKS, DTYPES, PEERS, ROWS)
+    if is_measured(dim, rank, dtype, peer)
 ]
+
+
+@functools.cache
+def eraser(peer: str, dim: int, rank: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return PEERS[peer](*factors(dim, rank), dtype)
 
 
 @pytest.mark.parametrize(("dim", "rows", "rank", "dtype", "peer"), CASES)
 def bench_apply(measure, dim: int, rows: int, rank: int, dtype: torch.dtype, peer: str) -> None:
     left, right, mean = factors(dim, rank)
-    erase = PEERS[peer](left, right, mean, dtype)
+    erase = eraser(peer, dim, rank, dtype)
     stream = rotation(dtype, rows, dim)
 
     x = next(stream)

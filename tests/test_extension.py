@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +74,39 @@ def test_a_row_has_the_same_bits_for_any_number_of_threads(threads: int) -> None
     assert torch.equal(many, whole.repeat(50, 1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_index_changes_no_bit(dtype: torch.dtype) -> None:
+    """A row has the bits of its eraser alone, whoever its neighbours are, from the first row to the last."""
+    for dim, rank, rows in ((100, 3, 50), (1500, 64, 9)):
+        x, *_ = operands(rows, dim, rank, dtype)
+        erasers = [operands(1, dim, rank, dtype)[1:], *(operands(n, dim, rank, dtype)[1:] for n in (2, 3))]
+        left, right, mean = (torch.stack(part) for part in zip(*erasers, strict=True))
+        index = torch.randint(-1, 3, (rows,), generator=torch.Generator().manual_seed(1))
+        out = torch.ops.leace_fast.project(x, left, right, mean, index)
+        for row, number in enumerate(index.tolist()):
+            alone = x[row] if number < 0 else project(x[row], *erasers[number])
+            assert torch.equal(out[row], alone)
+        shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(2))
+        again = torch.ops.leace_fast.project(x[shuffled], left, right, mean, index[shuffled])
+        assert torch.equal(again, out[shuffled])
+        torch.ops.leace_fast.project_(x, left, right, mean, index)
+        assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_that_divide_ranks_and_columns_change_no_bit(threads: int) -> None:
+    x, left, right, mean = operands(4, 3000, 64, torch.float32)
+    alone = torch.cat([project(row[None], left[:, :], right, mean) for row in x.repeat(3, 1)])[:4]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in (1, 2, 3, 4):
+            assert torch.equal(project(x[:rows], left, right, mean), alone[:rows])
+        assert torch.equal(project(x.repeat(9, 1), left, right, mean), alone.repeat(9, 1))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_row_touches_no_other(value: float) -> None:
     x, left, right, mean = operands(9, 40, 6, torch.float32)
@@ -131,3 +169,19 @@ def test_refuses_what_does_not_fit() -> None:
 def test_says_how_it_was_built() -> None:
     assert EXTENSION.build["instruction_set"] in ("avx512", "avx2", "baseline")
     assert EXTENSION.build["compiler"] and EXTENSION.build["flags"] and EXTENSION.build["torch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])
+def test_every_instruction_set(instruction_set: str) -> None:
+    """All of the above on a lesser one than this machine's."""
+    if EXTENSION.build["instruction_set"] == "baseline":
+        pytest.skip("this machine has no other")
+    tests = [Path(__file__), Path(__file__).with_name("test_norms.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not compiles", *map(str, tests)]
+    environment = os.environ | {"LEACE_FAST_CPU": instruction_set}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout
+    code = "from leace_fast._extension import load; print(load().build['instruction_set'])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert found.stdout.strip() == instruction_set
