@@ -4,13 +4,14 @@
 IN := sh .ci/environment.sh
 BENCH_JSON ?= bench/results/cpu.json
 
-.PHONY: help demo doctor test lint test-long test-all bench dist clean
+.PHONY: help demo doctor test lint test-long test-all bench bench-gpu dist clean
 
 help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
 	@echo 'make test      lint, types, unit tests, examples: at most five minutes'
 	@echo 'make test-all  the same, then the long tier: at most thirty minutes'
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
+	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'
 	@echo 'make doctor    what this installation has to work with'
 	@echo 'make dist      sdist and wheel, into dist/'
 	@echo 'make clean     remove what was built; .venv stays'
@@ -39,6 +40,10 @@ bench:
 	@mkdir -p $(dir $(BENCH_JSON))
 	@$(IN) dev pytest bench --benchmark-only --benchmark-json=$(BENCH_JSON)
 	@$(IN) dev python bench/table.py $(BENCH_JSON)
+
+# Correct first, then timed beside peers.
+bench-gpu:
+	@TORCH=cuda $(IN) dev python bench/gpu/run.py
 
 dist:
 	@$(IN) dev python -m build --no-isolation

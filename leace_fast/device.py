@@ -52,8 +52,10 @@ class DeviceRows:
         from .triton_kernels.block import COUNTERS, Waiting, block_rows
 
         self.kind = (dim, num_classes, target_dim, per_class)
-        self.device, self.precision = device, precision
+        self.device = device
+        self.precision: Precision = precision
         self.rows, self.used = block_rows(dim), 0
+        self.is_read = True  # nothing came since `flush` and `take_counts`
         self.relative_error = 0.0  # of what was multiplied so far
         zeros = functools.partial(torch.zeros, device=device)
         self._waiting = Waiting(
@@ -76,10 +78,15 @@ class DeviceRows:
             return
         if self.used and (x.dtype != self._dtype or (weight is not None) != self._weighted):
             self.flush(state)
-        self._dtype, self._weighted = x.dtype, weight is not None
+        self._dtype, self._weighted, self.is_read = x.dtype, weight is not None, False
         with self._on_device() as kernels:
-            parts = [None if part is None else self._strided(part, lead) for part in (x, y, mask, weight)]
-            batch = Batch(x.shape[-2] if lead else 1, *parts)
+            batch = Batch(
+                length=x.shape[-2] if lead else 1,
+                x=self._strided(x, lead),
+                y=self._strided(y, lead),
+                mask=None if mask is None else self._strided(mask, lead),
+                weight=None if weight is None else self._strided(weight, lead),
+            )
             self.relative_error = max(self.relative_error, kernels.config.error)
             begin = 0
             while begin < rows:
@@ -110,14 +117,15 @@ class DeviceRows:
         from .triton_kernels.block import COUNTERS
 
         with self._on_device():
-            counts = dict(zip(COUNTERS, self._counts.tolist(), strict=True))
+            counts = {str(name): int(count) for name, count in zip(COUNTERS, self._counts.tolist(), strict=True)}
             self._counts.zero_()
+        self.is_read = not self.used
         return counts
 
     def copy(self) -> DeviceRows:
         """Return a buffer that shares nothing with this one but scratch memory."""
         twin = DeviceRows(*self.kind, self.device, self.precision)
-        twin.used, twin.relative_error = self.used, self.relative_error
+        twin.used, twin.relative_error, twin.is_read = self.used, self.relative_error, self.is_read
         twin._dtype, twin._weighted = self._dtype, self._weighted
         with self._on_device():
             twin._waiting = self._waiting._make(part.clone() for part in self._waiting)

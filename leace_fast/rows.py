@@ -74,6 +74,40 @@ class Rows:
         return Rows(**self._map(Tensor.clone), used=self.used)
 
 
+def check_kinds(
+    dim: int,
+    num_classes: int | None,
+    target_dim: int | None,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return x, y, mask and weight as tensors whose shapes and dtypes fit; no value is looked at.
+
+    Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
+    """
+    x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    if x.dtype not in ROW_DTYPES:
+        raise TypeError(
+            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
+        )
+    if x.ndim == 0 or x.shape[-1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {dim}): its last dimension must be dim")
+    lead = x.shape[:-1]
+    if num_classes is not None:
+        _check_labels(y, lead, num_classes)
+    else:
+        _check_targets(y, lead, target_dim or 1)
+    if mask is not None:
+        mask = torch.as_tensor(mask).detach()
+        _check_mask(mask, lead)
+    if weight is not None:
+        weight = torch.as_tensor(weight).detach()
+        _check_weight(weight, lead)
+    return x, y, mask, weight
+
+
 def check_rows(
     dim: int,
     num_classes: int | None,
@@ -88,28 +122,19 @@ def check_rows(
 
     Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
     """
-    x = torch.as_tensor(x).detach()
-    y = torch.as_tensor(y).detach()
-    if x.dtype not in ROW_DTYPES:
-        raise TypeError(
-            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
-        )
-    if x.ndim == 0 or x.shape[-1] != dim:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {dim}): its last dimension must be dim")
-    lead = x.shape[:-1]
-    n = lead.numel()
+    x, y, mask, weight = check_kinds(dim, num_classes, target_dim, x, y, mask, weight)
+    n = x.shape[:-1].numel()
     targets = labels = None
     if num_classes is not None:
-        labels = _labels(y, lead, num_classes).to(device).reshape(n)
+        labels = y.long().to(device).reshape(n)
     else:
-        width = target_dim or 1
-        targets = _targets(y, lead, width).to(device).reshape(n, width)
+        targets = y.double().to(device).reshape(n, target_dim or 1)
 
     kept: list[Tensor] = []
     if mask is not None:
-        kept.append(_mask(torch.as_tensor(mask), lead).to(device).reshape(n))
+        kept.append(_mask(mask).to(device).reshape(n))
     if weight is not None:
-        weight = _weight(torch.as_tensor(weight).detach(), lead).to(device).reshape(n)
+        weight = _weight(weight).to(device).reshape(n)
         kept.append(weight > 0)
     if labels is not None and num_classes is not None and _out_of_range(labels, num_classes):
         kept.append(labels != IGNORE)
@@ -162,7 +187,7 @@ def _finite_rows(rows: Rows) -> Tensor | None:
     return torch.stack([part.isfinite().all(1) for part in parts]).all(0)
 
 
-def _labels(y: Tensor, lead: torch.Size, num_classes: int) -> Tensor:
+def _check_labels(y: Tensor, lead: torch.Size, num_classes: int) -> None:
     if y.is_floating_point() or y.is_complex():
         raise TypeError(
             f"y has dtype {y.dtype}, expected integer labels of {num_classes} classes: convert labels with y.long(), "
@@ -171,40 +196,43 @@ def _labels(y: Tensor, lead: torch.Size, num_classes: int) -> Tensor:
     if y.shape != lead:
         hint = ": for one-hot labels pass y.argmax(-1)" if y.shape == (*lead, num_classes) else ""
         raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(lead)}, one label for each row of x{hint}")
-    return y.long()
 
 
-def _targets(y: Tensor, lead: torch.Size, target_dim: int) -> Tensor:
+def _check_targets(y: Tensor, lead: torch.Size, target_dim: int) -> None:
     if not y.is_floating_point():
         raise TypeError(
             f"y has dtype {y.dtype}, expected real-valued targets: integer labels are classes, make the moments with "
             "num_classes=; if these integers are amounts, pass y.double()"
         )
-    if target_dim == 1 and y.shape == lead:
-        y = y.unsqueeze(-1)
-    if y.shape != (*lead, target_dim):
+    if y.shape != (*lead, target_dim) and not (target_dim == 1 and y.shape == lead):
         raise ValueError(f"y has shape {tuple(y.shape)}, expected {(*lead, target_dim)}, one target for each row of x")
-    return y.double()
 
 
-def _mask(mask: Tensor, lead: torch.Size) -> Tensor:
+def _check_mask(mask: Tensor, lead: torch.Size) -> None:
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"mask has dtype {mask.dtype}, expected bool or 0/1 integers: use weight= for real numbers")
     if mask.shape != lead:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {tuple(lead)}, one for each row of x")
+
+
+def _check_weight(weight: Tensor, lead: torch.Size) -> None:
+    if weight.dtype == torch.bool or weight.is_complex():
+        raise TypeError(f"weight has dtype {weight.dtype}, expected real numbers: use mask= to choose rows")
+    if weight.shape != lead:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {tuple(lead)}, one for each row of x")
+
+
+def _mask(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError("mask holds integers other than 0 and 1: use weight= for weights")
     return mask.bool()
 
 
-def _weight(weight: Tensor, lead: torch.Size) -> Tensor:
-    if weight.dtype == torch.bool or weight.is_complex():
-        raise TypeError(f"weight has dtype {weight.dtype}, expected real numbers: use mask= to choose rows")
-    if weight.shape != lead:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {tuple(lead)}, one for each row of x")
+def _weight(weight: Tensor) -> Tensor:
     weight = weight.double()
-    if not bool((weight.isfinite() & (weight >= 0)).all()):
-        bad = weight[~(weight.isfinite() & (weight >= 0))]
+    good = weight.isfinite() & (weight >= 0)
+    if not bool(good.all()):
+        bad = weight[~good]
         raise ValueError(f"weight holds {float(bad[0])}, expected finite numbers >= 0 ({bad.numel()} are not)")
     least = 1 / MOST_WEIGHT
     extreme = weight[(weight > 0) & ((weight < least) | (weight > MOST_WEIGHT))]

@@ -1,4 +1,4 @@
-"""Triton's interpreter, mended where it differs from a GPU; import it before the kernels, in a process of its own."""
+"""Triton's interpreter, mended where it differs from a GPU: a plugin of pytest that comes before the kernels."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ FLOORS = {
     "rows": 2,
     "state": 2,
     "derived": 2,
+    "device": 2,
     "moments": 2,
     "report": 3,
     "eraser": 3,

@@ -17,6 +17,7 @@ import pytest
 import leace_fast
 
 ROOT = Path(__file__).parent.parent
+LINK = "leace_fast/triton_kernels"
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -32,6 +33,24 @@ def test_version_is_written_once() -> None:
     assert f"## {leace_fast.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_every_package_is_listed() -> None:
+    """They are listed by name, for a search does not follow the link to the kernels."""
+    listed = re.search(r"^packages = \[(.*?)\]", PYPROJECT, re.MULTILINE | re.DOTALL)
+    assert listed
+    found = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "leace_fast").rglob("*.py")}
+    assert set(re.findall(r'"(.*?)"', listed[1])) == found | {"leace_fast.triton_kernels"}
+
+
+def test_kernels_are_no_top_level_module() -> None:
+    """That name belongs to another package, which serving stacks import."""
+    assert not (ROOT / "triton_kernels" / "__init__.py").exists()
+    assert (ROOT / LINK).is_dir() and (ROOT / LINK).resolve() == (ROOT / "triton_kernels").resolve()
+    imports = [line for path in (ROOT / "triton_kernels").glob("*.py") for line in path.read_text().splitlines()]
+    imports = [line.split()[1] for line in imports if re.match(r"(import|from) ", line)]
+    own, known = {name for name in imports if name.startswith(".")}, {"__future__", "dataclasses", "typing"}
+    assert {name.split(".")[0] for name in set(imports) - own} <= known | {"torch", "triton"}
+
+
 def test_building_never_asks_for_torch() -> None:
     requires = re.search(r"^requires = \[(.*)\]$", PYPROJECT, re.MULTILINE)
     assert requires and "torch" not in requires[1]
@@ -39,7 +58,7 @@ def test_building_never_asks_for_torch() -> None:
 
 def test_extras_and_console_script() -> None:
     metadata = importlib.metadata.metadata("leace-fast")
-    assert {"hf", "audit", "test", "bench", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
+    assert {"hf", "audit", "gpu", "test", "bench", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
     required = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
     names = {re.split(r"[ <>=;(\[]", line)[0] for line in required}
     assert names == {"torch", "numpy", "safetensors", "huggingface_hub", "typer", "rich"}
@@ -112,8 +131,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 def installed_package_files() -> set[str]:
     """The files of the package that are under version control, by their path in the repository."""
-    listed = run("git", "ls-files", "leace_fast").stdout.split()
-    return set(listed) or {str(path.relative_to(ROOT)) for path in (ROOT / "leace_fast").rglob("*.py")}
+    listed = run("git", "ls-files", "leace_fast", "triton_kernels").stdout.split()
+    # The kernels stand at the top of the repository; they are installed where a link in the package says.
+    inside = {name.replace("triton_kernels/", f"{LINK}/", 1) if name.startswith("triton_") else name for name in listed}
+    return inside - {LINK} or {str(path.relative_to(ROOT)) for path in (ROOT / "leace_fast").rglob("*.py")}
 
 
 @pytest.mark.slow
@@ -121,7 +142,8 @@ def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Pa
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
-    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py")}
+    sources |= {str(path.relative_to(ROOT)) for path in (ROOT / "triton_kernels").glob("*.py")}
+    tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
     files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", ".ci/environment.sh"}
     assert not (sources | tests | files | installed_package_files()) - names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
@@ -161,3 +183,6 @@ def test_installed_wheel_works_away_from_the_checkout(distributions: tuple[Path,
     findings = json.loads(run(script, "doctor", "--json", cwd=tmp_path).stdout)
     assert Path(findings["leace-fast"]["note"]) == site / "leace_fast"
     assert findings["extension"]["present"]
+    kernels = run(python, "-c", "import leace_fast.triton_kernels.block as it; print(it.__file__)", cwd=tmp_path)
+    assert kernels.stdout.strip() == str(site / LINK / "block.py"), kernels.stderr
+    assert not (site / "triton_kernels").exists()

@@ -17,8 +17,8 @@ from .targets import add_cross, add_targets, locate_targets
 from .update import add_partials, rank_update
 
 COUNTERS = ("infinite", *LEFT_OUT)  # of rows that are left out, by reason
-LABEL_ROWS, COPY_ROWS, INGEST_ROWS, FOLD_ROWS = 1024, 16, 16, 8
-LOCATE_COLUMNS, ADD_ROWS = 32, 32
+LABEL_ROWS, COPY_ROWS, INGEST_ROWS, FOLD_ROWS = 512, 8, 16, 8
+LOCATE_COLUMNS, ADD_ROWS, COUNT_ROWS = 32, 16, 2048
 
 
 class Strided(NamedTuple):
@@ -150,7 +150,15 @@ class BlockKernels:
         )
 
     def add(
-        self, state: Any, x: Strided, begin: int, length: int, rows: int, waiting: Waiting, weighted: bool, left_out: Tensor
+        self,
+        state: Any,
+        x: Strided,
+        begin: int,
+        length: int,
+        rows: int,
+        waiting: Waiting,
+        weighted: bool,
+        left_out: Tensor,
     ) -> None:
         """Add rows begin..begin+rows of x, of which everything else is `waiting`, to the sums of a state."""
         self._order(waiting.codes, rows, left_out)
@@ -175,6 +183,7 @@ class BlockKernels:
                 CHUNK=configs.CHUNK,
                 ROWS=INGEST_ROWS,
                 COLUMNS=columns,
+                warps=8,
             )
         launch(
             fold,
@@ -187,9 +196,10 @@ class BlockKernels:
             PER_CLASS=self.per_class,
             HAS_WEIGHT=weighted,
             PLANES=self.config.planes,
-            LABEL_ROWS=4096,
+            LABEL_ROWS=COUNT_ROWS,
             ROWS=FOLD_ROWS,
             COLUMNS=128,
+            warps=8,
         )
         if self.targets:
             self._add_targets(state, waiting, weighted)
@@ -219,6 +229,7 @@ class BlockKernels:
             SEGMENTS=triton.next_power_of_2(len(self.counts)),
             CHUNK=configs.CHUNK,
             ALIGN=self.align,
+            warps=8,
         )
         launch(place_rows, (segments,), codes, self.counts, self.order, rows, BINS=bins, SEGMENT=segment)
 

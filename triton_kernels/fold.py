@@ -20,8 +20,8 @@ def add_chunks(partial, first, last, column, inside, width, ROWS: tl.constexpr, 
 @triton.jit
 def count_rows(order, bad, weights, first, last, HAS_WEIGHT: tl.constexpr, ROWS: tl.constexpr):
     """Return number, weight and squared weight of the finite rows at places first..last, and how many are not."""
-    count = tl.zeros((ROWS,), dtype=tl.int64)
-    skipped = tl.zeros((ROWS,), dtype=tl.int64)
+    count = tl.zeros((ROWS,), dtype=tl.int32)
+    skipped = tl.zeros((ROWS,), dtype=tl.int32)
     weight = tl.zeros((ROWS,), dtype=tl.float64)
     square = tl.zeros((ROWS,), dtype=tl.float64)
     for begin in range(first, last, ROWS):
@@ -29,8 +29,8 @@ def count_rows(order, bad, weights, first, last, HAS_WEIGHT: tl.constexpr, ROWS:
         used = place < last
         row = tl.load(order + place, mask=used, other=0)
         infinite = tl.load(bad + 1 + row, mask=used, other=1) == 1
-        count += (infinite == 0).to(tl.int64)
-        skipped += (used & infinite).to(tl.int64)
+        count += (infinite == 0).to(tl.int32)
+        skipped += (used & infinite).to(tl.int32)
         w = (infinite == 0).to(tl.float64)
         if HAS_WEIGHT:
             w = tl.where(infinite, 0.0, tl.load(weights + row, mask=used, other=0.0))

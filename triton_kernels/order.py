@@ -11,6 +11,7 @@ import triton.language as tl
 LEFT_OUT = ("ignored", "label", "mask", "weight", "target")  # the first is no mistake: -100, masked or of weight zero
 REASONS = tl.constexpr(len(LEFT_OUT))
 IGNORE = tl.constexpr(-100)
+MOST_WEIGHT = tl.constexpr(1e30)  # or one divided by it: products of weighted rows stay in the range of float32
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def stage_labels(
         code = tl.where((label >= 0) & (label < CLASSES), label, tl.where(label == IGNORE, CLASSES, CLASSES + 1))
     if HAS_WEIGHT:
         w = tl.load(weight + place_of(row, length, w_outer, w_inner), mask=there, other=0).to(tl.float64)
-        good = (w >= 0) & (w < float("inf"))
+        good = (w == 0) | ((w >= 1 / MOST_WEIGHT) & (w <= MOST_WEIGHT))
         code = tl.where(w == 0, CLASSES, tl.where(good, code, CLASSES + 3))
         tl.store(weights + first + at, tl.where(good, w, 0.0), mask=there)
     if HAS_MASK:

@@ -120,7 +120,7 @@ def add_partials(
     row, column = i * BLOCK + local, j * BLOCK + tl.arange(0, BLOCK)
     cells = local[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     product = tl.zeros((ROWS, BLOCK), dtype=tl.float64)
-    for split in tl.static_range(SPLITS):
+    for split in range(SPLITS):
         product += tl.load(partial + ((group * SPLITS + split) * tiles + index) * BLOCK * BLOCK + cells).to(tl.float64)
     product /= tl.load(scale + row).to(tl.float64)[:, None]
     product /= tl.load(scale + column).to(tl.float64)[None, :]

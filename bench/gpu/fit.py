@@ -1,0 +1,161 @@
+"""The fit, timed: our kernels, the published package, cuBLAS and torch.compile on the same rows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timing import Work, median_seconds, rotation, row
+from torch import Tensor
+
+from leace_fast import Moments
+from leace_fast.device import DeviceRows
+from leace_fast.state import State
+from leace_fast.triton_kernels.block import BlockKernels
+
+CLASSES = 8
+DIMS = (768, 1024, 2048, 4096, 8192)
+
+
+def work(name: str, rows: int, dim: int, element: int, tensor_cores: bool = True) -> Work:
+    """Return what a symmetric update needs: each row read once, one triangle of products."""
+    return Work(f"{name} d={dim} N={rows}", rows * dim * element, rows * dim * (dim + 1), tensor_cores)
+
+
+def stream(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    return rotation(lambda: torch.randn(rows, dim, device=device).to(dtype))
+
+
+def labels(rows: int, classes: int, device: torch.device) -> Tensor:
+    return torch.randint(classes, (rows,), device=device)
+
+
+def rows(device: torch.device, rates: dict[str, float], dims: tuple[int, ...] = DIMS) -> Iterator[dict[str, Any]]:
+    """Yield one measurement after the other."""
+    for dim in dims:
+        yield from product_alone(device, rates, dim)
+    for dim in dims:
+        count = DeviceRows(dim, CLASSES, 0, False, device, "high").rows
+        yield from whole_update(device, rates, count, dim, torch.bfloat16)
+    for dim in (768, 4096):
+        yield from whole_update(device, rates, 8192, dim, torch.bfloat16)
+    for dim in (2048, 4096):
+        yield from whole_update(device, rates, 16384, dim, torch.float32)
+    for classes in (2, 64, 1024):
+        yield from ingest_alone(device, rates, classes)
+    yield from by_class(device, rates)
+    yield from many_sites(device, rates)
+
+
+def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> Iterator[dict[str, Any]]:
+    """Compare the symmetric kernel with the full product of cuBLAS and of torch.compile."""
+    kernels = kernels_for(dim, 2, device)
+    rows, need = kernels.rows, work("product", kernels.rows, dim, 2)
+    kernels.tile.normal_()
+    kernels.scale.fill_(1)
+    kernels.tile_starts[-1] = kernels.group_weights[0] = kernels.rows
+    state = State.empty(dim, 2, 0, False, device)
+    yield row(need, "leace-fast", lambda: kernels._multiply(state, 0, 1), rates)
+    turn = stream(rows, dim, torch.bfloat16, device)
+
+    def full() -> Tensor:
+        x = turn()
+        return torch.mm(x.T, x, out_dtype=torch.float32)
+
+    yield row(need, "torch.mm", full, rates)
+    compiled = torch.compile(lambda x: torch.mm(x.T, x, out_dtype=torch.float32))
+    yield row(need, "torch.compile", lambda: compiled(turn()), rates)
+
+
+def kernels_for(dim: int, classes: int, device: torch.device) -> BlockKernels:
+    """Return the kernels that `Moments` uses for bfloat16 rows."""
+    with DeviceRows(dim, classes, 0, False, device, "high")._on_device() as kernels:
+        return kernels
+
+
+def whole_update(
+    device: torch.device, rates: dict[str, float], rows: int, dim: int, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
+    """Compare everything: shift, class sums and float64 sums, against the published fitter and plain torch."""
+    narrow = dtype != torch.float32
+    name = "update" if narrow else "update float32"
+    need = work(name, rows, dim, 2 if narrow else 4)
+    turn, y = stream(rows, dim, dtype, device), labels(rows, CLASSES, device)
+    moments = Moments(dim, CLASSES, device=device)
+    yield row(need, "leace-fast", lambda: moments.update(turn(), y), rates)
+
+    def torch_mm() -> Tensor:
+        x = turn()
+        return torch.mm(x.T, x, out_dtype=torch.float32) if narrow else x.T @ x
+
+    yield row(need, "torch.mm, the product alone", torch_mm, rates)
+    second = torch.zeros(dim, dim, device=device)
+    sums = torch.zeros(CLASSES, dim, device=device)
+    shift = torch.zeros(dim, device=device)
+    members = torch.nn.functional.one_hot(y, CLASSES).float()
+
+    @torch.compile
+    def plain(x: Tensor) -> tuple[Tensor, Tensor]:
+        centred = x.float() - shift
+        low = centred.bfloat16() if narrow else centred
+        product = torch.mm(low.T, low, out_dtype=torch.float32) if narrow else low.T @ low
+        return second + product, sums + members.T @ centred
+
+    yield row(need, "torch.compile", lambda: plain(turn()), rates)
+    if importlib.util.find_spec("concept_erasure") is None:
+        return
+    from concept_erasure import LeaceFitter
+
+    for peer_dtype in (torch.float32, torch.float64) if narrow else (torch.float32,):
+        fitter = LeaceFitter(dim, CLASSES, dtype=peer_dtype, device=str(device))
+        z = members.to(peer_dtype)
+        name = f"concept-erasure {str(peer_dtype).removeprefix('torch.')}"
+        yield row(need, name, lambda fitter=fitter, z=z: fitter.update(turn(), z), rates)
+
+
+def ingest_alone(device: torch.device, rates: dict[str, float], classes: int) -> Iterator[dict[str, Any]]:
+    """Compare everything but the product with a copy of the rows."""
+    dim = 4096
+    kernels = kernels_for(dim, classes, device)
+    rows = kernels.rows
+    need = Work(f"ingest d={dim} N={rows} k={classes}", 2 * rows * dim * 2, 0)
+    turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, classes, device)
+    held = DeviceRows(dim, classes, 0, False, device, "high")
+    state = State.empty(dim, classes, 0, False, device)
+
+    def ingest() -> None:
+        kernels._multiply = lambda *_: None  # type: ignore[method-assign]
+        try:
+            held.add(state, turn(), y, None, None)
+        finally:
+            del kernels._multiply
+
+    yield row(need, "leace-fast", ingest, rates)
+    goal = torch.empty(rows, dim, dtype=torch.bfloat16, device=device)
+    yield row(need, "copy", lambda: goal.copy_(turn()), rates)
+
+
+def by_class(device: torch.device, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Time a second moment for each class."""
+    dim, rows = 1024, 32768
+    turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, CLASSES, device)
+    moments = Moments(dim, CLASSES, per_class=True, device=device)
+    yield row(work("by class", rows, dim, 2), "leace-fast", lambda: moments.update(turn(), y), rates)
+
+
+def many_sites(device: torch.device, rates: dict[str, float], sites: int = 64) -> Iterator[dict[str, Any]]:
+    """Time all sites of a model in one step, beside the matrix products of a forward pass of 8e9 parameters."""
+    dim, rows = 4096, 16384
+    turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, 2, device)
+    moments = [Moments(dim, 2, device=device) for _ in range(sites)]
+
+    def step() -> None:
+        for one in moments:
+            one.update(turn(), y)
+
+    need = Work(f"{sites} sites d={dim} N={rows}", sites * rows * dim * 2, sites * rows * dim * (dim + 1))
+    seconds, _ = median_seconds(step, 3.0)
+    forward = 2 * 8e9 * rows / rates["bfloat16"]
+    yield row(need, "leace-fast", step, rates, share_of_forward_floor=seconds / forward)

@@ -1,0 +1,28 @@
+"""A small run of every kernel, for compute-sanitizer: narrow and wide rows, classes, targets, bad rows."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from leace_fast import Moments
+
+
+def main(device: torch.device) -> None:
+    """Add a few hundred rows of every kind, and read the result."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = torch.randn(300, 70, device=device).to(dtype)
+        x[5, 3] = torch.nan
+        y = torch.arange(300, device=device) % 3
+        weight = torch.rand(300, device=device)
+        for options in ({"num_classes": 3}, {"num_classes": 3, "per_class": True}, {"target_dim": 2}):
+            goal = torch.randn(300, 2, device=device) if "target_dim" in options else y
+            moments = Moments(70, device=device, nonfinite="skip", **options)  # type: ignore[arg-type]
+            moments.update(x, goal).update(x, goal, weight=weight, mask=weight > 0.2)
+            assert moments.skipped in (1, 2) and moments.covariance.isfinite().all()
+    print("every kernel ran")
+
+
+if __name__ == "__main__":
+    main(torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda"))
