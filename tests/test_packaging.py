@@ -58,7 +58,7 @@ def test_building_never_asks_for_torch() -> None:
 
 def test_extras_and_console_script() -> None:
     metadata = importlib.metadata.metadata("leace-fast")
-    assert {"hf", "audit", "gpu", "test", "bench", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
+    assert {"hf", "audit", "test", "bench", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
     required = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
     names = {re.split(r"[ <>=;(\[]", line)[0] for line in required}
     assert names == {"torch", "numpy", "safetensors", "huggingface_hub", "typer", "rich"}

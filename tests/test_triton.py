@@ -38,4 +38,5 @@ def test_interpreted(file: Path) -> None:
 
 @pytest.mark.slow
 def test_interpreted_at_length() -> None:
-    run(FOLDER / "check_moments.py", "-m", "slow")
+    for file in FOLDER.glob("check_*.py"):
+        run(file, "-m", "slow")

@@ -50,6 +50,7 @@ def check_repeats_and_drift() -> None:
     assert drift["rows"] == 600 and drift["worst"] < 1e-6
 
 
+@pytest.mark.slow
 def check_the_program_for_the_sanitizer(capsys: pytest.CaptureFixture[str]) -> None:
     sanitized.main(CPU)
     assert "every kernel ran" in capsys.readouterr().out
