@@ -10,7 +10,7 @@ import torch
 from laws import within
 from torch import Tensor
 
-from leace_fast import METHODS, Moments, inlp, orth, rlace
+from leace_fast import METHODS, Moments, inlp, leace, orth, rlace
 from leace_fast.methods._rlace import LowRank
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ def loss(x: Tensor, y: Tensor) -> float:
 def test_of_full_rank_it_nears_the_projection_off_the_class_means(num_classes: int) -> None:
     """Any projection that equals the class means makes the best loss that of the constant; no other one does."""
     x, y, batches = problem(num_classes)
-    eraser = rlace(batches, num_classes - 1, steps=600)
+    eraser = rlace(batches, num_classes - 1, steps=300)
     closed = orth(Moments(16, num_classes).update(x, y))
     assert torch.linalg.svdvals(eraser.right @ closed.left)[-1] > 0.99, "cosine of the largest angle between the two"
     constant = math.log(num_classes)
@@ -52,7 +52,7 @@ def test_of_full_rank_it_nears_the_projection_off_the_class_means(num_classes: i
 def test_rank_one_beats_one_step_of_inlp() -> None:
     for num_classes in (2, 4):
         x, y, batches = problem(num_classes)
-        game, one = rlace(batches, 1, steps=400), inlp(batches, max_iterations=1, rank=1)
+        game, one = rlace(batches, 1, steps=200), inlp(batches, max_iterations=1, rank=1)
         assert game.rank == one.rank == 1
         before = loss(x, y)
         assert loss(game(x), y) - before > 1.5 * (loss(one(x), y) - before)
@@ -68,7 +68,8 @@ def test_a_rank_below_the_concept_is_harder_than_the_largest_singular_vector() -
     batches = list(zip(x.split(250), y.split(250), strict=True))
     game = rlace(batches, 1, steps=500)
     spectral = orth(Moments(6, 3).update(x, y), rank=1)
-    assert loss(game(x), y) > loss(spectral(x), y) + 0.05
+    assert loss(game(x), y) > loss(spectral(x), y) + 0.05, "it starts there, and leaves for what is worse to classify"
+    assert loss(game(x), y) > 0.995 * loss(leace(Moments(6, 3).update(x, y), rank=1)(x), y)
 
 
 def dense_fantope(matrix: Tensor, rank: int) -> Tensor:
@@ -91,9 +92,9 @@ def test_low_rank_steps_are_those_of_the_matrix(rank: int) -> None:
     for _ in range(12):
         reach = torch.randn(9, 2, generator=generator, dtype=torch.float64)
         weight = torch.randn(2, 9, generator=generator, dtype=torch.float64)
-        low = low.ascended(reach, weight, 0.7).onto_fantope(rank)
+        low = low.ascended(reach, weight, 0.1).onto_fantope(rank)
         pull = reach @ weight
-        dense = dense_fantope(dense - 0.35 * (pull + pull.mT) / pull.norm(), rank)
+        dense = dense_fantope(dense - 0.05 * (pull + pull.mT), rank)
         within(low.basis * low.weights @ low.basis.mT - dense, 1e-5, "projection")  # tiny weights are dropped
         assert low.weights.sum() <= rank + 1e-9
         x = torch.randn(3, 9, generator=generator, dtype=torch.float64)

@@ -14,6 +14,7 @@ from ._fitted import check_rank
 from ._row_stream import RowStream, Summary
 
 MOMENTUM = (0.9, 0.999)  # of Adam
+REACH_MOMENTUM = 0.95  # the gradient by P is small and noisy: it is taken over some twenty batches
 TINY_WEIGHT = 1e-6  # eigenvalues of the relaxed projection below it are dropped
 
 
@@ -21,16 +22,17 @@ def rlace(
     batches: Iterable[tuple[Tensor, Tensor]],
     rank: int = 1,
     *,
-    steps: int = 2000,
+    steps: int = 1000,
     classifier_rate: float = 0.02,
-    projection_rate: float = 0.05,
+    projection_rate: float = 1.0,
 ) -> Eraser:
     """Return the orthogonal projection about the mean, of a given rank, that makes the best logistic classifier worst.
 
     `max over P, min over (W, b) of the logistic loss of ((I - P)(x - mean)) W' + b`, P in the Fantope (eigenvalues from
     0 to 1 that sum to at most the rank), by alternating gradient steps on one batch each. P is kept as `V diag(w) V'`:
     a step adds a matrix of rank 2k, so that the projection onto the Fantope takes the eigenvectors of a small core.
-    At the end the mean of P over the last half of the steps is rounded to its leading eigenvectors.
+    The game starts from its solution for squares, the leading directions of the class means, and at the end the mean
+    of P over the last half of the steps is rounded to its leading eigenvectors.
 
     It has no closed form and no guarantee. From `rank` = classes - 1 on its optimum is that of `orth`, which has both.
 
@@ -39,7 +41,7 @@ def rlace(
         rank: dimension of what is dropped.
         steps: batches used in all.
         classifier_rate: step of the classifier (Adam), in units of the rows' overall deviation.
-        projection_rate: first step of the projection, as a share of its largest eigenvalue; it falls as 1/sqrt.
+        projection_rate: first step of the projection, in units of the spread of the class means; it falls as 1/sqrt.
 
     Raises:
         TypeError: batches can be gone over once only, or hold no tensors.
@@ -50,7 +52,7 @@ def rlace(
     >>> y = torch.arange(2000) % 2
     >>> x = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
     >>> x[:, 2] += 4 * y
-    >>> eraser = rlace(list(zip(x.split(250), y.split(250))), steps=400)
+    >>> eraser = rlace(list(zip(x.split(250), y.split(250))), steps=200)
     >>> bool(eraser.left[2].abs() > 0.98)
     True
     """
@@ -69,15 +71,21 @@ def rlace(
     classes = (summary.counts > 0).nonzero().flatten()
     position = torch.full((len(summary.counts),), -1).scatter(0, classes, torch.arange(len(classes)))
 
-    projection = average = LowRank.zero(dim, summary.mean)
+    signal = _signal(summary, classes) / scale
+    vectors, values, _ = torch.linalg.svd(signal, full_matrices=False)
+    projection = LowRank(vectors[:, :rank], (values[:rank] > 1e-9 * values[:1]).to(values))
+    average, reach = LowRank.zero(dim, summary.mean), torch.zeros_like(signal)
     classifier = _Classifier(summary, classes, classifier_rate)
     for step, (x, y) in zip(range(steps), _again(rows), strict=False):
         x = (x - summary.mean) / scale
         labels = position.to(y.device)[y]
-        gradient, weight = classifier.step(projection.off(x), labels), classifier.weight
-        reach = x.mT @ gradient  # (d, k): the gradient by P is -(reach W + its transpose) / 2
+        weight = classifier.weight
+        # The gradient by P is -(x' G W + its transpose) / 2, with G that of the loss by the logits.
+        reach = reach.lerp(x.mT @ classifier.step(projection.off(x), labels), 1 - REACH_MOMENTUM)
         rate = projection_rate / (1 + step / 50) ** 0.5
-        projection = projection.ascended(reach, weight, rate).onto_fantope(rank)
+        length = float(values.norm() * torch.linalg.matrix_norm(weight))
+        if length > 0:
+            projection = projection.ascended(reach, weight, rate / length).onto_fantope(rank)
         if step >= steps // 2:
             average = average.mixed(projection, 1 / (step - steps // 2 + 1), 4 * rank + 2 * len(classes))
     basis = average.basis[:, :rank]
@@ -86,6 +94,12 @@ def rlace(
     change = sum(float(((x - summary.mean) @ basis).square().sum()) for x, _ in rows) / summary.rows
     report = Report("rlace", dim, rank, summary.rows, change, not_erased=("a game on the rows gives no guarantee",))
     return Eraser(basis, basis.mT, summary.mean, method="rlace", report=report)
+
+
+def _signal(summary: Summary, classes: Tensor) -> Tensor:
+    """Return the differences of class means (d, k), each by the square root of its class's share."""
+    shares = (summary.counts[classes] / summary.rows).to(summary.mean)
+    return ((summary.class_means[classes] - summary.mean) * shares.sqrt()[:, None]).mT
 
 
 def _again(rows: RowStream) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,13 +154,11 @@ class LowRank:
         return x - ((x @ self.basis) * self.weights) @ self.basis.mT
 
     def ascended(self, reach: Tensor, weight: Tensor, rate: float) -> LowRank:
-        """Return the matrix less `reach weight` made symmetric, as long as `rate`."""
+        """Return the matrix less `rate` times `reach weight` made symmetric."""
         k = reach.shape[1]
-        length = torch.linalg.matrix_norm(torch.linalg.qr(reach)[1] @ torch.linalg.qr(weight.mT)[1].mT)
-        pull = -0.5 * rate / float(length) if length > 0 else 0.0
         core = torch.block_diag(self.weights.diag(), reach.new_zeros(2 * k, 2 * k))
         r = len(self.weights)
-        eye = pull * torch.eye(k, dtype=reach.dtype, device=reach.device)
+        eye = -0.5 * rate * torch.eye(k, dtype=reach.dtype, device=reach.device)
         core[r : r + k, r + k :], core[r + k :, r : r + k] = eye, eye
         return LowRank.of(torch.cat([self.basis, reach, weight.mT], 1), core)
 
