@@ -6,8 +6,7 @@ least-squares linear map takes the eraser's place.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from .agreement import check_agrees, example_of, hooked_output, output_of, share
 from .edits import Edits, add_biases, check_weight
 from .eraser import Eraser
 from .readers import Reader, readings_of
-from .sites import forget_compiled, run_example, tap, tapped
+from .sites import forget_compiled, tapped
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def fold_(
         raise ValueError("this model is folded already: unfold_ it first")
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
-    clean, wanted = output_of(model, example), hooked_output(model, plans, example)
+    clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
     edits, leak = Edits(), 0.0
     with undone_on_error(model, edits):
         missing = {bias_name(r) for p in plans if p.eraser.mean is not None for r in p.readers if r.bias is None}
@@ -221,59 +220,3 @@ def _fold(model: nn.Module, edits: Edits, eraser: Eraser, reader: Reader) -> flo
         edits.write(model, bias_name(reader), (bias.detach().double() + offset).to(bias.dtype))
     left_over = folded.double() @ left - (seen - seen @ (right @ left))
     return share(left_over, seen)
-
-
-def share(part: Tensor, whole: Tensor) -> float:
-    """The norm of one matrix over that of another, 0 if that is nothing."""
-    return float(part.norm() / norm) if (norm := float(whole.norm())) else 0.0
-
-
-# ------------------------------------------------------------------ self-check
-
-
-def example_of(model: nn.Module) -> dict[str, Any]:
-    """The `dummy_inputs` that models of transformers bring, on their device."""
-    inputs = getattr(model, "dummy_inputs", None)
-    if not inputs or getattr(model, "main_input_name", "input_ids") not in inputs:
-        raise ValueError("an example is needed: pass example=, a batch of the model's inputs")
-    device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-
-
-def output_of(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Tensor:
-    """The logits, or else the first float tensor, that the model gives for an example."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # some models draw at random in evaluation mode too
-        output = run_example(model, example)
-    logits = getattr(output, "logits", None)
-    tensors = [logits, *tree_leaves(output)]
-    found = next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()), None)
-    if found is None:
-        raise ValueError("the model gives no float tensor for the example: folding cannot be checked")
-    return found.detach()
-
-
-def hooked_output(model: nn.Module, plans: list[Plan], example: Mapping[str, Any] | Tensor) -> Tensor:
-    """The output with the erasers of the plans at their sites."""
-    erasers = {p.site: p.eraser for p in plans}
-    with tap(model, erasers, lambda name, output: erasers[name](output)):
-        return output_of(model, example)
-
-
-def check_agrees(dtypes: Iterable[torch.dtype], clean: Tensor, wanted: Tensor, got: Tensor) -> float:
-    """Return how far an output is from the hooked one, relative; RuntimeError beyond what rounding explains.
-
-    Half the digits of the weights: rounding grows through the layers, and a reader that was missed changes the
-    first digits. It is the second guard; the first is that every operation on a site's output was seen.
-    """
-    clean, wanted = clean.double(), wanted.double()
-    # models that erasing moves far are as sensitive to rounding
-    tolerance = max(math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes) * max(1, 4 * share(wanted - clean, wanted))
-    difference = share(got.double() - wanted, wanted)
-    if not difference <= tolerance or not bool(wanted.isfinite().all()):
-        raise RuntimeError(
-            f"with the erasers in its weights the model's output on the example is {difference:.1e} away from the "
-            f"hooked model's, expected {tolerance:.1e} at most (some code reads a site or a weight unseen, or numbers "
-            "are out of range); nothing was changed"
-        )
-    return difference

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .agreement import check_agrees, example_of, output_of, share
 from .eraser import Eraser
 from .files import write_bytes
-from .fold import Plan, check_agrees, example_of, output_of, plan, share
+from .fold import Plan, plan
 from .readers import Reader
 from .sites import tap
 

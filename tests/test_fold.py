@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from leace_fast import Eraser, Moments, Scrubber, find_sites, fold_, leace, record, unfold_
 from leace_fast import fold as fold_module
+from leace_fast.agreement import output_of
 from leace_fast.edits import Edits
-from leace_fast.fold import output_of
 from leace_fast.readers import readings_of
 from leace_fast.sites import submodules
 
@@ -500,6 +500,6 @@ def test_autocast_inference_tensors_and_packed_weights_are_refused() -> None:
 
 def test_the_numbers_of_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = models.build("llama"), models.batch("llama", ROWS)
-    monkeypatch.setattr(fold_module, "hooked_output", lambda model, plans, example: output_of(model, example) * 1.2)
+    monkeypatch.setattr(fold_module, "hooked_output", lambda model, erasers, example: output_of(model, example) * 1.2)
     with pytest.raises(RuntimeError, match="away"):
         fold_(model, erasers_of("llama"), batch)

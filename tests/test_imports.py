@@ -47,6 +47,8 @@ FLOORS = {
     "checkpoint": 4,
     "identity": 4,
     "readers": 4,
+    "writers": 4,
+    "agreement": 4,
     "edits": 4,
     "fold": 4,
     "lora": 4,

@@ -12,7 +12,7 @@ from test_fold import assert_same_state, close, generated, state_of
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber, fold_residual_, unfold_
-from leace_fast.fold import output_of
+from leace_fast.agreement import output_of
 from leace_fast.sites import is_norm
 
 FOLDABLE = ("llama", "mistral", "qwen2", "qwen3", "phi", "gpt_neox", "gpt2", "opt", "falcon")

@@ -1,0 +1,118 @@
+"""What reads a site and what writes to the residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leace_fast.readers import Reader, Reading, readings_of
+from leace_fast.sites import find_sites
+from leace_fast.writers import Stream, Writer
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_products_are_those_of_the_modules_that_get_the_output(name: str) -> None:
+    """Two ways to the same: operations on the rows, and modules with weights of their width that are given them."""
+    model, batch = models.build(name), models.batch(name)
+    sites = find_sites(model, batch)
+    readings = readings_of(model, [site.name for site in sites], batch)
+    for site in sites:
+        readers = readings[site.name].readers
+        assert {reader.module for reader in readers} == set(site.readers) and len(set(readers)) == len(readers)
+        for reader in readers:
+            parameters = dict(model.named_parameters())
+            assert parameters[reader.parameter].shape[reader.axis] == site.width
+            assert reader.axis == (-2 if name == "gpt2" else -1)
+            assert reader.bias is None or reader.bias in parameters
+    assert all(bool(reading.others) for reading in readings.values()) == (name == "bert")
+
+
+def test_names_of_biases_and_experts() -> None:
+    model, batch = models.build("mixtral"), models.batch("mixtral")
+    site = "model.layers.0.post_attention_layernorm"
+    expected = (
+        Reader("model.layers.0.mlp.experts", "model.layers.0.mlp.experts.gate_up_proj", -1),
+        Reader("model.layers.0.mlp.gate", "model.layers.0.mlp.gate.weight", -1),
+    )
+    assert readings_of(model, [site], batch)[site] == Reading(expected, ())
+
+
+class Reads(nn.Module):
+    """A norm, and one way to read it."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.norm, self.up, self.way = nn.LayerNorm(4), nn.Linear(4, 4), way
+
+    def forward(self, x: Tensor) -> Any:
+        return self.way(self, self.norm(x))
+
+
+UP = (Reader("up", "up.weight", -1, "up.bias"),)
+TURNED = (Reader("up", "up.weight", -2, "up.bias"),)
+SHARED = "'up', whose weight also serves"
+WAYS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "twice": (lambda m, x: m.up(x) + m.up(x.reshape(-1, 4)).reshape(x.shape), UP, ()),
+    "cast and back": (lambda m, x: m.up(x.float().double()), UP, ()),
+    "some rows": (lambda m, x: m.up(x[:, 1:]), UP, ()),
+    "gathered rows": (lambda m, x: m.up(x[torch.tensor([1, 0, 1])]), UP, ()),
+    "rows put together": (lambda m, x: m.up(torch.cat([x, x])), UP, ()),
+    "axes exchanged": (lambda m, x: m.up(x.transpose(0, 1).contiguous()), UP, ()),
+    "the weight turned": (lambda m, x: x @ m.up.weight + m.up.bias, TURNED, ()),
+    "from the other side": (lambda m, x: m.up.weight @ x[0].mT, UP, ()),
+    "a weight cast": (lambda m, x: x.float() @ m.up.weight.float().mT, UP, ()),
+    "its shape only": (lambda m, x: m.up(x) + torch.zeros_like(x), UP, ()),
+    "added": (lambda m, x: m.up(x) + x, UP, ("'the model' by add",)),
+    "changed in place": (lambda m, x: m.up(x.mul_(2)), UP, ("'the model' by mul_",)),
+    "columns": (lambda m, x: m.up(x)[..., :2] @ x[..., :2].mT, UP, ("'the model' by bmm",)),
+    "columns exchanged": (lambda m, x: m.up(x[..., [3, 2, 1, 0]]), (), ("'the model' by index",)),
+    "columns selected": (lambda m, x: m.up(x.index_select(-1, torch.arange(4))), (), ("'the model' by index_select",)),
+    "a computed weight": (lambda m, x: x @ (m.up.weight * 2), (), ("'the model' by mm",)),
+    "a weight used up": (
+        lambda m, x: m.up(x) + m.up.weight.sum(),
+        UP,
+        ("'up', whose weight also serves 'the model' by sum",),
+    ),
+    "handed out": (lambda m, x: (m.up(x), x), UP, ("the output of the model",)),
+    "never": (lambda m, x: m.up(torch.ones(2, 4).double()), (), ()),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_to_read(way: str) -> None:
+    read, readers, others = WAYS[way]
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    reading = readings_of(Reads(read).double(), ["norm"], x)["norm"]
+    assert reading.others == others
+    assert reading.readers == readers
+
+
+def test_sites_that_run_never_or_twice_or_give_no_tensor() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="'norm' ran more than once"):
+        readings_of(Reads(lambda m, x: m.up(m.norm(x))), ["norm"], x)
+    with pytest.raises(ValueError, match="'up' cannot be a site: the example did not run it"):
+        readings_of(Reads(lambda m, x: x.sum()), ["up"], x)
+    with pytest.raises(ValueError, match="the output of '' is a tuple"):
+        readings_of(Reads(lambda m, x: (x, x)), [""], x)
+    model = Reads(lambda m, x: m.up(x))
+    with pytest.raises(ValueError, match="no site 'nrom'"):
+        readings_of(model, ["nrom"], x)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_writers_of_a_stream() -> None:
+    model, batch = models.build("gpt2"), models.batch("gpt2")
+    stream = Stream(model, 16)
+    stream.run(batch)
+    writers, offset = stream.writers()
+    assert offset == Writer("transformer.wpe", "transformer.wpe.weight", True)
+    layers = [f"transformer.h.{i}.{name}.c_proj" for i in range(2) for name in ("attn", "mlp")]
+    assert {writer.module for writer in writers if not writer.is_table} == set(layers)
+    assert {writer.axis for writer in writers} == {-1} and len(writers) == 6
+    assert stream.heads(writers) == [("lm_head.weight", "transformer.wte.weight")]
+    assert set(stream.norms) == {*(f"transformer.h.{i}.ln_{j}" for i in range(2) for j in (1, 2)), "transformer.ln_f"}
