@@ -72,6 +72,47 @@ def test_agrees_with_float64(dtype: torch.dtype, rows: int, dim: int, rank: int,
     assert rms(out - truth) <= 1.5 * max(rms(reference.project(x, left, right, mean) - truth), 2**-26)
 
 
+def split(values: Tensor, terms: int) -> list[Tensor]:
+    """Return bfloat16 terms that sum to float32 values, as the kernels take them."""
+    out = []
+    for _ in range(terms):
+        out.append(values.bfloat16().float())
+        values = values - out[-1]
+    return [term.double() for term in out]
+
+
+def multiply(a: Tensor, b: Tensor, terms: int) -> Tensor:
+    """Return a b' without the products below the last place."""
+    left, right = split(a, terms), split(b, terms)
+    pairs = [(i, j) for i in range(terms) for j in range(terms) if i + j < terms]
+    return sum((left[i] @ right[j].mT for i, j in pairs), torch.zeros(()))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 100.0])
+@pytest.mark.parametrize(
+    ("dim", "rank"), [(768, 1), pytest.param(4096, 8, marks=slow), pytest.param(4096, 64, marks=slow)]
+)
+def test_what_the_terms_leave_of_a_gap(dim: int, rank: int, outlier: float) -> None:
+    """The arithmetic alone, without the rounding of y: how much of the gap between two class means remains."""
+    generator = torch.Generator().manual_seed(dim + rank)
+    scale = torch.ones(dim)
+    scale[:8] = outlier
+    right = torch.randn(rank, dim, generator=generator) / scale / dim**0.5
+    left = torch.linalg.pinv(right.double()).float()
+    mean = torch.randn(dim, generator=generator) * scale
+    gap = left @ torch.randn(rank, generator=generator)
+    rows = torch.randn(2, 1000, dim, generator=generator) * scale + mean
+    rows[1] += 5 * gap
+    rows = rows.bfloat16().float()
+    before = (rows[1].double().mean(0) - rows[0].double().mean(0)) @ right.double().mT
+    for terms, most in ((1, 1e-2), (2, 1e-6), (3, 1e-8)):
+        coordinates = [multiply(one - mean, right, terms).float() for one in rows]
+        erased = [one.double() - multiply(c, left, terms) for one, c in zip(rows, coordinates, strict=True)]
+        after = (erased[1].mean(0) - erased[0].mean(0)) @ right.double().mT
+        assert after.norm() <= most * before.norm()
+        assert terms > 1 or after.norm() >= 1e-5 * before.norm()  # what the further terms are for
+
+
 @pytest.mark.parametrize(("dtype", "left_over"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-4)], ids=str)
 def test_nothing_of_the_concept_is_left(dtype: torch.dtype, left_over: float) -> None:
     """Rows far from zero along L, erased to x' with R (x' - mean) = 0, but for the rounding of x'."""
