@@ -212,15 +212,20 @@ struct Eraser {
       sync_block();
     }
     if (a.cluster > 1) cluster_arrive(), cluster_wait();
-    float sum = 0.0f;
-    if (thread_index() < rows()) sum = add_parts(sums + thread_index());
-    return sum;  // of row `thread_index()`
+    Pair pair{};
+    if (thread_index() < rows()) pair = add_parts(reinterpret_cast<Pair*>(sums) + thread_index() / 2);
+    return thread_index() % 2 ? pair.high : pair.low;  // of row `thread_index()`
   }
 
-  __device__ __forceinline__ float add_parts(const float* mine) const {
+  // Of all blocks of the cluster, in order.
+  __device__ __forceinline__ Pair add_parts(const Pair* mine) const {
     if (a.cluster == 1) return *mine;
-    float sum = *peer(mine, 0);
-    for (int p = 1; p < a.cluster; ++p) sum += *peer(mine, p);
+    Pair sum = *peer(mine, 0);
+    for (int p = 1; p < a.cluster; ++p) {
+      const Pair part = *peer(mine, p);
+      sum.low += part.low;
+      sum.high += part.high;
+    }
     return sum;
   }
 
@@ -388,13 +393,11 @@ struct Eraser {
     const int pairs = a.layout.steps * 8;
     for (int i = thread_index(); i < rows() * pairs; i += THREADS) {
       const int row = i / pairs, j = i % pairs * 2;
-      float low = 0.0f, high = 0.0f;
-      if (j < a.layout.rank_stride) {
-        low = add_parts(sums + row * a.layout.rank_stride + j);
-        high = add_parts(sums + row * a.layout.rank_stride + j + 1);
-      }
+      Pair pair{};
+      if (j < a.layout.rank_stride)
+        pair = add_parts(reinterpret_cast<const Pair*>(sums + row * a.layout.rank_stride + j));
       uint32_t out[TERMS];
-      split(low, high, out);
+      split(pair.low, pair.high, out);
       const int step = j / 16, deep = j % 16;
       const int to = (row % 8 * 4 + deep % 8 / 2) * 4 + row % TILE / 8 + deep / 8 * 2;
 #pragma unroll

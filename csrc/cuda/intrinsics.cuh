@@ -14,6 +14,10 @@ struct alignas(16) Vector {
   uint32_t words[4];
 };
 
+struct alignas(8) Pair {
+  float low, high;
+};
+
 __device__ __forceinline__ int thread_index() { return int(threadIdx.x); }
 __device__ __forceinline__ int64_t block_index() { return int64_t(blockIdx.x); }
 
@@ -40,9 +44,10 @@ __device__ __forceinline__ void cluster_wait() {
 }
 
 // The same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ const float* peer(const float* mine, int block) {
+template <typename T>
+__device__ __forceinline__ const T* peer(const T* mine, int block) {
 #if __CUDA_ARCH__ >= 900
-  const float* theirs;
+  const T* theirs;
   asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(block));
   return theirs;
 #else

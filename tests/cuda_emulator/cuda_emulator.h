@@ -53,6 +53,10 @@ struct alignas(16) Vector {
   uint32_t words[4];
 };
 
+struct alignas(8) Pair {
+  float low, high;
+};
+
 namespace emulator {
 
 [[noreturn]] inline void stop(const char* why) {
@@ -270,11 +274,12 @@ inline void cluster_wait() {
   emulator::wait_until([&] { return emulator::run->cluster_barrier.generation > fiber.cluster_ticket; });
   fiber.cluster_ticket = -1;
 }
-inline const float* peer(const float* mine, int block) {
+template <typename T>
+const T* peer(const T* mine, int block) {
   const auto offset = reinterpret_cast<const char*>(mine) - shared_memory();
   emulator::Block& theirs = emulator::run->blocks.at(size_t(block));
   if (theirs.running == 0) emulator::stop("a block reads the memory of one that has ended");
-  return reinterpret_cast<const float*>(reinterpret_cast<char*>(theirs.shared.data() + emulator::WALL) + offset);
+  return reinterpret_cast<const T*>(reinterpret_cast<char*>(theirs.shared.data() + emulator::WALL) + offset);
 }
 
 inline float as_float(uint32_t bits) {
