@@ -90,7 +90,7 @@ def main() -> int:
     write()
     parts = [("fit", fit.rows(device, result["rates"]))]
     if importlib.util.find_spec("apply") is not None:
-        parts.append(("apply", importlib.import_module("apply").rows(device)))
+        parts.append(("apply", importlib.import_module("apply").rows(device, result["rates"])))
     for name, rows in parts:
         for row in rows:
             result["rows"].append({"part": name, **row})
