@@ -78,7 +78,10 @@ def fit(
         list[str] | None, typer.Option(help="Where to erase: module names or patterns; repeatable.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="leace, orth, mean_projection, difference_in_means, inlp, ace or switch.")
+        str,
+        typer.Option(
+            help="leace, orth, mean_projection, inlp, ace, switch, ...; of shards also alf_qleace, rlace, median."
+        ),
     ] = "leace",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")] = None,

@@ -94,6 +94,19 @@ def test_fit_activation_shards(workplace, tmp_path, source, names):
     assert isinstance(eraser, Eraser) and (eraser.dim, eraser.rank) == (8, 1)
 
 
+@pytest.mark.parametrize("method", ["inlp", "alf_qleace", "rlace", "median"])
+def test_fit_shards_by_other_methods(workplace, tmp_path, method):
+    """What needs class covariances, or passes over the rows, gets them from shards; held-out rows stay out."""
+    result = run("fit", workplace / "acts.safetensors", "--method", method, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (site,) = report["sites"]
+    assert site["before"] > 0.95 and abs(site["after"] - site["constant"]) < 0.06
+    (eraser,) = Scrubber.from_pretrained(tmp_path / "out" / "erasers").values()
+    assert eraser.method == method and eraser.report is not None
+    assert eraser.report.rows == report["rows"]["fit"]
+
+
 @pytest.fixture(scope="module")
 def fitted(workplace):
     arguments = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind", "--out", workplace / "fitted")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..methods import moments_method
+from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
 from ..moments import Moments
 from ..progress import Track, untracked
 from ..shards import SHARD_SUFFIXES, Shards
@@ -38,16 +38,19 @@ def study_shards(
 ) -> Study:
     """Fit one eraser on 70 % of the rows of activation shards, and probe the other rows before and after it.
 
-    The rows held out are drawn at random, always the same ones.
+    The rows held out are drawn at random, always the same ones. Methods that need class covariances, or passes over
+    the rows, get them.
 
     Raises:
-        FileNotFoundError, ValueError: as in `Shards`; an unknown method; too few rows of a class.
+        FileNotFoundError, ValueError: as in `Shards`; an unknown method, or one that needs more; too few rows of a
+            class.
     """
-    fit_method = moments_method(method)
+    needs = METHODS[method].needs if method in METHODS else ""
+    fit_method = METHODS[method] if needs in (ROWS, CLASS_COVARIANCES) else moments_method(method)
     clock = Clock()
     with clock.stage("load"):
         shards = Shards(path)
-        moments = Moments(shards.dim, len(shards.class_names))
+        moments = Moments(shards.dim, len(shards.class_names), per_class=needs == CLASS_COVARIANCES)
     share = min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows, 1)
     generator = torch.Generator().manual_seed(0)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {"fit": [], "held_out": []}
@@ -64,7 +67,7 @@ def study_shards(
     if not len(y) or not len(test_y):
         raise ValueError(f"{shards.rows} rows are too few, expected enough to fit on some and hold out others")
     with clock.stage("fit"):
-        eraser = fit_method(moments).with_site(site)
+        eraser = fit_method(_RowsToFitOn(shards) if needs == ROWS else moments).with_site(site)
     with clock.stage("probe"):
         before = linear_probe(x, y, test_x, test_y)
         after = linear_probe(eraser(x.float()), y, eraser(test_x.float()), test_y)
@@ -74,6 +77,19 @@ def study_shards(
     )
     rows = {"fit": moments.count, "probe": len(y), "probe_test": len(test_y)}
     return Study((result,), None, shards.class_names, rows, clock.seconds, {site: eraser})
+
+
+class _RowsToFitOn:
+    """The rows of shards with those held out labelled -100: the same draw on every pass."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for x, y in self._shards:
+            held_out = torch.rand(2, len(x), generator=generator)[0] < HELD_OUT
+            yield x.float(), y.masked_fill(held_out, -100)
 
 
 def study_texts(

@@ -38,6 +38,9 @@ class Method(NamedTuple):
         return self.fit(*data, **options)
 
 
+ROWS = "passes over the rows"
+CLASS_COVARIANCES = "class covariances, Moments(per_class=True)"
+
 METHODS: dict[str, Method] = {
     "leace": Method(leace),
     "orth": Method(orth),
@@ -47,12 +50,12 @@ METHODS: dict[str, Method] = {
     "ace": Method(ace),
     "switch": Method(switch),
     "splince": Method(splince, "the moments of a task to keep"),
-    "alf_qleace": Method(alf_qleace, "class covariances, Moments(per_class=True)"),
+    "alf_qleace": Method(alf_qleace, CLASS_COVARIANCES),
     "oracle": Method(oracle, "the labels where it is applied"),
     "quadratic": Method(quadratic, "class covariances, and the labels where it is applied"),
     "quadratic_editor": Method(quadratic_editor, "class covariances, and the labels where it is applied"),
-    "rlace": Method(rlace, "passes over the rows"),
-    "median": Method(median, "passes over the rows"),
+    "rlace": Method(rlace, ROWS),
+    "median": Method(median, ROWS),
     "swap": Method(swap, "passes over the rows, and the labels where it is applied"),
     "normalize_quantiles": Method(normalize_quantiles, "passes over the rows, and the labels where it is applied"),
     "mimic": Method(mimic, "class covariances, and the labels where it is applied"),
