@@ -14,7 +14,11 @@ namespace {
 #include "lanes.h"
 #include "products.h"
 
-constexpr int64_t CHUNK_BYTES = 512 << 10;  // of rows that meet a segment of a factor while it is in the cache
+// Rows whose factors are small go through tile by tile. Larger factors are read from the cache once for a chunk of
+// rows, one segment of columns after another.
+constexpr int64_t SMALL_FACTOR_BYTES = 256 << 10;
+constexpr int64_t CHUNK_BYTES = 768 << 10;
+constexpr int64_t PANEL = 512;  // columns of `left` that serve all rows of a chunk before the next
 
 // Memory that a thread keeps: fresh pages would cost more than the work on a few rows.
 template <typename Number>
@@ -44,7 +48,7 @@ template <typename In, typename Number>
 void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
                  int64_t last, Number* out) {
   const int64_t ranks = last - first, dim = eraser.dim;
-  auto* sums = scratch<Vector<Number>>((end - begin) * ranks * 64 + TILE_ROWS * SEGMENT * sizeof(Number));
+  auto* sums = scratch<Vector<Number>>((end - begin) * ranks * 64 + TILE_ROWS * APART * sizeof(Number));
   auto* segment = reinterpret_cast<Number*>(sums + (end - begin) * ranks);
   for (int64_t column = 0; column < dim; column += SEGMENT) {
     const int64_t columns = dim - column < SEGMENT ? dim - column : SEGMENT;
@@ -69,18 +73,22 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
 template <typename In, typename Out, typename Number>
 void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
               int64_t last, const Number* coordinates) {
-  blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
-    constexpr int ROWS = decltype(count)::value;
-    const In* from[ROWS];
-    Out* to[ROWS];
-    pointers<ROWS>(x, row, from);
-    pointers<ROWS>(y, row, to);
-    subtract_columns<ROWS>(from, to, coordinates + (row - begin) * eraser.rank, eraser.left_t, eraser.dim,
-                           eraser.rank, first, last);
-  });
+  for (int64_t column = first; column < last; column += PANEL) {
+    const int64_t stop = last - column < PANEL ? last : column + PANEL;
+    blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
+      constexpr int ROWS = decltype(count)::value;
+      const In* from[ROWS];
+      Out* to[ROWS];
+      pointers<ROWS>(x, row, from);
+      pointers<ROWS>(y, row, to);
+      subtract_columns<ROWS>(from, to, coordinates + (row - begin) * eraser.rank, eraser.left_t, eraser.dim,
+                             eraser.rank, column, stop);
+    });
+  }
 }
 
-INLINE int64_t rows_of_chunk(int64_t row_bytes) {
+INLINE int64_t rows_of_chunk(int64_t row_bytes, int64_t rank) {
+  if (row_bytes * rank <= SMALL_FACTOR_BYTES) return TILE_ROWS;
   const int64_t fit = CHUNK_BYTES / row_bytes / TILE_ROWS;
   return TILE_ROWS * (fit < 1 ? 1 : fit > 8 ? 8 : fit);
 }
@@ -88,7 +96,7 @@ INLINE int64_t rows_of_chunk(int64_t row_bytes) {
 template <typename Row>
 void project(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<Compute<Row>>& eraser) {
   using Number = Compute<Row>;
-  const int64_t chunk = rows_of_chunk(eraser.dim * sizeof(Row));
+  const int64_t chunk = rows_of_chunk(eraser.dim * sizeof(Number), eraser.rank);
   static thread_local Scratch kept;
   auto* weights = static_cast<Number*>(kept.at_least(chunk * eraser.rank * sizeof(Number)));
   for (int64_t row = begin; row < end; row += chunk) {

@@ -7,6 +7,7 @@
 // loops around are cut, these orders stay: that is why a row has the same bits in any batch and on any thread.
 
 constexpr int64_t SEGMENT = 1024;  // columns that are centred and multiplied at a time: some rows of them stay in L1
+constexpr int64_t APART = SEGMENT + 64;  // from row to row of a segment: a power of two would crowd one set of the cache
 
 // The four sums of four vectors, in the order of `sum`.
 template <typename Number>
@@ -32,7 +33,7 @@ INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
 }
 
 // sums[r * stride + j] += rows[r] * right[j] over `columns`; from zero where `first`. The rows are padded with zeros
-// to whole vectors and SEGMENT numbers apart, the rows of `right` are `dim` apart.
+// to whole vectors and APART numbers apart, the rows of `right` are `dim` apart.
 template <int ROWS, int RANKS, typename Number>
 INLINE void multiply_tile(const Number* rows, const Number* right, int64_t dim, int64_t columns, bool first,
                           Vector<Number>* sums, int64_t stride) {
@@ -43,7 +44,7 @@ INLINE void multiply_tile(const Number* rows, const Number* right, int64_t dim, 
   int64_t i = 0;
   for (; i + LANES <= columns; i += LANES) {
     Vector<Number> row[ROWS];
-    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * SEGMENT + i);
+    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * APART + i);
     UNROLL for (int j = 0; j < RANKS; ++j) {
       const Vector<Number> reader = load(right + j * dim + i);
       UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += row[r] * reader;
@@ -52,7 +53,7 @@ INLINE void multiply_tile(const Number* rows, const Number* right, int64_t dim, 
   if (i < columns) {
     UNROLL for (int j = 0; j < RANKS; ++j) {
       const Vector<Number> reader = load_part(right + j * dim + i, columns - i);
-      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += load(rows + r * SEGMENT + i) * reader;
+      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += load(rows + r * APART + i) * reader;
     }
   }
   UNROLL for (int r = 0; r < ROWS; ++r)
@@ -120,12 +121,12 @@ INLINE void centre(const In* const* x, const Number* mean, int64_t first, int64_
   int64_t i = 0;
   for (; i + LANES <= columns; i += LANES) {
     const Vector<Number> middle = mean == nullptr ? Vector<Number>{} : load(mean + first + i);
-    UNROLL for (int r = 0; r < ROWS; ++r) store(load(x[r] + first + i) - middle, segment + r * SEGMENT + i);
+    UNROLL for (int r = 0; r < ROWS; ++r) store(load(x[r] + first + i) - middle, segment + r * APART + i);
   }
   if (i < columns) {
     const int64_t tail = columns - i;
     const Vector<Number> middle = mean == nullptr ? Vector<Number>{} : load_part(mean + first + i, tail);
     UNROLL for (int r = 0; r < ROWS; ++r)
-        store(load_part(x[r] + first + i, tail) - middle, segment + r * SEGMENT + i);
+        store(load_part(x[r] + first + i, tail) - middle, segment + r * APART + i);
   }
 }

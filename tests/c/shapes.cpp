@@ -132,10 +132,9 @@ void check(leace_fast_dtype dtype, double tolerance, int64_t rows, int64_t dim, 
 }  // namespace
 
 int main() {
-  for (const int64_t rows : {0, 1, 2, 3, 5, 6, 7, 13, 50})
-    for (const int64_t dim : {1, 7, 15, 16, 17, 64, 100, 1030})
-      for (const int64_t rank : {0, 1, 3, 4, 5, 8, 9, 64, 70}) {
-        if (rows * dim * rank > 1000000) continue;
+  for (const int64_t rows : {0, 1, 3, 6, 13})
+    for (const int64_t dim : {1, 7, 16, 17, 1100})
+      for (const int64_t rank : {0, 1, 5, 8, 70}) {
         check<float, float>(LEACE_FAST_FLOAT32, 2e-5, rows, dim, rank);
         check<double, double>(LEACE_FAST_FLOAT64, 1e-12, rows, dim, rank);
         check<bfloat16, float>(LEACE_FAST_BFLOAT16, 5e-3, rows, dim, rank);
