@@ -7,6 +7,7 @@ from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
 from .evaluate import Evaluation, evaluate, random_like
 from .fold import FoldReport, fold_, unfold_
+from .inductor import inductor
 from .lora import LoraReport, export_lora
 from .methods import (
     METHODS,
@@ -64,6 +65,7 @@ __all__ = [
     "fixed_direction",
     "fold_",
     "fold_residual_",
+    "inductor",
     "inlp",
     "leace",
     "mean_projection",

@@ -38,6 +38,7 @@ FLOORS = {
     "subtypes": 4,
     "sites": 4,
     "fused": 4,
+    "inductor": 4,
     "places": 4,
     "record": 4,
     "buffer": 4,
