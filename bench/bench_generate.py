@@ -24,17 +24,11 @@ def random_model() -> Any:
     """A Llama of 8 layers, d = 768: 80 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes: dict[str, Any] = {
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 12,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
+    config = LlamaConfig(**sizes, num_attention_heads=12, vocab_size=16384, pad_token_id=0, eos_token_id=None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(**sizes, num_attention_heads=12, vocab_size=16384, pad_token_id=0, eos_token_id=None)
-        ).eval()
+        return LlamaForCausalLM(config).eval()
 
 
 def demo_model() -> Any:
