@@ -4,12 +4,13 @@
 IN := sh .ci/environment.sh
 BENCH_JSON ?= bench/results/cpu.json
 
-.PHONY: help demo doctor test lint test-long test-all bench bench-gpu dist clean
+.PHONY: help demo doctor test lint test-long test-all sanitize bench bench-gpu dist clean
 
 help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
 	@echo 'make test      lint, types, unit tests, examples: at most five minutes'
 	@echo 'make test-all  the same, then the long tier: at most thirty minutes'
+	@echo 'make sanitize  the kernels alone, built with sanitizers (part of test-all)'
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
 	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'
 	@echo 'make doctor    what this installation has to work with'
@@ -35,6 +36,9 @@ test-long:
 	@$(IN) dev pytest -m 'slow or hypothesis' --hypothesis-profile=full
 
 test-all: test test-long
+
+sanitize:
+	@$(IN) dev pytest -m slow tests/test_c_api.py
 
 bench:
 	@mkdir -p $(dir $(BENCH_JSON))
