@@ -58,8 +58,8 @@ def update_config(dtype: torch.dtype, precision: str, capability: tuple[int, int
     step, stages = (64, 4) if hopper else (32, 4)
     if dtype == torch.float16:
         # No difference of two of these leaves their range once it is divided by four.
-        return Update(torch.float16, 1, 128, step, 512, stages, 8, hopper, 1.0, 0.25, 4e-6)
-    threshold = 0.0 if dtype == torch.float32 else 1.0
+        return Update(torch.float16, 1, 128, step, 512, stages, 8, hopper, 0.5, 0.25, 4e-6)
+    threshold = 0.0 if dtype == torch.float32 else 0.5  # see docs/gpu.md
     return Update(torch.bfloat16, 1, 128, step, 512, stages, 8, hopper, threshold, 2.0**126, 4e-6)
 
 

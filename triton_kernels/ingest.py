@@ -63,8 +63,9 @@ def locate(
     at = place_of(begin + row, length, x_outer, x_inner)
     value = tl.load(x + at[:, None] + column.to(tl.int64)[None, :] * x_column, mask=there, other=0).to(tl.float32)
     there = there & (tl.abs(value) < float("inf"))
-    rank = (tl.sum(there.to(tl.int32), 0) - 1) // 2
-    found = rank >= 0
+    count = tl.sum(there.to(tl.int32), 0)
+    found = count > 0
+    rank = tl.maximum(count - 1, 0) // 2
 
     # The bits of a float32, in the order of the numbers.
     bits = value.to(tl.int32, bitcast=True)
@@ -74,9 +75,9 @@ def locate(
     away = tl.abs(value - median[None, :])
     middle = at_rank(away.to(tl.int32, bitcast=True), there, rank, 0, COLUMNS).to(tl.float32, bitcast=True)
     spread = tl.where(found, middle, 0.0) * 1.4826  # of a normal distribution
-    # Half of the values or more may be the same.
-    spread = tl.where(spread > 0, spread, tl.sum(tl.where(there, away, 0.0), 0) / tl.maximum(2 * rank + 1, 1))
     shifted = tl.abs(median) >= THRESHOLD * spread
+    # Half of the values or more may be the same.
+    spread = tl.where(spread > 0, spread, tl.sum(tl.where(there, away, 0.0), 0) / tl.maximum(count, 1))
     tl.store(shift + column, tl.where(shifted, median, 0.0), mask=column < width)
     size = tl.where(spread > 0, spread, tl.where(median != 0, tl.abs(median), 1.0))
     exponent = tl.minimum(tl.maximum((size.to(tl.int32, bitcast=True) >> 23) & 255, 1), 253)
