@@ -24,6 +24,7 @@ class BatchLabels:
         inputs: the batch's other inputs, of which the attention masks are read.
         target_dim: width of real-valued labels, None for classes.
         name: what errors call the labels.
+        look: whether the values of masks are checked here, which waits for the device where they are on one.
 
     Raises:
         TypeError: labels or a mask are no tensor.
@@ -35,12 +36,17 @@ class BatchLabels:
     """
 
     def __init__(
-        self, labels: Any, inputs: Mapping[str, Any], target_dim: int | None = None, name: str = LABELS
+        self,
+        labels: Any,
+        inputs: Mapping[str, Any],
+        target_dim: int | None = None,
+        name: str = LABELS,
+        look: bool = True,
     ) -> None:
         self.axes = 0 if target_dim is None else 1  # axes of the labels that are not those of batch and length
         self.name = name
         masks = {key: inputs.get(key) for key in (MASK, DECODER_MASK)}
-        self.masks = {key: _mask(key, value) for key, value in masks.items() if value is not None}
+        self.masks = {key: _mask(key, value, look) for key, value in masks.items() if value is not None}
         if not isinstance(labels, Tensor):
             raise TypeError(f"{name} is a {type(labels).__name__}, expected a tensor")
         self.labels = labels
@@ -111,12 +117,12 @@ def decoder_sites(model: Any, sites: Any) -> set[str]:
     return {name for name, module in submodules(model, sites).items() if module not in encoder}
 
 
-def _mask(name: str, mask: Any) -> Tensor:
+def _mask(name: str, mask: Any, look: bool) -> Tensor:
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} is a {type(mask).__name__}, expected a tensor")
-    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+    if mask.ndim != 2 or (look and not bool(((mask == 0) | (mask == 1)).all())):
         raise ValueError(
             f"{name} has shape {tuple(mask.shape)}, expected (batch, length), 1 for tokens and 0 for padding: the "
             "labels cannot be told from padding by other masks"
         )
-    return mask.bool()
+    return mask.bool() if look or mask.is_floating_point() else mask

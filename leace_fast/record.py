@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .device import serves
 from .labels import MASK, BatchLabels, decoder_sites
 from .moments import Moments
+from .rows import check_kinds
 from .sites import LABELS, Site, find_sites, tap
 
 
@@ -95,7 +97,9 @@ class _Recorder:
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
         example = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
-        batch = BatchLabels(labels, example, self.options["target_dim"])
+        device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
+        # Where kernels take the rows, they count what is no label and no mask: nothing waits for the device here.
+        batch = BatchLabels(labels, example, self.options["target_dim"], look=not serves(device))
         self._check(batch)
         if not self.sites:
             self.busy = True
@@ -148,6 +152,11 @@ class _Recorder:
 
     def _check(self, batch: BatchLabels) -> None:
         # range and dtype are checked by the one who knows them, before the model runs
+        if serves(batch.labels.device):
+            kinds = {name: self.options[name] for name in ("num_classes", "target_dim")}
+            x = batch.labels.new_empty(*batch.lead, 1, dtype=torch.float32)
+            check_kinds(1, **kinds, x=x, y=batch.labels, mask=None, weight=None)
+            return
         mask = batch.masks[MASK].cpu() if MASK in batch.masks and len(batch.lead) == 2 else None
         Moments(1, **self.options).update(torch.zeros(*batch.lead, 1), batch.labels.cpu(), mask=mask)
 

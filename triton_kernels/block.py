@@ -245,6 +245,7 @@ class BlockKernels:
             MAX_SCALE=self.config.max_scale,
             SAMPLES=configs.SAMPLES,
             COLUMNS=LOCATE_COLUMNS,
+            warps=8,
         )
         if self.targets:
             launch(

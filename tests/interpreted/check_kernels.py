@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from laws import within
@@ -129,7 +131,8 @@ def check_every_tile_of_a_triangle_is_met_once() -> None:
         tl.store(columns + index, j)
 
     rows, columns = torch.zeros(2, 32896, dtype=torch.int32).unbind()
-    write[(257,)](rows, columns, BLOCK=128)
+    launch: Any = write[(257,)]
+    launch(rows, columns, BLOCK=128)
     want = torch.tril_indices(256, 256)
     assert torch.equal(rows.long(), want[0]) and torch.equal(columns.long(), want[1])
 
