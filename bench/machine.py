@@ -44,7 +44,7 @@ def rates() -> dict[str, float]:
     """Return what this machine reaches at best: bytes copied (read and written) and operations a second, by dtype."""
     source, target = torch.randn(2, COPY_BYTES // 4)
     found = {"copy": 2 * COPY_BYTES / _best(lambda: target.copy_(source))}
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         left, right, product = torch.randn(3, PRODUCT, PRODUCT).to(dtype)
         seconds = _best(lambda a=left, b=right, out=product: torch.mm(a, b, out=out))
         found[str(dtype).removeprefix("torch.")] = 2 * PRODUCT**3 / seconds

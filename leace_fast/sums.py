@@ -61,7 +61,7 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
 def all_finite(x: Tensor) -> bool:
     """Tell whether rows (n, d) hold neither NaN nor Inf."""
     if has_kernel(x) and x.stride(1) == 1:
-        return torch.ops.leace_fast.all_finite.default(x)
+        return torch.ops.leace_fast.all_finite.default(x, LEVEL)
     return reference.all_finite(x)
 
 

@@ -144,17 +144,12 @@ Level best_level() {
 }
 
 template <typename Row>
-bool all_finite(const Rows<Row>& rows) {
-  constexpr bool wide = sizeof(Row) == 4;
-  using Bits = std::conditional_t<wide, uint32_t, uint16_t>;
-  const Bits infinity = wide ? Bits(0x7f800000u) : std::is_same_v<Row, bfloat16> ? Bits(0x7f80u) : Bits(0x7c00u);
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const auto* row = reinterpret_cast<const Bits*>(rows.x + r * rows.stride);
-    Bits found = 0;
-    for (int64_t i = 0; i < rows.dim; ++i) found |= Bits((row[i] & infinity) == infinity);
-    if (found) return false;
-  }
-  return true;
+bool all_finite(const Rows<Row>& rows, Level level) {
+#ifdef LEACE_FAST_X86
+  return (level == Level::AVX2 ? avx2::finite<Row> : avx512::finite<Row>)(rows);
+#else
+  return false;
+#endif
 }
 
 template <typename Row>
@@ -253,7 +248,7 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
 }
 
 #define LEACE_FAST_INSTANTIATE(Row)                                                                                  \
-  template bool all_finite(const Rows<Row>&);                                                                        \
+  template bool all_finite(const Rows<Row>&, Level);                                                                 \
   template void add_class_sums(const Rows<Row>&, const int64_t*, const double*, double*, int64_t, const ColumnSums&, \
                                int64_t, int64_t, Level);                                                             \
   template bool add_second_moment(const Rows<Row>&, const double*, const ColumnSums&, double*, int64_t, Level,       \

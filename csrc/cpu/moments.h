@@ -28,7 +28,7 @@ struct Rows {
 
 // Whether all entries are finite.
 template <typename Row>
-bool all_finite(const Rows<Row>& rows);
+bool all_finite(const Rows<Row>& rows, Level level);
 
 // The sums of one chunk of rows about `shift`, for each column.
 struct ColumnSums {

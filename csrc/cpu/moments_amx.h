@@ -176,9 +176,12 @@ inline void load_left(const uint16_t* left, int64_t part) {
 }
 
 template <int PART>
-inline void multiply_right(const uint16_t* right, int64_t part) {
+inline void load_right(const uint16_t* right, int64_t part) {
   _tile_loadd(6, right + PART * part, 64);
   _tile_loadd(7, right + PART * part + TILE, 64);
+}
+
+inline void multiply_add() {
   _tile_dpbf16ps(0, 4, 6);
   _tile_dpbf16ps(1, 4, 7);
   _tile_dpbf16ps(2, 5, 6);
@@ -194,18 +197,29 @@ void multiply_parts(const uint16_t* left, const uint16_t* right, int64_t count, 
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t block = 0; block < layout.blocks; ++block, left += BLOCK, right += BLOCK) {
+    // Each product but the first of a block takes one operand from the product before.
     load_left<0>(left, layout.part);
-    multiply_right<0>(right, layout.part);
-    if constexpr (RIGHT > 1) multiply_right<1>(right, layout.part);
-    if constexpr (RIGHT > 2) multiply_right<2>(right, layout.part);
+    if constexpr (RIGHT > 2) {
+      load_right<2>(right, layout.part);
+      multiply_add();
+    }
+    if constexpr (RIGHT > 1) {
+      load_right<1>(right, layout.part);
+      multiply_add();
+    }
     if constexpr (LEFT > 1) {
       load_left<1>(left, layout.part);
-      multiply_right<0>(right, layout.part);
-      if constexpr (RIGHT > 1) multiply_right<1>(right, layout.part);
+      if constexpr (RIGHT > 1) multiply_add();
     }
+    load_right<0>(right, layout.part);
+    multiply_add();
     if constexpr (LEFT > 2) {
       load_left<2>(left, layout.part);
-      multiply_right<0>(right, layout.part);
+      multiply_add();
+    }
+    if constexpr (LEFT > 1) {
+      load_left<0>(left, layout.part);
+      multiply_add();
     }
   }
   _tile_stored(0, out, WIDTH * sizeof(float));

@@ -10,6 +10,19 @@ inline Vector load(const float* from) {
   return lanes;
 }
 
+template <typename Row>
+bool finite(const Rows<Row>& rows) {
+  using Bits = std::conditional_t<sizeof(Row) == 4, uint32_t, uint16_t>;
+  const uint32_t exponent = sizeof(Row) == 4 ? 0x7f800000u : std::is_same_v<Row, bfloat16> ? 0x7f80u : 0x7c00u;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const Row* row = rows.x + r * rows.stride;
+    Bits found = 0;
+    for (int64_t i = 0; i < rows.dim; ++i) found |= Bits((bits_as<Bits>(row[i]) & Bits(exponent)) == Bits(exponent));
+    if (found) return false;
+  }
+  return true;
+}
+
 template <bool WEIGHTED, typename Row>
 inline void add_row(const Row* __restrict x, double weight, const double* __restrict shift, double* __restrict sum,
                     double* __restrict total, double* __restrict squares, int64_t count) {

@@ -46,14 +46,14 @@ auto with_rows(const Tensor& x, const std::optional<Tensor>& weight, const Funct
   }
 }
 
-bool all_finite(const Tensor& x) {
-  return with_rows(x, std::nullopt, [](const auto& rows) {
+bool all_finite(const Tensor& x, int64_t level) {
+  return with_rows(x, std::nullopt, [&](const auto& rows) {
     std::atomic<bool> finite = true;
     parallel(rows.count, rows.dim / 16 + 1, [&](int64_t begin, int64_t end) {
       auto part = rows;
       part.x += begin * rows.stride;
       part.count = end - begin;
-      if (!leace_fast::moments::all_finite(part)) finite = false;
+      if (!leace_fast::moments::all_finite(part, Level(level))) finite = false;
     });
     return finite.load();
   });
@@ -86,7 +86,7 @@ int64_t moments_level() { return int64_t(leace_fast::moments::best_level()); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
   m.def("moments_level() -> int");
-  m.def("all_finite(Tensor x) -> bool");
+  m.def("all_finite(Tensor x, int level) -> bool");
   m.def(
       "add_class_sums(Tensor(a!) sums, Tensor(b!) totals, Tensor(c!) squares, Tensor x, Tensor labels, Tensor? weight, "
       "Tensor shift, int chunk, int level) -> ()");
