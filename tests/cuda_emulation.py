@@ -18,7 +18,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 CUDA, EMULATOR = ROOT / "csrc/cuda", ROOT / "tests/cuda_emulator"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-# No contraction: the device's compiler contracts a x + b, the emulator's must do the same in every build of ours.
+# Without contraction a x + b rounds twice with every compiler, as the comparisons of bits between builds expect.
 FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NORMS = {None: 0, "rms": 1, "layer": 2}
