@@ -166,6 +166,99 @@ def export_lora(
         typer.echo(scrubber.export_lora(out, loaded, lora_bias=lora_bias, max_cost_ratio=max_cost_ratio))
 
 
+DATA = Annotated[Path, typer.Option(help="Texts: .jsonl, .jsonl.gz or .parquet.")]
+TEXT = Annotated[str, typer.Option(help="The column of texts.")]
+LABEL = Annotated[str, typer.Option(help="The column of labels: strings, integers or booleans.")]
+LAST = Annotated[bool, typer.Option(help="A text's label is that of its last token alone, not of all.")]
+TOKENS = Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")]
+MODEL_OPTION = Annotated[str, typer.Option(metavar="MODEL", help="A model's folder or hub id.")]
+
+
+@app.command()
+def scrub(
+    model: MODEL_OPTION,
+    data: DATA,
+    out: Annotated[Path, typer.Option(help="Folder for the erasers.")] = Path("leace-scrub"),
+    text: TEXT = "text",
+    label: LABEL = "label",
+    last_token: LAST = False,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="norms, residual, attention_out, mlp_out, module names or patterns; repeatable."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="leace, orth, mean_projection or another that reads moments.")] = "leace",
+    mode: Annotated[
+        str, typer.Option(help="sequential: one site after another; parallel: in one pass.")
+    ] = "sequential",
+    buffer: Annotated[str, typer.Option(help="Memory in which forward passes wait; beyond it, a file.")] = "8GiB",
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder to go on from after an interruption.")] = None,
+    max_tokens: TOKENS = None,
+    device: DEVICE = None,
+) -> None:
+    """Scrub a concept from every layer of a model: fit an eraser at each site on what the earlier ones leave.
+
+    30 % of the texts of each class are held out, by a hash of the text, for `leace-fast eval` on the same data.
+    """
+    with readable_errors():
+        from ._audit.jobs import read_batches, scrub_texts
+
+        console, track = screen()
+        batches = read_batches(
+            model, data, text=text, label=label, last_token=last_token, max_tokens=max_tokens, device=device
+        )
+        try:
+            scrubber = scrub_texts(
+                batches,
+                sites=sites or "norms",
+                method=method,
+                mode=mode,
+                buffer=buffer,
+                checkpoint=checkpoint,
+                track=track,
+            )
+        except KeyboardInterrupt:
+            kept = (
+                f": the same command goes on from {checkpoint}" if checkpoint else "; --checkpoint would have kept it"
+            )
+            typer.echo(f"interrupted{kept}", err=True)
+            raise typer.Exit(130) from None
+        scrubber.save_pretrained(out)
+        console.print(f"{scrubber}\nWritten: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    model: MODEL_OPTION,
+    data: DATA,
+    erasers: Annotated[Path | None, typer.Option(help="The folder of a scrubber; none for the clean model.")] = None,
+    text: TEXT = "text",
+    label: LABEL = "label",
+    last_token: LAST = False,
+    max_tokens: TOKENS = None,
+    device: DEVICE = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it."""
+    with readable_errors():
+        import dataclasses
+
+        from ._audit.jobs import evaluate_texts, read_batches
+        from .scrubber import Scrubber
+
+        _, track = screen()
+        scrubber = Scrubber.from_pretrained(erasers) if erasers else None
+        batches = read_batches(
+            model, data, text=text, label=label, last_token=last_token, max_tokens=max_tokens, device=device
+        )
+        found = evaluate_texts(batches, scrubber, track)
+        if as_json:
+            probes = {site: probe._asdict() for site, probe in found.probes.items()}
+            report = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+            typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes}, indent=1))
+        else:
+            typer.echo(str(found))
+
+
 def copy_tokenizer(source: str, out: Path) -> None:
     """Save the tokenizer of a model, if it has one, beside another model."""
     from transformers import AutoTokenizer

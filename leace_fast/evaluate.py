@@ -97,13 +97,15 @@ def evaluate(
         track: `track(items, stage)` returns the items and may show progress.
 
     Raises:
-        ValueError: no batches, or labels that do not fit.
+        ValueError: no batches, labels that do not fit, or erasers of another model.
 
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     >>> rows = {"input": torch.randn(64, 3, 4), "concept_labels": torch.arange(64) // 2 % 2}
     >>> list(evaluate(nn.Sequential(block), [rows]).probes)
     ['0.0']
     """
+    if scrubber is not None:
+        scrubber.check_model(model)
     gathered = _Rows(model, scrubber, sites, probe_rows, probe)
     sums, count = torch.zeros(3, dtype=torch.float64), 0
     with torch.no_grad(), evaluating(model):

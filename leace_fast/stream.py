@@ -123,11 +123,15 @@ def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
 
 
 def text_windows(
-    data: Texts, tokenizer: PreTrainedTokenizerBase, length: int, max_tokens: int | None = None
+    data: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_tokens: int | None = None,
+    last_token: bool = False,
 ) -> tuple[list[Window], int]:
     """Cut whole texts into windows of at most `length` tokens and return them with the bytes of text they score.
 
-    Each token bears its text's class. From a text's second window on, one token
+    Each token bears its text's class, or the last one alone. From a text's second window on, one token
     of context comes first, so that each token is scored once. Texts are taken
     in order until the next one would pass `max_tokens` (at least one is).
     """
@@ -146,8 +150,11 @@ def text_windows(
         done = 1
         while done < len(ids):
             piece = ids[done - 1 : done - 1 + length]
-            windows.append(Window(piece, len(piece) - 1, torch.full_like(piece, label)))
+            classes = torch.full_like(piece, label)
             done += len(piece) - 1
+            if last_token:
+                classes[: -1 if done == len(ids) else None] = -100
+            windows.append(Window(piece, len(piece) - 1, classes))
     return windows, text_bytes
 
 

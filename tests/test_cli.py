@@ -154,6 +154,41 @@ def test_folding_mistakes_get_one_clear_line(workplace, fitted, tmp_path):
         assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("model", ["model", "encoder"])
+def test_scrub_and_eval(workplace, tmp_path, model):
+    common = ("--model", workplace / model, "--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
+    result = run("scrub", *common, "--out", tmp_path / "out", "--buffer", "64kB", "--checkpoint", tmp_path / "half")
+    assert result.exit_code == 0, result.output
+    scrubber = Scrubber.from_pretrained(tmp_path / "out")
+    assert len(scrubber) == 4 and scrubber.config["hidden_size"] == 16
+    assert len(list((tmp_path / "half").glob("*.safetensors"))) == 4
+    clean = json.loads(run("eval", *common, "--json").stdout)
+    erased = json.loads(run("eval", *common, "--erasers", tmp_path / "out", "--json").stdout)
+    assert (clean["nats"] is None) == (model == "encoder") and (clean["nats"] is None or erased["kl"] > 0)
+    assert clean["kl"] is None and clean["tokens"] == erased["tokens"]
+    for site in scrubber:
+        before, after = clean["probes"][site], erased["probes"][site]
+        assert before["accuracy"] > after["accuracy"] + 0.1 and abs(after["accuracy"] - after["constant"]) < 0.1
+    assert "best constant" in run("eval", *common, "--erasers", tmp_path / "out").stdout
+
+
+def test_scrub_of_the_last_token(workplace, tmp_path):
+    common = ("--model", workplace / "model", "--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
+    result = run("scrub", *common, "--out", tmp_path, "--last-token", "--sites", "residual", "--mode", "parallel")
+    assert result.exit_code == 0, result.output
+    scrubber = Scrubber.from_pretrained(tmp_path)
+    assert list(scrubber) == ["model.layers.0", "model.layers.1"]
+    assert all(eraser.report.rows == 42 for eraser in scrubber.values() if eraser.report)  # 70 % of 60 texts
+
+
+def test_erasers_of_another_model_are_refused(workplace, tmp_path):
+    common = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
+    assert run("scrub", "--model", workplace / "model", *common, "--out", tmp_path).exit_code == 0
+    result = run("eval", "--model", workplace / "encoder", *common, "--erasers", tmp_path)
+    assert result.exit_code == 2 and "fitted on another model" in result.stderr
+    assert "model_type: 'llama' there, 'bert' here" in result.stderr
+
+
 MISTAKES = {
     "no such model": (("fit", "./nowhere", "--data", "data.jsonl"), "no file or folder ./nowhere"),
     "no such shard": (("fit", "acts.npz"), "no file or folder acts.npz"),
@@ -189,6 +224,15 @@ MISTAKES = {
         "the model 'damaged' cannot be loaded",
     ),
     "a file for a model": (("fit", "data.jsonl", "--data", "data.jsonl"), "data.jsonl is a file"),
+    "scrub without data": (("scrub", "--model", "model", "--data", "nope.jsonl"), "no file nope.jsonl"),
+    "scrub in an unknown mode": (
+        (*("scrub", "--model", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--mode", "all"),
+        "mode is 'all'",
+    ),
+    "eval without erasers": (
+        ("eval", "--model", "model", "--data", "data.jsonl", "--erasers", "empty"),
+        "holds no scrubber.json",
+    ),
     "demo without assets": (("demo", "--assets", "empty"), "config.json"),
 }
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..evaluate import Evaluation, evaluate
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
 from ..moments import Moments
 from ..progress import Track, untracked
+from ..scrubber import Scrubber
+from ..scrubbing import scrub
 from ..shards import SHARD_SUFFIXES, Shards
 from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
 from .probe import linear_probe
@@ -120,31 +123,88 @@ def study_texts(
         FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
     """
     moments_method(method)  # raises for a name that is of no use here
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
-    _check_source(source)
     clock = Clock()
     with clock.stage("load"):
-        fit, held_out = split_texts(read_texts(data, text, label), HELD_OUT)
-        model, tokenizer, causal = _load(source, device)
-        length = _window_length(model.config, tokenizer)
-        most = (max_tokens, None if max_tokens is None else round(max_tokens * HELD_OUT / (1 - HELD_OUT)))
-        cut = text_windows if causal else _whole_texts
-        fit_windows, _ = cut(fit, tokenizer, length, most[0])
-        test_windows, text_bytes = cut(held_out, tokenizer, length, most[1])
-        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        size = max(1, TOKENS_PER_BATCH // length)
-        batches = [list(batched(windows, size, pad)) for windows in (fit_windows, test_windows)]
+        texts = read_batches(source, data, text=text, label=label, max_tokens=max_tokens, device=device)
     return run_study(
-        model,
-        *batches,
-        class_names=fit.class_names,
-        text_bytes=text_bytes,
+        texts.model,
+        texts.fit,
+        texts.held_out,
+        class_names=texts.class_names,
+        text_bytes=texts.text_bytes,
         sites=sites,
         method=method,
         track=track,
         clock=clock,
     )
+
+
+class Batches(NamedTuple):
+    """A model, and labelled texts for it."""
+
+    model: Any
+    fit: list[dict[str, Tensor]]
+    held_out: list[dict[str, Tensor]]
+    class_names: tuple[str, ...]
+    text_bytes: int  # that `labels` of the held-out batches score; 0 where the model predicts no next token
+
+
+def read_batches(
+    source: str,
+    data: str | os.PathLike[str],
+    *,
+    text: str = "text",
+    label: str = "label",
+    last_token: bool = False,
+    max_tokens: int | None = None,
+    device: str | None = None,
+) -> Batches:
+    """Load a model, and its batches of the texts to fit on and of those held out, by a hash of the text.
+
+    Args:
+        source, data, text, label, max_tokens, device: as in `study_texts`.
+        last_token: whether a text's label is that of its last token alone.
+
+    Raises:
+        FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
+    _check_source(source)
+    fit, held_out = split_texts(read_texts(data, text, label), HELD_OUT)
+    model, tokenizer, causal = _load(source, device)
+    length = _window_length(model.config, tokenizer)
+    most = (max_tokens, None if max_tokens is None else round(max_tokens * HELD_OUT / (1 - HELD_OUT)))
+    cut = text_windows if causal else _whole_texts
+    fit_windows, _ = cut(fit, tokenizer, length, most[0], last_token)
+    test_windows, text_bytes = cut(held_out, tokenizer, length, most[1], last_token)
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    size = max(1, TOKENS_PER_BATCH // length)
+    to_fit, to_test = (list(batched(windows, size, pad)) for windows in (fit_windows, test_windows))
+    return Batches(model, to_fit, to_test, fit.class_names, text_bytes)
+
+
+def scrub_texts(batches: Batches, **options: Any) -> Scrubber:
+    """Scrub a model on the batches to fit on, with the options of `scrub`."""
+    inputs = [_inputs(batch) for batch in batches.fit]
+    return scrub(batches.model, inputs, num_classes=len(batches.class_names), **options)
+
+
+def evaluate_texts(batches: Batches, scrubber: Scrubber | None, track: Track = untracked) -> Evaluation:
+    """Evaluate a model on the held-out batches, with probes that are trained on the others."""
+    return evaluate(
+        batches.model,
+        batches.held_out if batches.text_bytes else [_inputs(batch) for batch in batches.held_out],
+        scrubber,
+        text_bytes=batches.text_bytes,
+        probe_batches=[_inputs(batch) for batch in batches.fit],
+        track=track,
+    )
+
+
+def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without the tokens to predict."""
+    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def _check_source(source: str) -> None:
@@ -201,7 +261,9 @@ def _window_length(config: Any, tokenizer: Any) -> int:
     return min(limit for limit in limits if limit)
 
 
-def _whole_texts(data: Texts, tokenizer: Any, length: int, max_tokens: int | None) -> tuple[list[Window], int]:
+def _whole_texts(
+    data: Texts, tokenizer: Any, length: int, max_tokens: int | None, last_token: bool = False
+) -> tuple[list[Window], int]:
     """Return one window a text, with the model's special tokens, cut to `length`; no bytes are scored."""
     windows: list[Window] = []
     total = 0
@@ -211,5 +273,8 @@ def _whole_texts(data: Texts, tokenizer: Any, length: int, max_tokens: int | Non
         if max_tokens is not None and windows and total + len(ids) > max_tokens:
             break
         total += len(ids)
-        windows.append(Window(ids, len(ids), torch.full_like(ids, label).masked_fill(special, -100)))
+        classes = torch.full_like(ids, label).masked_fill(special, -100)
+        if last_token and not bool(special.all()):
+            classes[: int((~special).nonzero()[-1])] = -100
+        windows.append(Window(ids, len(ids), classes))
     return windows, 0
