@@ -62,7 +62,9 @@ class Identity:
         if self.revision and other.revision:
             pairs.append(("revision", self.revision, other.revision))
         if self.config and other.config:
-            keys = sorted({*self.config, *other.config})
+            both = {*self.config} & {*other.config}
+            # what kind of model it is comes first, what one of them does not have comes last
+            keys = sorted({*self.config, *other.config}, key=lambda key: (key != "model_type", key not in both, key))
             pairs += [(key, self.config.get(key), other.config.get(key)) for key in keys]
         return [f"{what}: {there!r} there, {here!r} here" for what, there, here in pairs if there != here]
 
