@@ -53,7 +53,7 @@ def update_config(dtype: torch.dtype, precision: str, capability: tuple[int, int
     if dtype == torch.float32 and precision == "ieee":
         return Update(torch.float32, 1, 64, 16, 512, 3, 4, False, 0.0, 2.0**126, 2e-6)
     if dtype == torch.float32 and precision == "high":
-        step, stages = (32, 4) if hopper else (16, 3)
+        step, stages = (64, 4) if hopper else (32, 4)
         return Update(torch.bfloat16, 2, 128, step, 512, stages, 8, hopper, 0.0, 2.0**126, 2e-6)
     step, stages = (64, 4) if hopper else (32, 4)
     if dtype == torch.float16:

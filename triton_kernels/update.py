@@ -60,16 +60,17 @@ def rank_update(
 
     total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    for step in tl.range(0, tl.minimum(share, steps - split * share), num_stages=STAGES):
-        row = begin + step * STEP
-        a = load_tile(tile, row, left, width, STEP, BLOCK, DESCRIPTOR)
-        b = load_tile(tile, row, right, width, STEP, BLOCK, DESCRIPTOR)
+    # Of two planes: high'high + low'high + high'low, one product a turn.
+    PRODUCTS: tl.constexpr = 3 if PLANES == 2 else 1
+    for step in tl.range(0, PRODUCTS * tl.minimum(share, steps - split * share), num_stages=STAGES):
+        row = begin + step // PRODUCTS * STEP
+        row_a, row_b = row, row
+        if PLANES == 2:
+            row_a += plane_rows * (step % PRODUCTS == 1)
+            row_b += plane_rows * (step % PRODUCTS == 2)
+        a = load_tile(tile, row_a, left, width, STEP, BLOCK, DESCRIPTOR)
+        b = load_tile(tile, row_b, right, width, STEP, BLOCK, DESCRIPTOR)
         inner = tl.dot(tl.trans(a), b, inner, input_precision="ieee")
-        if PLANES == 2:  # high'high + low'high + high'low
-            low_a = load_tile(tile, plane_rows + row, left, width, STEP, BLOCK, DESCRIPTOR)
-            low_b = load_tile(tile, plane_rows + row, right, width, STEP, BLOCK, DESCRIPTOR)
-            inner = tl.dot(tl.trans(low_a), b, inner, input_precision="ieee")
-            inner = tl.dot(tl.trans(a), low_b, inner, input_precision="ieee")
         if (step + 1) % (PROMOTE // STEP) == 0:
             total += inner
             inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
