@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ._version import __version__
+from .attaching.inductor import inductor
 from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
 from .evaluate import Evaluation, evaluate, random_like
 from .fold import FoldReport, fold_, unfold_
-from .inductor import inductor
-from .lora import LoraReport, export_lora
+from .folding.lora import LoraReport, export_lora
+from .folding.residual import fold_residual_
 from .methods import (
     METHODS,
     ace,
@@ -35,9 +36,8 @@ from .moments import Moments
 from .quantiles import QuantileNormalizer
 from .record import record
 from .report import Report
-from .residual import fold_residual_
 from .scrubber import Scrubber
-from .scrubbing import scrub
+from .scrubbing.scrub import scrub
 from .sites import Site, find_sites, tap
 from .table import EraserTable
 

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .agreement import check_agrees, example_of, hooked_output, output_of, share
-from .edits import Edits, add_biases, check_weight
 from .eraser import Eraser
-from .readers import Reader, readings_of
+from .folding.agreement import check_agrees, example_of, hooked_output, output_of, share
+from .folding.edits import Edits, add_biases, check_weight
+from .folding.readers import Reader, readings_of
 from .sites import forget_compiled, tapped
 
 

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .derived import Derived
-from .device import DTYPES, DeviceRows, Precision, serves
 from .files import load_tensors, save_tensors
-from .rows import IGNORE, Rows, check_kinds, check_rows
-from .state import State
+from .statistics.derived import Derived
+from .statistics.device import DTYPES, DeviceRows, Precision, serves
+from .statistics.rows import IGNORE, Rows, check_kinds, check_rows
+from .statistics.state import State
 from .sums import relative_error
 
 # A removal that would leave a larger relative error than this is refused.

@@ -16,7 +16,7 @@ MOST_GPU_RANKS = 64  # MAX_RANK of csrc/cuda/apply.h
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 if EXTENSION.present:
-    from . import _autograd  # noqa: F401  (registers fake kernels and gradients)
+    from . import _autograd  # noqa: F401  (registers fake kernels and gradients
 
 
 def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .device import serves
 from .labels import MASK, BatchLabels, decoder_sites
 from .moments import Moments
-from .rows import check_kinds
 from .sites import LABELS, Site, find_sites, tap
+from .statistics.device import serves
+from .statistics.rows import check_kinds
 
 
 @contextmanager

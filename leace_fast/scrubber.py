@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .attach import Attachment
+from .attaching.attach import Attachment
 from .eraser import Eraser
 from .files import write_bytes
 from .fold import FoldReport, fold_, unfold_
+from .folding.lora import LoraReport, export_lora
 from .identity import Identity
-from .lora import LoraReport, export_lora
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leace_fast.conllu import UPOS, read_conllu
+from leace_fast.data.conllu import UPOS, read_conllu
+from leace_fast.data.packing import pack, pad
+from leace_fast.data.sources import Source
+from leace_fast.data.spans import label_tokens, last_token_labels, token_labels, word_spans
 from leace_fast.demo.language_model import train_tokenizer
-from leace_fast.packing import pack, pad
-from leace_fast.sources import Source
-from leace_fast.spans import label_tokens, last_token_labels, token_labels, word_spans
 
 SAMPLE = Path(__file__).parent / "sample.conllu"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from leace_fast.edits import Edits, add_biases, check_weight
+from leace_fast.folding.edits import Edits, add_biases, check_weight
 
 
 def test_everything_is_undone_in_any_mix() -> None:

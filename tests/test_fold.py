@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from leace_fast import Eraser, Moments, Scrubber, find_sites, fold_, leace, record, unfold_
 from leace_fast import fold as fold_module
-from leace_fast.agreement import output_of
-from leace_fast.edits import Edits
-from leace_fast.readers import readings_of
+from leace_fast.folding.agreement import output_of
+from leace_fast.folding.edits import Edits
+from leace_fast.folding.readers import readings_of
 from leace_fast.sites import submodules
 
 ROWS = 40

@@ -15,7 +15,7 @@ from test_scrubber import FIRST, LAST, eraser_of, hooks, outputs_of, scrubber_of
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber
-from leace_fast.fused import Erasure, Formula, find_formula, fuse
+from leace_fast.attaching.fused import Erasure, Formula, find_formula, fuse
 from leace_fast.ops import add_rms_norm_project
 from leace_fast.reference import rms_norm
 

@@ -11,7 +11,7 @@ from test_scrubber import outputs_of, scrubber_of
 from torch import Tensor, fx, nn
 
 from leace_fast import Eraser, Scrubber
-from leace_fast.inductor import fuse_residuals, inductor
+from leace_fast.attaching.inductor import fuse_residuals, inductor
 from leace_fast.ops import EXTENSION
 
 pytestmark = pytest.mark.skipif(not EXTENSION.present, reason="plain torch leaves no operator in the graph")

@@ -16,8 +16,8 @@ from test_fold import ROWS, assert_same_state, close, erasers_of, generated, hoo
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber, leace
-from leace_fast.agreement import output_of
-from leace_fast.lora import CONFIG, WEIGHTS, export_lora
+from leace_fast.folding.agreement import output_of
+from leace_fast.folding.lora import CONFIG, WEIGHTS, export_lora
 
 LORA = tuple(name for name in models.ARCHITECTURES if name != "mixtral")  # whose experts and router are no linears
 

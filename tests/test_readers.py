@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leace_fast.readers import Reader, Reading, readings_of
+from leace_fast.folding.readers import Reader, Reading, readings_of
+from leace_fast.folding.writers import Stream, Writer
 from leace_fast.sites import find_sites
-from leace_fast.writers import Stream, Writer
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)

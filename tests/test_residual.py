@@ -12,7 +12,7 @@ from test_fold import assert_same_state, close, generated, state_of
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber, fold_residual_, unfold_
-from leace_fast.agreement import output_of
+from leace_fast.folding.agreement import output_of
 from leace_fast.sites import is_norm
 
 FOLDABLE = ("llama", "mistral", "qwen2", "qwen3", "phi", "gpt_neox", "gpt2", "opt", "falcon")
@@ -149,7 +149,7 @@ def test_a_small_model_and_its_refusals(monkeypatch: pytest.MonkeyPatch) -> None
 def test_restored_if_a_norm_would_still_read_the_concept(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = models.build("gpt2"), models.batch("gpt2")
     before, tied = state_of(model), model.transformer.wte.weight
-    from leace_fast import residual
+    from leace_fast.folding import residual
 
     norms = residual._norm_inputs
     calls: list[int] = []

@@ -280,7 +280,7 @@ def test_an_interrupted_scrub_goes_on_to_the_same_bits(tmp_path, after):
 
 
 def test_an_interrupted_parallel_scrub_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("leace_fast.scrubbing.SAVED_EVERY", 2)
+    monkeypatch.setattr("leace_fast.scrubbing.scrub.SAVED_EVERY", 2)
     model, batches = models.build("llama", torch.float32), labelled_batches("llama", 7)
     options: dict[str, Any] = {"mode": "parallel", "num_classes": CLASSES}
     wanted = scrub(model, batches, checkpoint=tmp_path / "one", **options)

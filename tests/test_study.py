@@ -15,7 +15,7 @@ from leace_fast._audit.plots import short_names
 from leace_fast._audit.present import loss_table, probe_table, stage_line, verdict, write_study
 from leace_fast._audit.study import Loss, SiteResult, Study, run_study
 from leace_fast.scrubber import Scrubber
-from leace_fast.scrubbing import scrub
+from leace_fast.scrubbing.scrub import scrub
 
 NAMES = ("zero", "one", "two")
 

@@ -16,7 +16,7 @@ from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
 from ..moments import Moments
 from ..progress import Track, untracked
 from ..scrubber import Scrubber
-from ..scrubbing import scrub
+from ..scrubbing.scrub import scrub
 from ..shards import SHARD_SUFFIXES, Shards
 from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
 from .probe import linear_probe

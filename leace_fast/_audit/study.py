@@ -16,7 +16,7 @@ from ..eraser import Eraser
 from ..evaluate import random_like
 from ..methods import moments_method
 from ..progress import Track, untracked
-from ..scrubbing import scrub
+from ..scrubbing.scrub import scrub
 from ..sites import Site, find_sites, tap
 from .loss import batch_nats, bits_per_byte
 from .probe import linear_probe

@@ -14,7 +14,8 @@ import sanitized
 import torch
 from timing import Work
 
-from leace_fast import Moments, device
+from leace_fast import Moments
+from leace_fast.statistics import device
 from leace_fast.triton_kernels import block
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from laws import within
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from leace_fast.rows import IGNORE
-from leace_fast.state import State
+from leace_fast.statistics.rows import IGNORE
+from leace_fast.statistics.state import State
 from leace_fast.triton_kernels import block, configs, order
 from leace_fast.triton_kernels.update import rank_update, triangle
 
@@ -139,6 +139,6 @@ def check_every_tile_of_a_triangle_is_met_once() -> None:
 
 def check_weights_that_may_be() -> None:
     """The kernel's range lies within that of plain torch, for it multiplies in float32."""
-    from leace_fast.rows import MOST_WEIGHT
+    from leace_fast.statistics.rows import MOST_WEIGHT
 
     assert 1e30 == order.MOST_WEIGHT.value <= MOST_WEIGHT

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from laws import Used, assert_same_bits, bits, settled_bits, within
 from torch import Tensor
 
-from leace_fast import Moments, device, leace
+from leace_fast import Moments, leace
+from leace_fast.statistics import device
 from leace_fast.triton_kernels import block
 
 ROWS = 256  # of a block, so that a few hundred fill several

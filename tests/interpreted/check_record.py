@@ -9,7 +9,8 @@ import torch
 from laws import within
 from torch import nn
 
-from leace_fast import device, record
+from leace_fast import record
+from leace_fast.statistics import device
 
 
 @pytest.fixture(autouse=True)

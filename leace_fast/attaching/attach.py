@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .eraser import Eraser
+from ..eraser import Eraser
+from ..sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
+from ..subtypes import wears
 from .fused import LAYER as FUSED
 from .fused import Erasure, fuse
-from .sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
-from .subtypes import wears
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..eraser import Eraser
+from ..labels import MASK, BatchLabels, decoder_sites
+from ..methods import moments_method
+from ..moments import Moments
+from ..progress import Track, progress_bars
+from ..scrubber import Scrubber
+from ..sites import LABELS, Site, evaluating, find_sites, tap
 from .buffer import Buffer
 from .checkpoint import Checkpoint, Digest, fingerprint
-from .eraser import Eraser
-from .labels import MASK, BatchLabels, decoder_sites
-from .methods import moments_method
-from .moments import Moments
-from .progress import Track, progress_bars
 from .replay import Batch, Replay, Stop
-from .scrubber import Scrubber
-from .sites import LABELS, Site, evaluating, find_sites, tap
 
 Method = Callable[[Any], Eraser]
 Classes = int | Mapping[str, int] | None

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..sites import LABELS, evaluating, tap
 from .buffer import Buffer, Slot
-from .sites import LABELS, evaluating, tap
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 MOST = 4  # a module's output is kept up to so many times the size of its input: attention weights are not

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..eraser import Eraser
+from ..files import write_bytes
+from ..fold import Plan, plan
+from ..sites import tap
 from .agreement import check_agrees, example_of, output_of, share
-from .eraser import Eraser
-from .files import write_bytes
-from .fold import Plan, plan
 from .readers import Reader
-from .sites import tap
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # of the mean squared change of x, which a rounded R may add before R too is held in two parts

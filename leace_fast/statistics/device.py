@@ -19,7 +19,7 @@ from torch import Tensor
 from .state import State
 
 if TYPE_CHECKING:
-    from .triton_kernels.block import BlockKernels, Strided
+    from ..triton_kernels.block import BlockKernels, Strided
 
 Precision = Literal["low", "high", "ieee"]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -49,7 +49,7 @@ class DeviceRows:
     def __init__(
         self, dim: int, num_classes: int, target_dim: int, per_class: bool, device: torch.device, precision: Precision
     ) -> None:
-        from .triton_kernels.block import COUNTERS, Waiting, block_rows
+        from ..triton_kernels.block import COUNTERS, Waiting, block_rows
 
         self.kind = (dim, num_classes, target_dim, per_class)
         self.device = device
@@ -71,7 +71,7 @@ class DeviceRows:
 
     def add(self, state: State, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
         """Add rows x (..., dim) with labels (...) or targets (..., t); shapes and dtypes were checked before."""
-        from .triton_kernels.block import Batch
+        from ..triton_kernels.block import Batch
 
         rows, lead = x.shape[:-1].numel(), x.ndim - 1
         if not rows:
@@ -114,7 +114,7 @@ class DeviceRows:
 
     def take_counts(self) -> dict[str, int]:
         """Return how many rows were left out since the last call, by reason; this waits for the device."""
-        from .triton_kernels.block import COUNTERS
+        from ..triton_kernels.block import COUNTERS
 
         with self._on_device():
             counts = {str(name): int(count) for name, count in zip(COUNTERS, self._counts.tolist(), strict=True)}
@@ -144,7 +144,7 @@ class DeviceRows:
 
     def _strided(self, part: Tensor, lead: int) -> Strided:
         """Return rows as they lie. Only those with more than two leading axes may have to be copied."""
-        from .triton_kernels.block import Strided
+        from ..triton_kernels.block import Strided
 
         part = part.detach().to(self.device, non_blocking=True)
         if part.dtype == torch.bool:
@@ -157,8 +157,8 @@ class DeviceRows:
 
     def _find_kernels(self) -> BlockKernels:
         """Return the kernels for rows of the current dtype."""
-        from .triton_kernels.block import BlockKernels
-        from .triton_kernels.configs import update_config
+        from ..triton_kernels.block import BlockKernels
+        from ..triton_kernels.configs import update_config
 
         key = (*self.kind, self._dtype, self.precision, self.device)
         if self._kernels is None or self._kernels.key != key:

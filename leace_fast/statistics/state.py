@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .reference import slices
-from .sums import add_block
+from ..reference import slices
+from ..sums import add_block
 
 
 @dataclass

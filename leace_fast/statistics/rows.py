@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import ROW_DTYPES
-from .sums import all_finite
+from ..reference import ROW_DTYPES
+from ..sums import all_finite
 
 IGNORE = -100
 MOST_WEIGHT = 1e100

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .eraser import Eraser
-from .sites import run_example, tap
+from ..eraser import Eraser
+from ..sites import run_example, tap
 
 
 def example_of(model: nn.Module) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .eraser import Eraser
-from .ops import add_layer_norm_project, add_rms_norm_project
-from .reference import ROW_DTYPES, layer_norm, rms_norm
-from .sites import acts_of, is_hidden
-from .subtypes import put_on, take_off, wears
+from ..eraser import Eraser
+from ..ops import add_layer_norm_project, add_rms_norm_project
+from ..reference import ROW_DTYPES, layer_norm, rms_norm
+from ..sites import acts_of, is_hidden
+from ..subtypes import put_on, take_off, wears
 
 LAYER = "fused"  # of modules: see `subtypes`
 TINY = 1e-8  # rows of this size are far below the root of any eps, and their squares are no subnormal numbers

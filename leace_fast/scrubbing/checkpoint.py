@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .eraser import Eraser
-from .files import write_bytes
-from .moments import Moments
+from ..eraser import Eraser
+from ..files import write_bytes
+from ..moments import Moments
 
 INDEX = "checkpoint.json"
 SAMPLED = 16  # values of each parameter that tell one model from another
