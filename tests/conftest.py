@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported: on a busy machine its threads wait for each other, ten times longer than they work here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Run by test_triton.py, under Triton's interpreter and in a process of their own.
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted/*"]
+
 # No deadline: the first example of many tests pays for an import or a thread pool.
 settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
