@@ -116,7 +116,9 @@ def remove_undoes_merge(new: New, updates: list[Update], precision: Precision) -
     rest, other = one_pass(new, updates[:1]), one_pass(new, updates[1:])
     both = rest.copy().merge(other)
     if is_enough(rest, both):
-        lost = float((both.variance / rest.variance).nan_to_num(1.0).max()) * both.total_weight / rest.total_weight
+        spreads = [(one.variance, one.target_covariance.diagonal()) for one in (both, rest)]
+        shrunk = max(float((old / new).nan_to_num(1.0).max()) for old, new in zip(*spreads, strict=True) if len(old))
+        lost = shrunk * both.total_weight / rest.total_weight
         assert_close(both.remove(other), rest, 1e-12 * lost, SUMS * lost)
     nothing = {"counters": None}
     assert_same_bits(bits(other.copy().remove(other)) | nothing, bits(new()) | nothing)
@@ -124,7 +126,10 @@ def remove_undoes_merge(new: New, updates: list[Update], precision: Precision) -
 
 def is_enough(rest: Moments, both: Moments) -> bool:
     """Tell whether more than rounding is left when all but `rest` is removed from `both`."""
-    return rest.count > 1 and bool((rest.variance >= 1e-6 * both.variance).all())
+    if rest.count < 2:
+        return False
+    spreads = [(one.variance, one.target_covariance.diagonal()) for one in (rest, both)]
+    return all(bool((left >= 1e-6 * old).all()) for left, old in zip(*spreads, strict=True))
 
 
 def inputs_stay_unchanged(new: New, updates: list[Update], precision: Precision) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cases
 import pytest
 import torch
@@ -67,7 +69,8 @@ def test_of_equal_covariances_it_is_leace() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="make the moments with per_class=True"):
         alf_qleace(unlike().moments())
-    for bad in ({"target": 1.1}, {"target": float("nan")}, {"max_rank": 0}):
+    options: list[dict[str, Any]] = [{"target": 1.1}, {"target": float("nan")}, {"max_rank": 0}]
+    for bad in options:
         with pytest.raises(ValueError, match="expected a"):
             alf_qleace(unlike().moments(per_class=True), **bad)
     assert METHODS["alf_qleace"].needs

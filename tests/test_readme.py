@@ -22,27 +22,35 @@ def test_examples_run(index, capsys):
     assert "leace: rank 2 of 64" in capsys.readouterr().out
 
 
-def test_the_example_in_a_model_runs():
+def test_the_examples_in_a_model_run(tmp_path, monkeypatch, capsys):
     from models import build
 
-    (block,) = [code for mark, code in BLOCKS if "notest" in mark]
+    monkeypatch.chdir(tmp_path)
+    scrubbing, serving = [code for mark, code in BLOCKS if "notest" in mark]
     model = build("llama", torch.float32)
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 63, (8, 16), generator=generator) for _ in range(4)]
     batches = [{"input_ids": i, "attention_mask": torch.ones_like(i), "concept_labels": i % 6} for i in ids]
-    scope = {"lf": lf, "model": model, "batches": batches}
+    scope = {"lf": lf, "model": model, "batches": batches, "example": {"input_ids": ids[0]}}
     exec(
         compile(
-            block.replace("generate(...)", "generate(batches[0]['input_ids'], max_new_tokens=2)"), "README.md", "exec"
+            scrubbing.replace("generate(...)", "generate(batches[0]['input_ids'], max_new_tokens=2)"),
+            "README.md",
+            "exec",
         ),
         scope,
     )
     assert len(scope["scrubber"]) == 4
+    assert "nats" in capsys.readouterr().out
+    for way in serving.strip().splitlines():
+        exec(compile(way, "README.md", "exec"), {**scope, "model": build("llama", torch.float32)})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
 

@@ -312,7 +312,7 @@ def with_labels(change: Any, index: int = 1) -> list[dict[str, Any]]:
     ("arguments", "message"),
     [
         ({"sites": "model.layers.7.input_layernorm"}, "no site 'model.layers.7.input_layernorm'.*the nearest: model"),
-        ({"method": "laece"}, "unknown method 'laece'.*did you mean 'leace'"),
+        ({"method": "leac"}, "unknown method 'leac'.*did you mean 'leace'"),
         ({"mode": "both"}, 'mode is \'both\', expected "sequential" or "parallel"'),
         ({"buffer": "8 apples"}, "'8 apples' is no size"),
         ({"batches": []}, "got no batches"),
