@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,6 +43,12 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
 
 
+def interface() -> str:
+    """Return the number by which the package knows libraries that were built for it."""
+    (number,) = re.findall(r"^INTERFACE = (\d+)", Path("leace_fast/_extension.py").read_text("utf-8"), re.MULTILINE)
+    return number
+
+
 @functools.cache
 def python_module() -> Extension:
     """Return `leace_fast._C`: the kernels for NumPy and DLPack, and what is known of this build."""
@@ -51,7 +58,7 @@ def python_module() -> Extension:
         "leace_fast._C",
         sources("cpu/*.cpp", "python/*.cpp"),
         include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
-        define_macros=[("LEACE_FAST_FLAGS", f'"{shlex.join(FLAGS)}"')],
+        define_macros=[("LEACE_FAST_FLAGS", f'"{shlex.join(FLAGS)}"'), ("LEACE_FAST_INTERFACE", interface())],
     )
 
 

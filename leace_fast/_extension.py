@@ -17,6 +17,8 @@ OPERATORS = Path(__file__).with_name("_ops.so")  # the kernels as torch operator
 HOW = "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see why"
 NOT_BUILT = f"not built: the install found no compiler. {HOW}"
 NO_OPERATORS = f"torch operators not built: the install found no torch. {HOW}"
+OUTDATED = "built from other sources than these: install again, or python setup.py build_ext --inplace"
+INTERFACE = 1  # one more with each change of what the libraries offer or take; setup.py compiles it in
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def load() -> Extension:
         return Extension(False, NOT_BUILT if error.name == MODULE else f"built, but it does not load: {error}")
     except (ImportError, OSError) as error:
         return Extension(False, f"built, but it does not load: {error}")
+    if getattr(module, "INTERFACE", 0) != INTERFACE:
+        return Extension(False, OUTDATED)
     known = {"build": module.build_info(), "features": module.cpu_features(), "module": module}
     if not OPERATORS.exists():
         return Extension(False, NO_OPERATORS, **known)

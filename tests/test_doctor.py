@@ -103,6 +103,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.SimpleNamespace(
         build_info=lambda: {"compiler": "gcc 1", "flags": "-O9", "instruction_set": "avx2"},
         cpu_features=lambda: {"avx2": True, "avx512f": False},
+        INTERFACE=_extension.INTERFACE,
     )
     monkeypatch.delenv("LEACE_FAST_EXT", raising=False)
     monkeypatch.setattr(_extension.importlib, "import_module", lambda name: module)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leace_fast import reference
+from leace_fast import _extension, reference
 from leace_fast._extension import load
 
 EXTENSION = load()
@@ -164,6 +164,12 @@ def test_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(RuntimeError, match="project"):
             project(*wrong)
+
+
+def test_libraries_of_other_sources_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "INTERFACE", _extension.INTERFACE + 1)
+    found = _extension.load.__wrapped__()
+    assert not found.present and "install again" in found.reason
 
 
 def test_says_how_it_was_built() -> None:

@@ -82,3 +82,16 @@ def test_names_a_class_without_rows() -> None:
     assert torch.equal(out, data.x[:1]), "rows of a class that was not seen stay as they are"
     with pytest.raises(ValueError, match="only class 0 has rows"):
         oracle(Moments(5, 2).update(data.x, torch.zeros(200, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("k", [3, 7, 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_that_sum_to_one_are_one_fewer(k: int, seed: int) -> None:
+    """One-hot labels as numbers: their covariance has an exact null direction, which rounding must not blow up."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, k, (500,), generator=generator)
+    z = torch.nn.functional.one_hot(y, k).double()
+    eraser = oracle(Moments(4, target_dim=k).update(x, z))
+    assert eraser.report is not None and eraser.report.rank == k - 1
+    torch.testing.assert_close(eraser(x, z), oracle(Moments(4, k).update(x, y))(x, y))

@@ -219,6 +219,7 @@ class Projector {
 PYBIND11_MODULE(_C, module) {
   using py::arg;
   module.doc() = "The compiled kernels of leace-fast on arrays of NumPy and of the DLPack protocol.";
+  module.attr("INTERFACE") = LEACE_FAST_INTERFACE;
   module.def("build_info", &build_info, "Return the compiler, its flags and the instruction set in use here.");
   module.def("cpu_features", &cpu_features, "Return the processor features that kernels may use: name -> present.");
   module.def("project", &project, arg("x"), arg("left"), arg("right"), arg("mean") = py::none(),

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..methods._concept import DEPENDENT
 from ._statistics import Statistics
 from .shrinkage import optimal_linear_shrinkage
-
-DEPENDENT = 2.0**-40  # directions of z at unit variance with less variance than this are sums of the others, rounded
 
 
 @dataclass(frozen=True)

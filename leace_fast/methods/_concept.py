@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..moments import Moments
 
+# Directions of targets at unit variance with less variance than this are sums of the other targets, rounded.
+DEPENDENT = 2.0**-40
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -123,5 +126,5 @@ def canonical_columns(moments: Moments) -> Tensor:
     spread = targets.diagonal().clamp_min(0).sqrt()
     scale = torch.where(spread > 0, spread, 1.0)
     values, vectors = torch.linalg.eigh(targets / torch.outer(scale, scale))
-    kept = values > len(values) * 2.0**-52 * values[-1]
+    kept = values > DEPENDENT * values[-1]
     return (moments.cross_covariance / scale) @ (vectors[:, kept] * values[kept].rsqrt())

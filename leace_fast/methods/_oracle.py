@@ -7,7 +7,7 @@ import torch
 from ..conditional import ConditionalEraser, TargetEraser
 from ..moments import Moments
 from ..report import Report
-from ._concept import concept_of
+from ._concept import DEPENDENT, concept_of
 from ._fitted import warn_of
 
 
@@ -46,7 +46,7 @@ def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:
         spread = covariance.diagonal().clamp_min(0).sqrt()
         scale = torch.where(spread > 0, spread, 1.0)
         values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-        kept = values > len(values) * 2.0**-52 * values[-1]
+        kept = values > DEPENDENT * values[-1]
         half = (moments.cross_covariance / scale) @ (vectors[:, kept] * values[kept].rsqrt())
         coefficients = half @ (vectors[:, kept] * values[kept].rsqrt()).mT / scale
         change = float(half.square().sum())
