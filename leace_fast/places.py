@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 GROUPS = ("residual", "attention_out", "mlp_out")
 ATTENTION = ("attention", "attn")  # in the names of its types
@@ -22,15 +24,10 @@ class _Run:
     """What one forward pass showed of a module."""
 
     module: nn.Module
-    inputs: list[Any]
-    outputs: list[Any]
+    inputs: list[int]  # numbers of tensors
+    outputs: list[int]
+    width: int  # of its hidden states; 0 if it returns none
     calls: int = 1
-
-    @property
-    def width(self) -> int:
-        """Of its hidden states; 0 if it returns none."""
-        first = self.outputs[0] if self.outputs else None
-        return first.shape[-1] if isinstance(first, Tensor) and first.is_floating_point() and first.ndim > 1 else 0
 
 
 def find_places(model: nn.Module, group: str, run: Callable[[], Any]) -> list[str]:
@@ -70,11 +67,16 @@ def _traced(model: nn.Module, run: Callable[[], Any]) -> dict[str, _Run]:
     """The modules that ran, by name, in order of completion."""
     runs: dict[str, _Run] = {}
     names = {module: name for name, module in model.named_modules() if name}
+    numbers: Any = WeakIdKeyDictionary()  # holding the tensors themselves would take memory that grows with depth
+    fresh = count()
+
+    def numbered(leaves: list[Any]) -> list[int]:
+        return [numbers.setdefault(v, next(fresh)) if isinstance(v, Tensor) else next(fresh) for v in leaves]
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        name = names[module]
+        name, given, returned = names[module], pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(output)
         calls = runs.pop(name).calls + 1 if name in runs else 1
-        runs[name] = _Run(module, pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(output), calls)
+        runs[name] = _Run(module, numbered(given), numbered(returned), _width(returned), calls)
 
     handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
     try:
@@ -86,6 +88,11 @@ def _traced(model: nn.Module, run: Callable[[], Any]) -> dict[str, _Run]:
     return runs
 
 
+def _width(outputs: list[Any]) -> int:
+    first = outputs[0] if outputs else None
+    return first.shape[-1] if isinstance(first, Tensor) and first.is_floating_point() and first.ndim > 1 else 0
+
+
 def _layers(model: nn.Module, runs: dict[str, _Run]) -> list[str]:
     layers: list[str] = []
     for name, module in model.named_modules():
@@ -94,7 +101,9 @@ def _layers(model: nn.Module, runs: dict[str, _Run]) -> list[str]:
         items = [f"{name}.{key}".lstrip(".") for key, _ in module.named_children()]
         items = [item for item in items if item in runs and runs[item].calls == 1]
         ran = [runs[item] for item in items]
-        chained = all(any(v is one.outputs[0] for v in two.inputs) for one, two in zip(ran, ran[1:], strict=False))
+        chained = all(
+            bool(one.outputs) and one.outputs[0] in two.inputs for one, two in zip(ran, ran[1:], strict=False)
+        )
         one_kind = isinstance(module, nn.ModuleList) or len({type(run.module) for run in ran}) == 1
         deep = all(run.width and any(True for _ in run.module.children()) for run in ran)
         if ran and chained and one_kind and deep:

@@ -18,6 +18,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .places import GROUPS, find_places
 from .subtypes import put_on, take_off, wears
@@ -79,33 +80,29 @@ def find_sites(
     trace = _trace(model, example, names, kept)
     stack = _stack(names)
     inner = {name for name, readers in trace.readers.items() if any(reader.startswith(stack) for reader in readers)}
-    norms = [name for name in trace.outputs if is_norm(model.get_submodule(name)) and name in inner] if stack else []
+    norms = [name for name in trace.widths if is_norm(model.get_submodule(name)) and name in inner] if stack else []
     chosen: set[str] = set()
     for name in wanted:
         if name == "norms":
             chosen.update(norms)
         elif name in names.values():
-            if name not in trace.outputs:
+            if name not in trace.widths:
                 raise ValueError(f"{name!r} cannot be a site: {trace.refused.get(name, 'the example did not run it')}")
             chosen.add(name)
         else:
-            matched = {known for known in trace.outputs if fnmatchcase(known, name)}
+            matched = {known for known in trace.widths if fnmatchcase(known, name)}
             if not matched:
                 raise ValueError(f"no module that matches {name!r} ran once and gave a float tensor; {trace.seen()}")
             chosen |= matched
     if not chosen:
         raise ValueError(f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}")
-    for name in trace.outputs:
+    for name in trace.widths:
         if name in chosen and trace.calls[name] > 1:
             raise ValueError(
                 f"{name!r} ran {trace.calls[name]} times in one forward pass: a shared module holds several "
                 "distributions, which one eraser cannot serve; choose other sites by name"
             )
-    return [
-        Site(name, output.shape[-1], tuple(trace.readers[name]))
-        for name, output in trace.outputs.items()
-        if name in chosen
-    ]
+    return [Site(name, width, tuple(trace.readers[name])) for name, width in trace.widths.items() if name in chosen]
 
 
 @contextmanager
@@ -264,14 +261,25 @@ class _Trace:
     """What one forward pass showed: outputs in order of execution, how often each ran, and who read them."""
 
     def __init__(self) -> None:
-        self.outputs: dict[str, Tensor] = {}  # kept alive: a freed output's address would be given to another tensor
+        self.widths: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
         self.refused: dict[str, str] = {}
-        self.owner: dict[tuple[int, int], str] = {}
+        # by address; not kept alive, or memory would grow with depth: an address may be given to another tensor
+        self._owners: dict[tuple[int, int], tuple[str, StorageWeakRef]] = {}
+
+    def owner(self, tensor: Tensor) -> str | None:
+        """The module whose output a tensor is, or is a view of."""
+        name, storage = self._owners.get(_address(tensor), ("", None))
+        return name if storage and not storage.expired() else None
+
+    def own(self, tensor: Tensor, name: str) -> None:
+        # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
+        if tensor.numel() and self.owner(tensor) is None:
+            self._owners[_address(tensor)] = name, StorageWeakRef(tensor.untyped_storage())
 
     def seen(self) -> str:
-        norms = [f"{name} (read by {', '.join(self.readers[name]) or 'no linear layer'})" for name in self.outputs]
+        norms = [f"{name} (read by {', '.join(self.readers[name]) or 'no linear layer'})" for name in self.widths]
         return f"seen: {'; '.join(norms[:8]) or 'no norm'}{' ...' if len(norms) > 8 else ''}"
 
 
@@ -281,9 +289,9 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name = names[module]
         for value in (*args, *kwargs.values()):
-            source = trace.owner.get(_address(value)) if isinstance(value, Tensor) else None
+            source = trace.owner(value) if isinstance(value, Tensor) else None
             if source and name not in trace.readers[source]:
-                width = trace.outputs[source].shape[-1]  # heads joined into one vector are another space
+                width = trace.widths[source]  # heads joined into one vector are another space
                 if value.shape[-1:] == (width,) and _is_reader(module, width):
                     trace.readers[source].append(name)
         if not kept(module):
@@ -293,11 +301,9 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
         if not is_hidden(output):
             trace.refused[name] = f"its output is {_describe(output)}, expected one float tensor"
             return
-        trace.outputs[name] = output
+        trace.widths[name] = output.shape[-1]
         trace.readers.setdefault(name, [])
-        if output.numel():
-            # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
-            trace.owner.setdefault(_address(output), name)
+        trace.own(output, name)
 
     handles = []
     try:

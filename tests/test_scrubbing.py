@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import models
@@ -9,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import leace_fast as lf
 from leace_fast import Scrubber, leace, scrub
 from leace_fast.record import record
+from leace_fast.scrubbing.buffer import give_back_memory
 from leace_fast.sites import find_sites
 
 CLASSES = 3
@@ -351,3 +358,50 @@ def test_activations_that_are_not_finite_are_named(mode):
     batches[2]["x"][0, 0, 0] = torch.inf
     with pytest.raises(ValueError, match="1 activations at 'layers.0.0' are not finite in batch 2"):
         scrub(model, batches, mode=mode)
+
+
+class Memory:
+    """The most memory that this process held inside a block, over what it held before."""
+
+    def __enter__(self) -> Memory:
+        gc.collect()
+        give_back_memory()
+        self.done, self.peak = threading.Event(), 0
+        self.before = self._resident()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _resident(self) -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.005):
+            self.peak = max(self.peak, self._resident() - self.before)
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from /proc")
+def test_memory_stays_under_the_budget_for_a_deep_model_and_a_million_tokens():
+    """All that waits would take 73 MB. The labels (8 MB) and the running batch (20 MB) come on top of the budget."""
+    rows, length, budget = 256, 64, 2**24
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=24, num_attention_heads=1
+    )
+    model: Any = GPTNeoXForCausalLM(config).eval()
+
+    def stream(count: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(count):
+            ids = torch.randint(0, 64, (rows, length), generator=generator)
+            yield {"input_ids": ids, "concept_labels": ids % CLASSES}
+
+    scrub(model, stream(1))  # what is allocated once
+    with Memory() as memory:
+        scrubber = scrub(model, stream(62), buffer=budget)  # 1,015,808 tokens
+    assert len(scrubber) == 48
+    assert memory.peak < budget + 2**25

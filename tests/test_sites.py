@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import models
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from leace_fast.sites import Site, find_sites, submodules, tap
 
@@ -324,3 +325,25 @@ def test_the_hidden_states_of_a_tuple_are_its_first_item():
         hidden = model(**batch, output_hidden_states=True).hidden_states
     assert list(seen) == layers and seen[layers[0]].shape == hidden[1].shape
     assert seen[layers[0]].abs().max() > 0 and hidden[1].abs().max() == 0
+
+
+class WatchedNorm(nn.LayerNorm):
+    """A norm that counts how many of its kind's outputs are alive."""
+
+    outputs: ClassVar[list[StorageWeakRef]] = []
+    most = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        self.outputs.append(StorageWeakRef(output.untyped_storage()))
+        WatchedNorm.most = max(WatchedNorm.most, sum(not each.expired() for each in self.outputs))
+        return output
+
+
+@pytest.mark.parametrize("sites", ["norms", "residual", "mlp_out"])
+def test_the_trace_holds_no_activations(sites):
+    model = nn.Sequential(*[nn.Sequential(WatchedNorm(8), nn.Linear(8, 8)) for _ in range(6)])
+    WatchedNorm.outputs.clear()
+    WatchedNorm.most = 0
+    assert len(find_sites(model, torch.ones(1, 5, 8), sites)) == 6
+    assert len(WatchedNorm.outputs) >= 6 and WatchedNorm.most <= 2

@@ -150,9 +150,7 @@ class Replay:
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs = batch.inputs.restore(())
         inputs = pytree.tree_map_only(Tensor, lambda value: value.to(self.device), inputs)
-        if "use_cache" in inspect.signature(self.model.forward).parameters:
-            inputs.setdefault("use_cache", False)
-        return inputs
+        return without_cache(self.model, inputs)
 
     # -------------------------------------------------------------- in a pass
 
@@ -270,6 +268,13 @@ class Replay:
                 self._templates = {}
         finally:
             self.act = act
+
+
+def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a pass that keeps no keys and values of all layers for a next one."""
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        return {"use_cache": False, **inputs}
+    return inputs
 
 
 def _items(module: nn.Module) -> list[nn.Module]:

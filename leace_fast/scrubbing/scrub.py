@@ -17,9 +17,9 @@ from ..moments import Moments
 from ..progress import Track, progress_bars
 from ..scrubber import Scrubber
 from ..sites import LABELS, Site, evaluating, find_sites, tap
-from .buffer import Buffer
+from .buffer import Buffer, give_back_memory
 from .checkpoint import Checkpoint, Digest, fingerprint
-from .replay import Batch, Replay, Stop
+from .replay import Batch, Replay, Stop, without_cache
 
 Method = Callable[[Any], Eraser]
 Classes = int | Mapping[str, int] | None
@@ -205,7 +205,8 @@ class _Job:
 
     def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         values = {name: value for name, value in batch.items() if name != LABELS}
-        return {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in values.items()}
+        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in values.items()}
+        return without_cache(self.model, moved)
 
     def checkpoint(self, digest: Digest) -> Checkpoint | None:
         facts = {**self.facts, "concepts": self.options, "model": fingerprint(self.model), "data": str(digest)}
@@ -246,6 +247,8 @@ def _fit_site(job: _Job, replay: Replay, stored: Sequence[Any], site: str, keep:
         x = replay.run(batch, site, keep=keep)
         moments = moments or job.site_moments(site, x.shape[-1], x.device)
         job.add(moments, site, index, x, labels)
+        if x.device.type == "cpu":
+            give_back_memory()
     return job.eraser(site, moments)
 
 
