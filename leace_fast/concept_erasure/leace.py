@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops import project
 from ..reference import compute_dtype
 from ._closed_form import projection_factors
-from ._statistics import Statistics
+from ._fitter import Fitter
 from .shrinkage import optimal_linear_shrinkage
 
 ErasureMethod = Literal["leace", "orth"]
@@ -58,7 +58,7 @@ class LeaceEraser:
         return LeaceEraser(self.proj_left.to(device), self.proj_right.to(device), bias)
 
 
-class LeaceFitter:
+class LeaceFitter(Fitter[LeaceEraser]):
     """Streams what `LeaceEraser` needs.
 
     Args:
@@ -83,12 +83,6 @@ class LeaceFitter:
     True
     """
 
-    @classmethod
-    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> LeaceFitter:
-        """Return a fitter that has seen rows x (n, d) with concepts z (n,) or (n, k)."""
-        z_dim = z.reshape(len(x), -1).shape[1]
-        return cls(x.shape[-1], z_dim, **{"device": x.device, "dtype": x.dtype, **kwargs}).update(x, z)
-
     def __init__(
         self,
         x_dim: int,
@@ -104,32 +98,9 @@ class LeaceFitter:
     ) -> None:
         if method not in ("leace", "orth"):
             raise ValueError(f"method is {method!r}, expected 'leace' or 'orth'")
-        if svd_tol is not None and not svd_tol > 0:
-            raise ValueError(f"svd_tol is {svd_tol}, expected a positive number, or None for the rounding error")
-        self.x_dim, self.z_dim, self.method, self.affine = x_dim, z_dim, method, affine
-        self.constrain_cov_trace, self.shrinkage, self.svd_tol = constrain_cov_trace, shrinkage, svd_tol
-        self._statistics = Statistics(x_dim, z_dim, device, dtype)
-        self._eraser: LeaceEraser | None = None
-
-    def update(self, x: Tensor, z: Tensor) -> LeaceFitter:
-        """Add rows x (..., x_dim) with z (...) or (..., z_dim), and return self."""
-        self._statistics.update(x, z)
-        self._eraser = None
-        return self
-
-    @property
-    def eraser(self) -> LeaceEraser:
-        """The eraser of the rows so far; it does not change with later ones.
-
-        Raises:
-            ValueError: there are fewer than two rows, or rows that are not finite.
-
-        Warns:
-            UserWarning: a column of z is less correlated with x than rounding can tell.
-        """
-        if self._eraser is None:
-            self._eraser = self._fit()
-        return self._eraser
+        super().__init__(x_dim, z_dim, device, dtype, svd_tol)
+        self.method, self.affine, self.shrinkage = method, affine, shrinkage
+        self.constrain_cov_trace = constrain_cov_trace
 
     def _fit(self) -> LeaceEraser:
         statistics = self._statistics
@@ -147,7 +118,7 @@ class LeaceFitter:
             self.svd_tol,
         )
         if unresolved:
-            warnings.warn("not erased: " + "; ".join(unresolved), stacklevel=3)
+            warnings.warn("not erased: " + "; ".join(unresolved), stacklevel=4)
         dtype = statistics.dtype if statistics.dtype.is_complex else compute_dtype(statistics.dtype)
         # Both factors lie by rank, as the kernels read them.
         left = left.mT.to(dtype, memory_format=torch.contiguous_format).mT
@@ -161,29 +132,9 @@ class LeaceFitter:
         return sums / freedom
 
     @property
-    def n(self) -> Tensor:
-        """Rows so far, int64 ()."""
-        return self._statistics.n
-
-    @property
-    def mean_x(self) -> Tensor:
-        """Mean of x (x_dim,)."""
-        return self._statistics.handed_out(self._statistics.mean_x)
-
-    @property
-    def mean_z(self) -> Tensor:
-        """Mean of z (z_dim,)."""
-        return self._statistics.handed_out(self._statistics.mean_z)
-
-    @property
     def sigma_xx_(self) -> Tensor | None:
         """Unnormalised covariance of x (x_dim, x_dim); None for the method "orth"."""
         return self._statistics.handed_out(self._statistics.sums_xx) if self.method == "leace" else None
-
-    @property
-    def sigma_xz_(self) -> Tensor:
-        """Unnormalised cross-covariance (x_dim, z_dim)."""
-        return self._statistics.handed_out(self._statistics.sums_xz)
 
     @property
     def sigma_xx(self) -> Tensor:
@@ -195,12 +146,3 @@ class LeaceFitter:
         if self.method != "leace":
             raise ValueError("the covariance of x is not that of the method 'orth': use method='leace'")
         return self._statistics.handed_out(self._covariance(self._statistics.sums_xx))
-
-    @property
-    def sigma_xz(self) -> Tensor:
-        """Cross-covariance (x_dim, z_dim).
-
-        Raises:
-            ValueError: there are fewer than two rows.
-        """
-        return self._statistics.handed_out(self._statistics.sums_xz / self._statistics.degrees_of_freedom)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..methods._concept import DEPENDENT
-from ._statistics import Statistics
+from ._fitter import Fitter
 from .shrinkage import optimal_linear_shrinkage
 
 
@@ -39,7 +39,7 @@ class OracleEraser:
         return OracleEraser(self.coef.to(device), self.mean_z.to(device))
 
 
-class OracleFitter:
+class OracleFitter(Fitter[OracleEraser]):
     """Streams what `OracleEraser` needs.
 
     Args:
@@ -62,12 +62,6 @@ class OracleFitter:
     True
     """
 
-    @classmethod
-    def fit(cls, x: Tensor, z: Tensor, **kwargs) -> OracleFitter:
-        """Return a fitter that has seen rows x (n, d) with concepts z (n,) or (n, k)."""
-        z_dim = z.reshape(len(x), -1).shape[1]
-        return cls(x.shape[-1], z_dim, **{"device": x.device, "dtype": x.dtype, **kwargs}).update(x, z)
-
     def __init__(
         self,
         x_dim: int,
@@ -78,24 +72,11 @@ class OracleFitter:
         shrinkage: bool = False,
         svd_tol: float | None = None,
     ) -> None:
-        if svd_tol is not None and not svd_tol > 0:
-            raise ValueError(f"svd_tol is {svd_tol}, expected a positive number, or None for the rounding error")
-        self.x_dim, self.z_dim, self.shrinkage, self.svd_tol = x_dim, z_dim, shrinkage, svd_tol
-        self._statistics = Statistics(x_dim, z_dim, device, dtype)
-        self._eraser: OracleEraser | None = None
+        super().__init__(x_dim, z_dim, device, dtype, svd_tol)
+        self.shrinkage = shrinkage
 
-    def update(self, x: Tensor, z: Tensor) -> OracleFitter:
-        """Add rows x (..., x_dim) with z (...) or (..., z_dim), and return self."""
-        self._statistics.update(x, z)
-        self._eraser = None
-        return self
-
-    @property
-    def eraser(self) -> OracleEraser:
-        """The eraser of the rows so far; it does not change with later ones."""
-        if self._eraser is None:
-            self._eraser = OracleEraser(self._statistics.handed_out(self._coefficients()), self.mean_z)
-        return self._eraser
+    def _fit(self) -> OracleEraser:
+        return OracleEraser(self._statistics.handed_out(self._coefficients()), self.mean_z)
 
     def _coefficients(self) -> Tensor:
         cross = self._statistics.sums_xz / self._statistics.degrees_of_freedom
@@ -115,38 +96,9 @@ class OracleFitter:
         return sums / freedom
 
     @property
-    def n(self) -> Tensor:
-        """Rows so far, int64 ()."""
-        return self._statistics.n
-
-    @property
-    def mean_x(self) -> Tensor:
-        """Mean of x (x_dim,)."""
-        return self._statistics.handed_out(self._statistics.mean_x)
-
-    @property
-    def mean_z(self) -> Tensor:
-        """Mean of z (z_dim,)."""
-        return self._statistics.handed_out(self._statistics.mean_z)
-
-    @property
-    def sigma_xz_(self) -> Tensor:
-        """Unnormalised cross-covariance (x_dim, z_dim)."""
-        return self._statistics.handed_out(self._statistics.sums_xz)
-
-    @property
     def sigma_zz_(self) -> Tensor:
         """Unnormalised covariance of z (z_dim, z_dim)."""
         return self._statistics.handed_out(self._statistics.sums_zz)
-
-    @property
-    def sigma_xz(self) -> Tensor:
-        """Cross-covariance (x_dim, z_dim).
-
-        Raises:
-            ValueError: there are fewer than two rows.
-        """
-        return self._statistics.handed_out(self._statistics.sums_xz / self._statistics.degrees_of_freedom)
 
     @property
     def sigma_zz(self) -> Tensor:
