@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -11,21 +12,51 @@ from torch import Tensor
 from .files import load_tensors, save_tensors
 from .reference import compute_dtype
 from .report import Report
+from .statistics.rows import IGNORE
 
-IGNORED = -100
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
 ROWS_AT_ONCE = 8192
 
 
-class _Frozen:
+class _Labelled:
+    """What erasers that are told labels share: they are frozen, and saved as one file."""
+
+    _kind: str  # of the file
     _frozen = False
+    _parts: dict[str, Tensor]
+    method: str
+    report: Report | None
 
     def __setattr__(self, name: str, value: object) -> None:
         if self._frozen:
             raise AttributeError(f"an eraser is frozen: cannot set {name!r}, make another one instead")
         super().__setattr__(name, value)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically, with a checksum; it holds means of the data."""
+        header = {"method": self.method, "report": self.report.to_dict() if self.report else None}
+        save_tensors(path, self._kind, self._parts, header)
 
-class ConditionalEraser(_Frozen):
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote, to the bit.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds something else.
+        """
+        tensors, header = load_tensors(path, cls._kind)
+        report = Report.from_dict(header["report"]) if header["report"] else None
+        parts = {name: tensor.to(device) for name, tensor in tensors.items()}
+        make = cast("Callable[..., Self]", cls)  # each takes its own parts
+        return make(**parts, method=header["method"], report=report)
+
+
+class ConditionalEraser(_Labelled):
     """The map `e(x, y) = (x - source[y]) M[y]' + target[y]`; what is given is copied.
 
     A second label may tell where to: then source, target and maps have an axis for each. Rows are computed in float64
@@ -46,6 +77,8 @@ class ConditionalEraser(_Frozen):
     >>> eraser(torch.tensor([[1.0], [5.0]]), torch.tensor([0, 1])).tolist()
     [[3.0], [3.0]]
     """
+
+    _kind = "conditional_eraser"
 
     @torch.inference_mode(False)
     def __init__(
@@ -157,34 +190,16 @@ class ConditionalEraser(_Frozen):
             if y.ndim and y.shape != shape:
                 raise ValueError(f"labels have shape {tuple(y.shape)}, expected {tuple(shape)}: one for each row of x")
             y = y.expand(shape).reshape(-1).long()
-            wrong = (y != IGNORED) & ((y < 0) | (y >= self.num_classes))
+            wrong = (y != IGNORE) & ((y < 0) | (y >= self.num_classes))
             if bool(wrong.any()):
                 known = f"0 to {self.num_classes - 1}, or -100 to leave a row as it is"
                 raise ValueError(f"a label is {int(y[wrong][0])}, expected {known}")
-            kept &= y != IGNORED
+            kept &= y != IGNORE
             index = index * self.num_classes + y.clamp_min(0)
         return index, kept
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, with a checksum; it holds the class means of the data."""
-        header = {"method": self.method, "report": self.report.to_dict() if self.report else None}
-        save_tensors(path, "conditional_eraser", self._parts, header)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> ConditionalEraser:
-        """Read what `save` wrote, to the bit.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or no conditional eraser.
-        """
-        tensors, header = load_tensors(path, "conditional_eraser")
-        report = Report.from_dict(header["report"]) if header["report"] else None
-        parts = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return cls(**parts, method=header["method"], report=report)
-
-
-class TargetEraser(_Frozen):
+class TargetEraser(_Labelled):
     """The map `e(x, z) = x - (z - mean) B'` of rows whose real-valued targets are known; what is given is copied.
 
     Args:
@@ -202,6 +217,8 @@ class TargetEraser(_Frozen):
     [[1.0]]
     """
 
+    _kind = "target_eraser"
+
     @torch.inference_mode(False)
     def __init__(
         self, coefficients: Tensor, mean: Tensor, *, method: str = "custom", report: Report | None = None
@@ -211,9 +228,9 @@ class TargetEraser(_Frozen):
                 f"coefficients {tuple(coefficients.shape)}, mean {tuple(mean.shape)}, expected (d, t), (t,)"
             )
         dtype = compute_dtype(coefficients.dtype)
-        self._coefficients = coefficients.detach().to(dtype, copy=True)
-        self._mean = mean.detach().to(dtype, copy=True)
-        if not bool(self._coefficients.isfinite().all() and self._mean.isfinite().all()):
+        parts = {"coefficients": coefficients, "mean": mean}
+        self._parts = {name: part.detach().to(dtype, copy=True) for name, part in parts.items()}
+        if not all(bool(part.isfinite().all()) for part in self._parts.values()):
             raise ValueError("a coefficient or a mean is NaN or Inf, expected finite numbers")
         self.method, self.report = method, report
         self._frozen = True
@@ -221,20 +238,20 @@ class TargetEraser(_Frozen):
     @property
     def coefficients(self) -> Tensor:
         """What x changes by with each target (d, t)."""
-        return self._coefficients.clone()
+        return self._parts["coefficients"].clone()
 
     @property
     def mean(self) -> Tensor:
         """Mean of the targets (t,)."""
-        return self._mean.clone()
+        return self._parts["mean"].clone()
 
     @property
     def dim(self) -> int:
         """Width of x."""
-        return self._coefficients.shape[0]
+        return self._parts["coefficients"].shape[0]
 
     def __repr__(self) -> str:
-        return f"TargetEraser({self.method}: {self._mean.shape[0]} targets, {self.dim} dimensions)"
+        return f"TargetEraser({self.method}: {len(self.mean)} targets, {self.dim} dimensions)"
 
     def __call__(self, x: Tensor, z: Tensor) -> Tensor:
         """Return x (..., d) less what its targets z (..., t) explain, of the shape and dtype of x.
@@ -245,29 +262,12 @@ class TargetEraser(_Frozen):
         """
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}, expected a floating one")
-        if x.shape[-1:] != (self.dim,) or z.shape != (*x.shape[:-1], len(self._mean)):
+        if x.shape[-1:] != (self.dim,) or z.shape != (*x.shape[:-1], len(self._parts["mean"])):
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and z {tuple(z.shape)}, expected (..., {self.dim}) and "
-                f"(..., {len(self._mean)})"
+                f"(..., {len(self._parts['mean'])})"
             )
         dtype = compute_dtype(x.dtype)
-        explained = (z.to(x.device, dtype) - self._mean.to(x.device, dtype)) @ self._coefficients.to(x.device, dtype).mT
+        coefficients, mean = (part.to(x.device, dtype) for part in self._parts.values())
+        explained = (z.to(x.device, dtype) - mean) @ coefficients.mT
         return (x.to(dtype) - explained).to(x.dtype)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, with a checksum."""
-        header = {"method": self.method, "report": self.report.to_dict() if self.report else None}
-        save_tensors(path, "target_eraser", {"coefficients": self._coefficients, "mean": self._mean}, header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> TargetEraser:
-        """Read what `save` wrote, to the bit.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or no target eraser.
-        """
-        tensors, header = load_tensors(path, "target_eraser")
-        report = Report.from_dict(header["report"]) if header["report"] else None
-        parts = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return cls(**parts, method=header["method"], report=report)

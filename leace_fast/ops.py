@@ -5,6 +5,9 @@ Kernels check their arguments themselves; what they refuse is looked at here onc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,11 +55,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     """
     if _has_kernel(x, left):
         try:
-            operator = torch.ops.leace_fast.project.default
-            if _watched(x):
-                return operator(x, left, right, mean, index)
-            with _BelowAutograd():
-                return operator(x, left, right, mean, index)
+            return _called(torch.ops.leace_fast.project.default, (x, left, right, mean, index), _watched(x))
         except RuntimeError:
             check_project(x, left, right, mean, index)
             raise
@@ -138,13 +137,12 @@ def add_rms_norm_project(
     (tensor([0.0000, 0.4472]), tensor([3., 1.]))
     """
     if _has_kernel(x, left):
-        operator = torch.ops.leace_fast.add_rms_norm_project.default
+        operator, arguments = (
+            torch.ops.leace_fast.add_rms_norm_project.default,
+            (x, residual, weight, eps, left, right, mean, index, weight_offset),
+        )
         try:
-            if _watched(x, residual, weight):
-                y, summed = operator(x, residual, weight, eps, left, right, mean, index, weight_offset)
-            else:
-                with _BelowAutograd():
-                    y, summed = operator(x, residual, weight, eps, left, right, mean, index, weight_offset)
+            y, summed = _called(operator, arguments, _watched(x, residual, weight))
         except RuntimeError:
             check_norm(x, residual, weight, None)
             check_project(x, left, right, mean, index)
@@ -192,13 +190,12 @@ def add_layer_norm_project(
     tensor([ 0., -1.])
     """
     if _has_kernel(x, left):
-        operator = torch.ops.leace_fast.add_layer_norm_project.default
+        operator, arguments = (
+            torch.ops.leace_fast.add_layer_norm_project.default,
+            (x, residual, weight, bias, eps, left, right, mean, index),
+        )
         try:
-            if _watched(x, residual, weight, bias):
-                y, summed = operator(x, residual, weight, bias, eps, left, right, mean, index)
-            else:
-                with _BelowAutograd():
-                    y, summed = operator(x, residual, weight, bias, eps, left, right, mean, index)
+            y, summed = _called(operator, arguments, _watched(x, residual, weight, bias))
         except RuntimeError:
             check_norm(x, residual, weight, bias)
             check_project(x, left, right, mean, index)
@@ -241,6 +238,14 @@ def _watched(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+
+
+def _called(operator: Callable[..., Any], arguments: tuple[Any, ...], watched: bool) -> Any:
+    """Return what an operator makes of its arguments; past the autograd layer unless it is watched."""
+    if watched:
+        return operator(*arguments)
+    with _BelowAutograd():
+        return operator(*arguments)
 
 
 def check_apart(x: Tensor) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .files import load_tensors, save_tensors
 from .reference import compute_dtype
-
-IGNORED = -100
+from .statistics.rows import IGNORE
 
 
 class QuantileNormalizer:
@@ -90,14 +89,14 @@ class QuantileNormalizer:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and labels {tuple(y.shape)}, expected (..., {self.dim}), (...)"
             )
-        wrong = (y != IGNORED) & ((y < 0) | (y >= self.num_classes))
+        wrong = (y != IGNORE) & ((y < 0) | (y >= self.num_classes))
         if bool(wrong.any()):
             raise ValueError(f"a label is {int(y[wrong][0])}, expected 0 to {self.num_classes - 1}, or -100")
         dtype = compute_dtype(x.dtype)
         parts = {name: part.to(x.device, dtype) for name, part in self._parts.items()}
         rows, labels, out = x.reshape(-1, self.dim).to(dtype), y.reshape(-1), x.reshape(-1, self.dim).clone()
         axes = parts.get("directions")
-        for label in labels[labels != IGNORED].unique().tolist():
+        for label in labels[labels != IGNORE].unique().tolist():
             members = (labels == label).nonzero().flatten()
             some = rows[members]
             before = some if axes is None else some @ axes

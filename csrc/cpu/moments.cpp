@@ -57,13 +57,7 @@ struct Centring {
   const double *rest, *negative_rest, *mean, *weighted_mean;
 };
 
-template <typename To, typename From>
-inline To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
+using cpu::bits_as;
 
 // Branch-free, so that loops over them vectorise.
 inline float widen(float x) { return x; }

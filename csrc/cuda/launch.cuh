@@ -97,4 +97,18 @@ cudaError_t launch(RowType type, Arguments arguments, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
+template <Norm NORM>
+cudaError_t launch_add_norm(RowType type, Rows x, Rows residual, Rows y, Rows summed, int64_t rows,
+                            const NormWeights& norm, const Factors& factors, cudaStream_t stream) {
+  Arguments arguments{};
+  arguments.x = x;
+  arguments.residual = residual;
+  arguments.y = y;
+  arguments.summed = summed;
+  arguments.rows = rows;
+  arguments.factors = factors;
+  arguments.norm = norm;
+  return launch<NORM>(type, arguments, stream);
+}
+
 }  // namespace leace_fast::cuda

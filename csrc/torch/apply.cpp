@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "arguments.h"
+#include "operators.h"
 
 namespace {
 
@@ -25,23 +25,6 @@ void project_into(const Tensor& from, const Tensor& to, const Factors& factors) 
   if (factors.plain.dim == 0) return;
   check(leace_fast_project(dtype_of(from), from.const_data_ptr(), *row_stride(from), to.mutable_data_ptr(),
                            *row_stride(to), count_rows(from), &factors.plain, factors.numbers(), &parallel_for));
-}
-
-Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
-  const Tensor from = regular(x);
-  Tensor to = empty_rows(x);
-  project_into(from, to, factors);
-  return to;
-}
-
-void project_(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
-  check_no_overlap(x);
-  if (row_stride(x).has_value()) return project_into(x, x, factors);
-  Tensor copy = torch::stable::contiguous(x), target = x;
-  project_into(copy, copy, factors);
-  torch::stable::copy_(target, copy);
 }
 
 std::tuple<Tensor, Tensor> add_norm_project(const Tensor& x, const Optional& residual, leace_fast_norm norm,
@@ -78,23 +61,11 @@ std::tuple<Tensor, Tensor> add_layer_norm_project(const Tensor& x, const Optiona
 
 }  // namespace
 
-// Rows x (..., d); left (d, k), right (k, d), mean (d,). With `index`, an eraser's number for each row and -1 for none,
-// the factors are stacked: (E, d, k), (E, k, d), (E, d). The second output of the norms is x + residual, and empty
-// where there is no residual.
-STABLE_TORCH_LIBRARY(leace_fast, m) {
-  m.def("project(Tensor x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> Tensor");
-  m.def("project_(Tensor(a!) x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> ()");
-  m.def(
-      "add_rms_norm_project(Tensor x, Tensor? residual, Tensor? weight, float eps, Tensor left, Tensor right, "
-      "Tensor? mean=None, Tensor? index=None, float weight_offset=0.0) -> (Tensor, Tensor)");
-  m.def(
-      "add_layer_norm_project(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, Tensor left, "
-      "Tensor right, Tensor? mean=None, Tensor? index=None) -> (Tensor, Tensor)");
-}
+STABLE_TORCH_LIBRARY(leace_fast, m) { define_operators(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {
-  m.impl("project", TORCH_BOX(&project));
-  m.impl("project_", TORCH_BOX(&project_));
+  m.impl("project", TORCH_BOX(&project<project_into>));
+  m.impl("project_", TORCH_BOX(&project_<project_into>));
   m.impl("add_rms_norm_project", TORCH_BOX(&add_rms_norm_project));
   m.impl("add_layer_norm_project", TORCH_BOX(&add_layer_norm_project));
 }

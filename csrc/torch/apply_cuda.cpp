@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "../cuda/apply.h"
-#include "arguments.h"
+#include "operators.h"
 
 // Declared by torch only to its own builds with CUDA, and exported by all of these.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -71,23 +71,6 @@ void project_into(const Tensor& from, const Tensor& to, const Factors& factors) 
                       kernel_factors(from, factors), launch.stream()));
 }
 
-Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
-  const Tensor from = regular(x);
-  const Tensor to = empty_rows(x);
-  project_into(from, to, factors);
-  return to;
-}
-
-void project_(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
-  check_no_overlap(x);
-  if (row_stride(x).has_value()) return project_into(x, x, factors);
-  Tensor copy = torch::stable::contiguous(x), target = x;
-  project_into(copy, copy, factors);
-  torch::stable::copy_(target, copy);
-}
-
 using AddNormProject = decltype(&cuda::add_rms_norm_project);
 
 std::tuple<Tensor, Tensor> add_norm_project(AddNormProject kernel, const Tensor& x, const Optional& residual,
@@ -145,8 +128,8 @@ int64_t take_unknown(const Tensor& on) {
 STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) { m.def("take_unknown(Tensor on) -> int"); }
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CUDA, m) {
-  m.impl("project", TORCH_BOX(&project));
-  m.impl("project_", TORCH_BOX(&project_));
+  m.impl("project", TORCH_BOX(&project<project_into>));
+  m.impl("project_", TORCH_BOX(&project_<project_into>));
   m.impl("add_rms_norm_project", TORCH_BOX(&add_rms_norm_project));
   m.impl("add_layer_norm_project", TORCH_BOX(&add_layer_norm_project));
   m.impl("take_unknown", TORCH_BOX(&take_unknown));

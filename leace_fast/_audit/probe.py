@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from ..statistics.rows import IGNORE
+
 PENALTY = 1e-2  # of the squared weights: as accurate as smaller ones here, and less of it is noise
 TOLERANCE = 1e-3  # of the gradient: the accuracy has settled long before
 MAX_STEPS = 200
@@ -31,7 +32,7 @@ def labelled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.ndim < 2 or x.shape[:-1] != y.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}, expected (..., dim) and (...)")
-    kept = y != IGNORED
+    kept = y != IGNORE
     x, y = x[kept].float(), y[kept].long()
     if not torch.isfinite(x).all():
         raise ValueError("x holds NaN or Inf, expected finite rows: leave them out before probing")

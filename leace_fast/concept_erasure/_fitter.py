@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._statistics import Statistics
+from .shrinkage import optimal_linear_shrinkage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,11 +31,12 @@ class Fitter(Generic[E]):
         z_dim: int,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        shrinkage: bool = False,
         svd_tol: float | None = None,
     ) -> None:
         if svd_tol is not None and not svd_tol > 0:
             raise ValueError(f"svd_tol is {svd_tol}, expected a positive number, or None for the rounding error")
-        self.x_dim, self.z_dim, self.svd_tol = x_dim, z_dim, svd_tol
+        self.x_dim, self.z_dim, self.shrinkage, self.svd_tol = x_dim, z_dim, shrinkage, svd_tol
         self._statistics = Statistics(x_dim, z_dim, device, dtype)
         self._eraser: E | None = None
 
@@ -60,6 +62,13 @@ class Fitter(Generic[E]):
 
     def _fit(self) -> E:
         raise NotImplementedError
+
+    def _covariance(self, sums: Tensor) -> Tensor:
+        """Return the covariance of some unnormalised one, shrunk if that was asked for."""
+        freedom = self._statistics.degrees_of_freedom
+        if self.shrinkage:
+            return optimal_linear_shrinkage(sums / (freedom + 1), freedom + 1)
+        return sums / freedom
 
     @property
     def n(self) -> Tensor:

@@ -13,7 +13,6 @@ from ..ops import project
 from ..reference import compute_dtype
 from ._closed_form import projection_factors
 from ._fitter import Fitter
-from .shrinkage import optimal_linear_shrinkage
 
 ErasureMethod = Literal["leace", "orth"]
 
@@ -98,8 +97,8 @@ class LeaceFitter(Fitter[LeaceEraser]):
     ) -> None:
         if method not in ("leace", "orth"):
             raise ValueError(f"method is {method!r}, expected 'leace' or 'orth'")
-        super().__init__(x_dim, z_dim, device, dtype, svd_tol)
-        self.method, self.affine, self.shrinkage = method, affine, shrinkage
+        super().__init__(x_dim, z_dim, device, dtype, shrinkage, svd_tol)
+        self.method, self.affine = method, affine
         self.constrain_cov_trace = constrain_cov_trace
 
     def _fit(self) -> LeaceEraser:
@@ -124,12 +123,6 @@ class LeaceFitter(Fitter[LeaceEraser]):
         left = left.mT.to(dtype, memory_format=torch.contiguous_format).mT
         mean = statistics.mean_x.to(dtype) if self.affine else None
         return LeaceEraser(left, right.to(dtype), mean)
-
-    def _covariance(self, sums: Tensor) -> Tensor:
-        freedom = self._statistics.degrees_of_freedom
-        if self.shrinkage:
-            return optimal_linear_shrinkage(sums / (freedom + 1), freedom + 1)
-        return sums / freedom
 
     @property
     def sigma_xx_(self) -> Tensor | None:

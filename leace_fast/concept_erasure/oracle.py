@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..methods._concept import DEPENDENT
 from ._fitter import Fitter
-from .shrinkage import optimal_linear_shrinkage
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,14 @@ class OracleFitter(Fitter[OracleEraser]):
         shrinkage: bool = False,
         svd_tol: float | None = None,
     ) -> None:
-        super().__init__(x_dim, z_dim, device, dtype, svd_tol)
-        self.shrinkage = shrinkage
+        super().__init__(x_dim, z_dim, device, dtype, shrinkage, svd_tol)
 
     def _fit(self) -> OracleEraser:
         return OracleEraser(self._statistics.handed_out(self._coefficients()), self.mean_z)
 
     def _coefficients(self) -> Tensor:
         cross = self._statistics.sums_xz / self._statistics.degrees_of_freedom
-        sigma = self._covariance()
+        sigma = self._covariance(self._statistics.sums_zz)
         if self.svd_tol is not None:
             return cross @ torch.linalg.pinv(sigma, atol=self.svd_tol, hermitian=True)
         # At unit variance, rare classes count like all others.
@@ -88,12 +86,6 @@ class OracleFitter(Fitter[OracleEraser]):
         scale = torch.where(spread > 0, spread, 1.0)
         inverse = torch.linalg.pinv(sigma / torch.outer(scale, scale), rtol=DEPENDENT, hermitian=True)
         return (cross / scale) @ inverse / scale
-
-    def _covariance(self) -> Tensor:
-        freedom, sums = self._statistics.degrees_of_freedom, self._statistics.sums_zz
-        if self.shrinkage:
-            return optimal_linear_shrinkage(sums / (freedom + 1), freedom + 1)
-        return sums / freedom
 
     @property
     def sigma_zz_(self) -> Tensor:
@@ -107,4 +99,4 @@ class OracleFitter(Fitter[OracleEraser]):
         Raises:
             ValueError: there are fewer than two rows.
         """
-        return self._statistics.handed_out(self._covariance())
+        return self._statistics.handed_out(self._covariance(self._statistics.sums_zz))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from ..statistics.rows import IGNORE
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RowStream:
                     f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}, expected (..., {width or 'd'}) and (...)"
                 )
             width = x.shape[-1]
-            kept = y != IGNORED
+            kept = y != IGNORE
             rows, labels = x.detach()[kept].double(), y[kept].long()
             if not bool(rows.isfinite().all()):
                 raise ValueError("x holds NaN or Inf, expected finite rows: leave them out first")

@@ -16,18 +16,9 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** str
   return AOTI_TORCH_SUCCESS;
 }
 
-STABLE_TORCH_LIBRARY(leace_fast_emulated, m) {
-  m.def("project(Tensor x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> Tensor");
-  m.def("project_(Tensor(a!) x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> ()");
-  m.def(
-      "add_rms_norm_project(Tensor x, Tensor? residual, Tensor? weight, float eps, Tensor left, Tensor right, "
-      "Tensor? mean=None, Tensor? index=None, float weight_offset=0.0) -> (Tensor, Tensor)");
-  m.def(
-      "add_layer_norm_project(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, Tensor left, "
-      "Tensor right, Tensor? mean=None, Tensor? index=None) -> (Tensor, Tensor)");
-}
-
 #define CUDA CPU
 #define is_cuda is_cpu
 #define DeviceGuard NoGuard
 #include "apply_cuda.cpp"
+
+STABLE_TORCH_LIBRARY(leace_fast_emulated, m) { leace_fast_emulated::define_operators(m); }
