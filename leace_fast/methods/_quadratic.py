@@ -12,11 +12,10 @@ from ._concept import concept_of
 from ._fitted import check_class, warn_of
 from ._transport import (
     ClassGaussians,
-    barycentre,
+    audited,
     class_gaussians,
-    mapping_error,
-    mean_squared_distance,
-    transport_map,
+    maps_to_barycentre,
+    transport_maps,
 )
 
 LARGEST_ERROR = 1e-3  # of a mapped covariance, beyond which a class is said not to be erased
@@ -50,8 +49,7 @@ def quadratic(moments: Moments, *, ridge: float | None = None) -> ConditionalEra
     """
     absent = concept_of(moments).absent
     gaussians = class_gaussians(moments, ridge)
-    goal = barycentre(gaussians)
-    maps = torch.stack([transport_map(factor, goal) for factor in gaussians.factors])
+    maps, goal = maps_to_barycentre(gaussians)
     targets = moments.mean.expand_as(gaussians.means)
     return _eraser("quadratic", moments, gaussians, maps, targets, goal.expand_as(maps), absent)
 
@@ -83,10 +81,12 @@ def mimic(moments: Moments, target: int = 1, *, ridge: float | None = None) -> C
     absent = concept_of(moments).absent
     check_class(moments, "target", target)
     gaussians = class_gaussians(moments, ridge)
-    goal = int((gaussians.present == target).nonzero())
-    maps = _maps_to(gaussians, goal)
-    targets = gaussians.means[goal].expand_as(gaussians.means)
-    return _eraser("mimic", moments, gaussians, maps, targets, gaussians.factors[goal].expand_as(maps), absent)
+    there = int((gaussians.present == target).nonzero())
+    goal = gaussians.factors[there]
+    stay = torch.eye(moments.dim, dtype=goal.dtype, device=goal.device)  # the target's own rows, to the bit
+    maps = [stay if i == there else transport_maps(factor, goal)[0] for i, factor in enumerate(gaussians.factors)]
+    targets = gaussians.means[there].expand_as(gaussians.means)
+    return _eraser("mimic", moments, gaussians, torch.stack(maps), targets, goal.expand_as(gaussians.factors), absent)
 
 
 def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> ConditionalEraser:
@@ -103,7 +103,7 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
         ValueError: as in `quadratic`.
 
     Warns:
-        UserWarning: a class has no rows; its rows, and those sent there, stay as they are.
+        UserWarning: as in `quadratic`; rows of a class without rows, and those sent there, stay as they are.
 
     Source: as `quadratic`; the editor of the concept-erasure package.
 
@@ -114,31 +114,28 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
     >>> torch.allclose(editor(there, 1 - y, y), x)
     True
     """
-    absent = concept_of(moments).absent
+    not_erased = list(concept_of(moments).absent)
     gaussians = class_gaussians(moments, ridge)
-    warn_of(list(absent))
-    count, dim, k = len(gaussians.present), moments.dim, moments.num_classes or 0
+    present, dim, k = gaussians.present.tolist(), moments.dim, moments.num_classes or 0
     eye = torch.eye(dim, dtype=torch.float64, device=moments.device)
     maps, source, target = eye.repeat(k, k, 1, 1), eye.new_zeros(k, k, dim), eye.new_zeros(k, k, dim)
+    for there, to in enumerate(present):
+        source[present, to], target[present, to] = gaussians.means, gaussians.means[there]
+        for here, label in enumerate(present[:there]):
+            both = transport_maps(gaussians.factors[here], gaussians.factors[there])
+            maps[label, to], maps[to, label] = both
     change = 0.0
-    for goal in range(count):
-        to, there = int(gaussians.present[goal]), _maps_to(gaussians, goal)
-        for i, share in enumerate(gaussians.shares * gaussians.shares[goal]):
-            gap = gaussians.means[goal] - gaussians.means[i]
-            change += float(share) * mean_squared_distance(gap, there[i], gaussians.covariances[i])
-        maps[gaussians.present, to] = there
-        source[gaussians.present, to] = gaussians.means
-        target[gaussians.present, to] = gaussians.means[goal]
-    report = Report("quadratic_editor", dim, dim, moments.count, change, not_erased=absent)
+    for here, label in enumerate(present):
+        worst = 0.0
+        for there, to in enumerate(present):
+            moved, error = audited(maps[label, to], gaussians.covariances[here], gaussians.factors[there])
+            gap = gaussians.means[there] - gaussians.means[here]
+            change += float(gaussians.shares[here] * gaussians.shares[there] * (moved + gap.square().sum()))
+            worst = max(worst, error)
+        not_erased += _missed(moments, label, worst)
+    warn_of(not_erased)
+    report = Report("quadratic_editor", dim, dim, moments.count, change, not_erased=tuple(not_erased))
     return ConditionalEraser(source, target, maps, method="quadratic_editor", report=report)
-
-
-def _maps_to(gaussians: ClassGaussians, goal: int) -> Tensor:
-    """Return the maps (c, d, d) from each class to one, which itself stays to the bit."""
-    target = gaussians.factors[goal]
-    maps = torch.stack([transport_map(factor, target) for factor in gaussians.factors])
-    maps[goal] = torch.eye(len(target), dtype=target.dtype, device=target.device)
-    return maps
 
 
 def _eraser(
@@ -152,14 +149,12 @@ def _eraser(
 ) -> ConditionalEraser:
     """Return the eraser of the classes with rows; one without rows stays as it is, and is named."""
     not_erased, change = list(absent), 0.0
-    parts = zip(gaussians.present.tolist(), gaussians.shares, maps, gaussians.covariances, goals, strict=True)
-    for position, (label, share, transport, covariance, goal) in enumerate(parts):
-        gap = targets[position] - gaussians.means[position]
-        change += float(share) * mean_squared_distance(gap, transport, covariance)
-        error = mapping_error(transport, covariance, goal)
-        if error > LARGEST_ERROR:
-            count = int(moments.class_counts[label])
-            not_erased.append(f"class {label}: its covariance is off by {error:.1g}, it has {count} rows")
+    gaps = (targets - gaussians.means).square().sum(1)
+    parts = zip(gaussians.present.tolist(), gaussians.shares, gaps, maps, gaussians.covariances, goals, strict=True)
+    for label, share, gap, transport, covariance, goal in parts:
+        moved, error = audited(transport, covariance, goal)
+        change += float(share * (gap + moved))
+        not_erased += _missed(moments, label, error)
     warn_of(not_erased)
     k, dim = moments.num_classes or 0, moments.dim
     source, target = (maps.new_zeros(k, dim) for _ in range(2))
@@ -167,3 +162,10 @@ def _eraser(
     source[gaussians.present], target[gaussians.present], every[gaussians.present] = gaussians.means, targets, maps
     report = Report(method, dim, dim, moments.count, change, not_erased=tuple(not_erased))
     return ConditionalEraser(source, target, every, method=method, report=report)
+
+
+def _missed(moments: Moments, label: int, error: float) -> list[str]:
+    """Return a line on a class whose mapped covariance is off by so much, if that is too much."""
+    if error <= LARGEST_ERROR:
+        return []
+    return [f"class {label}: its covariance is off by {error:.1g}, it has {int(moments.class_counts[label])} rows"]
