@@ -321,14 +321,18 @@ class Moments(Derived):
     def _absorb(self, rows: Rows) -> None:
         self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
 
-    @torch.inference_mode(False)
     def _flush(self) -> State:
-        """Take in the rows that still wait for a full block."""
+        """Take in the rows that still wait, and return the sums of all."""
+        if self._staged or self._on_device is not None or self._left_out:
+            self._take_in()
+        return self._state
+
+    @torch.inference_mode(False)
+    def _take_in(self) -> None:
         if self._staged:
             self._absorb(self._staged.filled())
             self._staged.used = 0
         self._read_device()
-        return self._state
 
     def _settled(self) -> Moments:
         """Return these moments with all rows in the sums, without changing them."""

@@ -115,7 +115,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
 
     By panels that lie by rows: on the CPU the matrix products outrun LAPACK's factorisation of the whole.
     """
-    if matrix.device.type != "cpu":
+    if matrix.device.type != "cpu" or len(matrix) <= FACTOR_PANEL:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         return factor, bool(failed)
     factor = matrix.clone(memory_format=torch.contiguous_format)

@@ -63,6 +63,21 @@ def test_everything_is_as_defined(statistic: Statistic, precision: Precision) ->
             within(moments.class_covariances[j] - covariance, precision.moments * square, "class covariance")
 
 
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("dim", [5, 256, 300])
+def test_covariance_of_what_is_read(dim: int, per_class: bool) -> None:
+    """From the lower triangle alone, block by block: what lies above it does not count."""
+    generator = torch.Generator().manual_seed(0)
+    x = cases.correlated(700, dim, generator, condition=100.0) + 5
+    moments = Moments(dim, 2, per_class=per_class).update(x[:300], torch.arange(300) % 2)
+    moments.update(x[300:] + 1, torch.arange(400) % 2)  # the mean is not that of the first rows
+    readers = torch.randn(3, dim, generator=generator, dtype=torch.float64)
+    expected = readers @ moments.covariance @ readers.mT
+    moments._flush().second += torch.ones(dim, dim, dtype=torch.float64).triu(1)
+    within(moments.covariance_read(readers) - expected, 1e-12 * expected.diagonal().max(), "covariance")
+    assert moments.covariance_read(readers[:0]).shape == (0, 0)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0, 300.0])
 def test_correlation_is_accurate_at_any_offset(precision: Precision, offset: float) -> None:

@@ -55,16 +55,49 @@ def fullest(every: Sequence[Moments]) -> Moments:
     return max(every, key=lambda one: one.total_weight)
 
 
-def concept_of(moments: Moments) -> Concept:
-    """Return the concept of some moments.
+def absent_of(moments: Moments) -> tuple[str, ...]:
+    """Return a line on each class without rows, or constant target, of a concept that can be told apart at all.
 
     Raises:
         ValueError: non-finite rows were met and are not to be skipped, there are no rows, or rows of one class only.
     """
     moments.check_finite()
-    if moments.count == 0:
+    counts = moments.class_counts.tolist()
+    if not any(counts):
         raise ValueError("the moments hold no rows: call update(x, y) first")
-    return _classes(moments) if moments.num_classes else _targets(moments)
+    if moments.num_classes is None:
+        constant = (moments.target_covariance.diagonal() <= 0).nonzero().flatten()
+        return tuple(f"target {j}: it is constant" for j in constant.tolist())
+    present = [j for j, count in enumerate(counts) if count]
+    if len(present) < 2:
+        raise ValueError(
+            f"only class {present[0]} has rows ({counts[present[0]]} of them), expected at least two classes: "
+            "there is nothing to tell apart, check the labels"
+        )
+    return tuple(f"class {j}: it has no rows" for j, count in enumerate(counts) if not count)
+
+
+def concept_of(moments: Moments) -> Concept:
+    """Return the concept of some moments.
+
+    Raises:
+        ValueError: as in `absent_of`.
+    """
+    absent = absent_of(moments)
+    if moments.num_classes is None:
+        return _targets(moments, absent)
+    counts = moments.class_counts.tolist()
+    # Less the largest class instead of the overall mean: no structural null direction is left among the columns.
+    reference = counts.index(max(counts))
+    others = [j for j, count in enumerate(counts) if count and j != reference]
+    means, full = moments.means_about_shift, moments.class_means
+    return Concept(
+        columns=(means[others] - means[reference]).mT,
+        # The means themselves, not those about the shift: rows at an offset were rounded there before they came.
+        size=torch.hypot(full[others], full[reference]).mT,
+        names=tuple(f"class {j} against class {reference}" for j in others),
+        absent=absent,
+    )
 
 
 def union_of(concepts: Sequence[Concept]) -> Concept:
@@ -83,37 +116,11 @@ def union_of(concepts: Sequence[Concept]) -> Concept:
     )
 
 
-def _classes(moments: Moments) -> Concept:
-    counts = moments.class_counts
-    present = counts.nonzero().flatten()
-    if len(present) < 2:
-        raise ValueError(
-            f"only class {int(present[0])} has rows ({moments.count} of them), expected at least two classes: "
-            "there is nothing to tell apart, check the labels"
-        )
-    # Less the largest class instead of the overall mean: no structural null direction is left among the columns.
-    reference = int(present[counts[present].argmax()])
-    others = present[present != reference]
-    means, full = moments.means_about_shift, moments.class_means
-    return Concept(
-        columns=(means[others] - means[reference]).mT,
-        # The means themselves, not those about the shift: rows at an offset were rounded there before they came.
-        size=torch.hypot(full[others], full[reference]).mT,
-        names=tuple(f"class {j} against class {reference}" for j in others.tolist()),
-        absent=tuple(f"class {j}: it has no rows" for j in (counts == 0).nonzero().flatten().tolist()),
-    )
-
-
-def _targets(moments: Moments) -> Concept:
-    cross, targets = moments.cross_covariance, moments.target_covariance
-    spread = targets.diagonal().clamp_min(0).sqrt()
-    constant = (spread == 0).nonzero().flatten().tolist()
-    return Concept(
-        columns=cross,
-        size=torch.outer(moments.covariance.diagonal().clamp_min(0).sqrt(), spread),
-        names=tuple(f"target {j}" for j in range(cross.shape[1])),
-        absent=tuple(f"target {j}: it is constant" for j in constant),
-    )
+def _targets(moments: Moments, absent: tuple[str, ...]) -> Concept:
+    cross = moments.cross_covariance
+    spread = moments.target_covariance.diagonal().clamp_min(0).sqrt()
+    size = torch.outer(moments.variance.sqrt(), spread)
+    return Concept(cross, size, tuple(f"target {j}" for j in range(cross.shape[1])), absent)
 
 
 def canonical_columns(moments: Moments) -> Tensor:

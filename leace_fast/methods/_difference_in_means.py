@@ -8,7 +8,7 @@ import torch
 
 from ..eraser import Eraser
 from ..moments import Moments
-from ._concept import concept_of
+from ._concept import absent_of
 from ._fitted import check_class, fitted, warn_of
 
 
@@ -32,7 +32,7 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
     >>> bool(difference_in_means(Moments(3, 2).update(x, y)).left[2] > 0.99)
     True
     """
-    concept = concept_of(moments)
+    absent = absent_of(moments)
     check_class(moments, "positive", positive)
     check_class(moments, "negative", negative)
     means = moments.means_about_shift
@@ -42,8 +42,8 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
     left = (difference / torch.linalg.vector_norm(difference))[:, None]
     present = (moments.class_counts > 0).nonzero().flatten().tolist()
     others = [j for j in present if j not in (positive, negative)]
-    not_erased = [*concept.absent, *(f"class {j}: not asked for" for j in others)]
-    warn_of(list(concept.absent))
+    not_erased = [*absent, *(f"class {j}: not asked for" for j in others)]
+    warn_of(list(absent))
     return fitted("difference_in_means", moments, left, left.mT, None, not_erased=not_erased)
 
 

@@ -38,7 +38,7 @@ def warn_of(not_erased: list[str]) -> None:
 
 def mean_squared_change(moments: Moments, left: Tensor, right: Tensor, mean: Tensor | None) -> float:
     """Return the mean over the rows of `|L R (x - mean)|^2`, that is `tr L R S R' L'` and what the mean adds."""
-    seen = right @ moments.covariance @ right.mT
+    seen = moments.covariance_read(right)
     moved = right @ (moments.mean if mean is None else moments.mean - mean)
     return float(((left.mT @ left) * (seen + moved.outer(moved))).sum())
 

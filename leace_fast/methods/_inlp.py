@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..eraser import Eraser
 from ..moments import Moments
-from ._concept import canonical_columns, concept_of
+from ._concept import absent_of, canonical_columns
 from ._fitted import check_rank, fitted, warn_of
 from ._inlp_rows import null_spaces
 from ._whitening import Shrinkage, whitening_of
@@ -85,7 +85,7 @@ def _on_moments(
     A reader is `w = W' v` with W the whitening. That it is orthogonal to what was dropped, `B' w = 0`, says that v is
     orthogonal to `W B`; the best such v is the concept's column less its part in the span of those.
     """
-    concept = concept_of(moments)
+    absent = absent_of(moments)
     white = whitening_of(moments, shrinkage, ridge)
     signal = white.whiten(torch.where(white.constant[:, None], 0.0, canonical_columns(moments)))
     dropped, closed = (signal.new_zeros(moments.dim, 0) for _ in range(2))
@@ -101,7 +101,7 @@ def _on_moments(
         dropped = torch.cat([dropped, _off(new, dropped)], 1)
         closed = torch.cat([closed, torch.linalg.qr(_off(white.whiten(new), closed))[0]], 1)
     share = float(torch.linalg.svdvals(_off(signal, closed))[0]) ** 2
-    warn_of(list(concept.absent))
+    warn_of(list(absent))
     left = f"a linear classifier still explains {share:.1e} of a label's variance"
     return fitted(
         "inlp",
@@ -109,7 +109,7 @@ def _on_moments(
         dropped,
         dropped.mT,
         moments.mean,
-        not_erased=[*concept.absent, *([left] if share > 1e-20 else [])],
+        not_erased=[*absent, *([left] if share > 1e-20 else [])],
         white=white,
     )
 

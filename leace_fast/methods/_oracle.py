@@ -7,7 +7,7 @@ import torch
 from ..conditional import ConditionalEraser, TargetEraser
 from ..moments import Moments
 from ..report import Report
-from ._concept import DEPENDENT, concept_of
+from ._concept import DEPENDENT, absent_of
 from ._fitted import warn_of
 
 
@@ -35,11 +35,11 @@ def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:
     >>> bool(Moments(4, 3).update(eraser(x, y), y).class_mean_differences.abs().max() < 1e-12)
     True
     """
-    concept = concept_of(moments)
-    warn_of(list(concept.absent))
+    absent = absent_of(moments)
+    warn_of(list(absent))
 
     def report(rank: int, change: float) -> Report:
-        return Report("oracle", moments.dim, rank, moments.count, change, not_erased=concept.absent)
+        return Report("oracle", moments.dim, rank, moments.count, change, not_erased=absent)
 
     if moments.num_classes is None:
         covariance = moments.target_covariance

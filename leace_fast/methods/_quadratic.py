@@ -8,7 +8,7 @@ from torch import Tensor
 from ..conditional import ConditionalEraser
 from ..moments import Moments
 from ..report import Report
-from ._concept import concept_of
+from ._concept import absent_of
 from ._fitted import check_class, warn_of
 from ._transport import (
     ClassGaussians,
@@ -47,7 +47,7 @@ def quadratic(moments: Moments, *, ridge: float | None = None) -> ConditionalEra
     >>> bool((after - after[0]).abs().max() < 1e-12)
     True
     """
-    absent = concept_of(moments).absent
+    absent = absent_of(moments)
     gaussians = class_gaussians(moments, ridge)
     maps, goal = maps_to_barycentre(gaussians)
     targets = moments.mean.expand_as(gaussians.means)
@@ -78,7 +78,7 @@ def mimic(moments: Moments, target: int = 1, *, ridge: float | None = None) -> C
     >>> torch.equal(eraser(x, y)[1::2], x[1::2]), bool(eraser(x, y)[::2].std() > 1.8)
     (True, True)
     """
-    absent = concept_of(moments).absent
+    absent = absent_of(moments)
     check_class(moments, "target", target)
     gaussians = class_gaussians(moments, ridge)
     there = int((gaussians.present == target).nonzero())
@@ -114,7 +114,7 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
     >>> torch.allclose(editor(there, 1 - y, y), x)
     True
     """
-    not_erased = list(concept_of(moments).absent)
+    not_erased = list(absent_of(moments))
     gaussians = class_gaussians(moments, ridge)
     present, dim, k = gaussians.present.tolist(), moments.dim, moments.num_classes or 0
     eye = torch.eye(dim, dtype=torch.float64, device=moments.device)

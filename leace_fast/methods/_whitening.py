@@ -17,6 +17,7 @@ Shrinkage = Literal["auto"] | bool | float
 ROWS_PER_DIMENSION = 4
 EPSILON = 2.0**-52
 ITERATIONS = 4
+SMALL = 16  # up to here all singular values cost less than a few solves
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Whitening(Scaling):
 
 
 def smallest_eigenvalue(factor: Tensor) -> float:
-    """Return an estimate, from above, of the smallest eigenvalue of K K' (K lower), by inverse iteration."""
+    """Return the smallest eigenvalue of K K' (K lower); of a large K an estimate, from above, by inverse iteration."""
+    if len(factor) <= SMALL:
+        return float(torch.linalg.svdvals(factor)[-1]) ** 2
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(factor), 1, dtype=torch.float64, generator=generator).to(factor.device)
     value = 1.0

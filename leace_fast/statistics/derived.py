@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .state import State
 
+PANEL = 256  # rows of the second moment that are read at a time
+
 
 class Derived(ABC):
     """The quantities that follow from a `State`; every tensor is a new one.
@@ -98,6 +100,19 @@ class Derived(ABC):
         state = self._nonempty("covariance")
         second = state.second.sum(0) if self.per_class else state.second
         return _covariance(second, self._offset(state), self.total_weight)
+
+    def covariance_read(self, readers: Tensor) -> Tensor:
+        """Return the covariance (k, k) of what rows `readers` (k, d) read of x, `R S R'`, without forming S."""
+        state = self._nonempty("covariance_read")
+        second = state.second.sum(0) if self.per_class else state.second
+        half = readers.new_zeros(len(readers), len(readers))
+        for begin in range(0, self.dim, PANEL):  # a triangle is copied by such blocks only, not as a whole
+            rows = slice(begin, begin + PANEL)
+            own, before = readers[:, rows], readers[:, :begin]
+            half.addmm_(own @ second[rows, rows].tril(), own.mT).addmm_(own @ second[rows, :begin], before.mT)
+        twice = (readers * second.diagonal()) @ readers.mT
+        offset = readers @ self._offset(state)
+        return (half + half.mT - twice) / self.total_weight - torch.outer(offset, offset)
 
     @property
     def class_covariances(self) -> Tensor:
