@@ -259,6 +259,10 @@ def _targets(model: nn.Module, batch: Mapping[str, Any]) -> Tensor | None:
     return ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
 
 
-def is_causal(model: nn.Module) -> bool:
-    """Whether the type of a model says that it predicts the next token."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+def is_causal(model: Any) -> bool:
+    """Whether a model predicts the next token: its type says so, or it generates and has no encoder."""
+    model = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        return True
+    config, can_generate = getattr(model, "config", None), getattr(model, "can_generate", None)
+    return callable(can_generate) and bool(can_generate()) and not getattr(config, "is_encoder_decoder", False)

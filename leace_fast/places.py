@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 GROUPS = ("residual", "attention_out", "mlp_out")
-ATTENTION = ("attention", "attn")  # in the names of its types
+ATTENTION = ("attention", "attn")  # in the names of its types and modules
 
 
 @dataclass
@@ -28,6 +28,7 @@ class _Run:
     outputs: list[int]
     width: int  # of its hidden states; 0 if it returns none
     calls: int = 1
+    can_act: bool = True  # it returns a tensor, or a tuple of which hidden states are the first
 
 
 def find_places(model: nn.Module, group: str, run: Callable[[], Any]) -> list[str]:
@@ -76,7 +77,9 @@ def _traced(model: nn.Module, run: Callable[[], Any]) -> dict[str, _Run]:
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name, given, returned = names[module], pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(output)
         calls = runs.pop(name).calls + 1 if name in runs else 1
-        runs[name] = _Run(module, numbered(given), numbered(returned), _width(returned), calls)
+        first = output[0] if type(output) is tuple and output else output
+        can_act = bool(returned) and first is returned[0]
+        runs[name] = _Run(module, numbered(given), numbered(returned), _width(returned), calls, can_act)
 
     handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
     try:
@@ -106,7 +109,8 @@ def _layers(model: nn.Module, runs: dict[str, _Run]) -> list[str]:
         )
         one_kind = isinstance(module, nn.ModuleList) or len({type(run.module) for run in ran}) == 1
         deep = all(run.width and any(True for _ in run.module.children()) for run in ran)
-        if ran and chained and one_kind and deep:
+        one_width = len({run.width for run in ran}) == 1  # a stream keeps its width; convolutions of sound do not
+        if ran and chained and one_kind and deep and one_width:
             layers += items
     return [name for name in runs if name in set(layers)]
 
@@ -119,7 +123,7 @@ def _inside(runs: dict[str, _Run], layer: str, attention: bool) -> list[str]:
         if not name.startswith(f"{layer}.") or run.width != width or run.calls > 1 or not _multiplies(run.module):
             continue
         around = [outer for outer in _around(name, layer) if outer in runs]
-        attentions = [outer for outer in around if _is_attention(runs[outer].module)]
+        attentions = [outer for outer in around if _is_attention(outer, runs[outer].module)]
         if attention == bool(attentions):
             last[attentions[0] if attentions else layer] = name
     if attention:
@@ -134,11 +138,11 @@ def _around(name: str, layer: str) -> list[str]:
 
 
 def _outermost(runs: dict[str, _Run], layer: str, name: str, width: int) -> str:
-    """The largest module around a linear layer that returns one tensor and holds no norm: one of mixed experts."""
+    """The largest module around a linear layer that returns hidden states and holds no norm: one of mixed experts."""
     for outer in _around(name, layer):
         run = runs.get(outer)
         norms = any("norm" in type(inner).__name__.lower() for inner in run.module.modules()) if run else True
-        if run and not norms and run.width == width and len(run.outputs) == 1:
+        if run and not norms and run.width == width and run.can_act:
             return outer
     return name
 
@@ -149,6 +153,7 @@ def _multiplies(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
-def _is_attention(module: nn.Module) -> bool:
-    kind = type(module).__name__.lower()
-    return any(word in kind for word in ATTENTION)
+def _is_attention(name: str, module: nn.Module) -> bool:
+    """By the name of the type, or of the module: `linear_attn` is a GatedDeltaNet."""
+    called = f"{type(module).__name__} {name.rpartition('.')[2]}".lower()
+    return any(word in called for word in ATTENTION)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .places import GROUPS, find_places
 from .subtypes import put_on, take_off, wears
@@ -27,6 +28,7 @@ Callback = Callable[[str, Tensor], "Tensor | None"]
 Act = Callable[[Any], Any]  # from the output of a module to what takes its place
 
 LAYER = "hooked"  # of modules with acts: see `subtypes`
+ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `_Trace.follow`
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 
 
@@ -95,7 +97,10 @@ def find_sites(
                 raise ValueError(f"no module that matches {name!r} ran once and gave a float tensor; {trace.seen()}")
             chosen |= matched
     if not chosen:
-        raise ValueError(f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}")
+        raise ValueError(
+            f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}; choose "
+            f"sites={', '.join(map(repr, GROUPS))} or modules by name"
+        )
     for name in trace.widths:
         if name in chosen and trace.calls[name] > 1:
             raise ValueError(
@@ -185,7 +190,10 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not among the `known` ones, with the nearest of these."""
-    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    if f"_orig_mod.{name}" in known:
+        return f"no {kind} {name!r} in what torch.compile returned: pass the model it was made of, which it follows"
     return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
 
 
@@ -257,6 +265,14 @@ def forget_compiled() -> None:
         torch.compiler.reset()
 
 
+class _Owner(NamedTuple):
+    """Whose output a tensor is: itself, or (scaled) its rows in another dtype or each times a number, as of a mask."""
+
+    name: str
+    storage: StorageWeakRef
+    scaled: bool = False
+
+
 class _Trace:
     """What one forward pass showed: outputs in order of execution, how often each ran, and who read them."""
 
@@ -266,21 +282,52 @@ class _Trace:
         self.readers: dict[str, list[str]] = {}
         self.refused: dict[str, str] = {}
         # by address; not kept alive, or memory would grow with depth: an address may be given to another tensor
-        self._owners: dict[tuple[int, int], tuple[str, StorageWeakRef]] = {}
+        self._owners: dict[tuple[int, int], _Owner] = {}
 
     def owner(self, tensor: Tensor) -> str | None:
-        """The module whose output a tensor is, or is a view of."""
-        name, storage = self._owners.get(_address(tensor), ("", None))
-        return name if storage and not storage.expired() else None
+        """The module whose output a tensor is, is a view of, or has the rows of, each times a number."""
+        found = self._found(tensor)
+        return found.name if found else None
 
     def own(self, tensor: Tensor, name: str) -> None:
         # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
-        if tensor.numel() and self.owner(tensor) is None:
-            self._owners[_address(tensor)] = name, StorageWeakRef(tensor.untyped_storage())
+        found = self._found(tensor)
+        if tensor.numel() and (found is None or found.scaled):
+            self._owners[_address(tensor)] = _Owner(name, StorageWeakRef(tensor.untyped_storage()))
+
+    def follow(self, operands: Sequence[Any], output: Tensor) -> None:
+        """An operation made `output` of its operands: the owner of one is that of the output if rows stay rows."""
+        for operand, factors in zip(operands, ([*operands[1:]], [*operands[:1]]), strict=False):
+            name = self.owner(operand) if isinstance(operand, Tensor) else None
+            if name and operand.shape == output.shape and all(_by_row(factor) for factor in factors):
+                self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()), scaled=True)
+
+    def _found(self, tensor: Tensor) -> _Owner | None:
+        found = self._owners.get(_address(tensor))
+        return found if found and not found.storage.expired() else None
 
     def seen(self) -> str:
         norms = [f"{name} (read by {', '.join(self.readers[name]) or 'no linear layer'})" for name in self.widths]
         return f"seen: {'; '.join(norms[:8]) or 'no norm'}{' ...' if len(norms) > 8 else ''}"
+
+
+class _Follow(TorchDispatchMode):
+    """Tells a trace of the operations that keep rows but for their dtype and a number for each."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ROWWISE and isinstance(output, Tensor):
+            self.trace.follow(args[:2], output)
+        return output
+
+
+def _by_row(factor: Any) -> bool:
+    """Whether a factor, or a mask, is the same in all columns."""
+    return not isinstance(factor, Tensor) or factor.ndim == 0 or factor.shape[-1] == 1
 
 
 def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Callable[[nn.Module], bool]) -> _Trace:
@@ -309,7 +356,8 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
     try:
         for module in names:
             handles.append(module.register_forward_hook(after, with_kwargs=True))
-        run_example(model, example)
+        with _Follow(trace):
+            run_example(model, example)
     finally:
         for handle in handles:
             handle.remove()

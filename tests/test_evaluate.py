@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from leace_fast import Scrubber, evaluate, random_like, scrub
 from leace_fast._audit.probe import linear_probe
+from leace_fast.evaluate import is_causal
 from leace_fast.sites import tap
 
 CLASSES = 3
@@ -44,6 +45,18 @@ def scrubber(model) -> Scrubber:
 def logits_of(model, batch) -> Tensor:
     with torch.no_grad():
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
+
+
+def test_models_that_generate_without_an_encoder_are_causal():
+    import transformers
+
+    text = {**models.TABLE["gemma3"][2], "vocab_size": models.VOCABULARY}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "image_size": 8, "patch_size": 4})
+    with torch.device("meta"):
+        assert is_causal(transformers.Gemma3ForConditionalGeneration(config))
+    assert is_causal(torch.compile(models.build("llama")))  # its type is another one
+    assert not is_causal(models.build("t5")) and not is_causal(models.build("bert"))
 
 
 def test_loss_and_divergence_by_hand(model, scrubber):

@@ -67,6 +67,55 @@ def test_what_attention_and_mlp_add_is_the_change_of_the_stream(name):
     assert torch.allclose(x, y)
 
 
+class Mixture(nn.Module):
+    """An MLP that returns its routing beside what it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.shared, self.experts = nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.router(x).softmax(-1)
+        experts = self.experts(x).reshape(*x.shape[:-1], 2, 4)
+        return (experts * scores[..., None]).sum(-2) + self.shared(x), scores
+
+
+class Mixed(nn.Module):
+    """A layer whose attention is known by its name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear_attn, self.mlp = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 4)), Mixture()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.linear_attn(self.norm(x))
+        return x + self.mlp(x)[0]
+
+
+def test_mixed_experts_with_their_scores_and_attention_by_name():
+    model = nn.ModuleList([Mixed(), Mixed()])
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    x = torch.randn(2, 3, 4)
+    assert find_places(model, "mlp_out", lambda: model(x)) == ["0.mlp", "1.mlp"]
+    assert find_places(model, "attention_out", lambda: model(x)) == ["0.linear_attn.0", "1.linear_attn.0"]
+    assert [site.width for site in find_sites(model, x, "mlp_out")] == [4, 4]
+
+
+def test_convolutions_in_front_are_no_layers():
+    front = nn.ModuleList(nn.Sequential(nn.Conv1d(4, 4, 2, stride=2), nn.GELU()) for _ in range(2))
+    model = nn.ModuleDict({"front": front, "layers": nn.ModuleList([Mixed(), Mixed()])})
+
+    def run():
+        x = torch.randn(2, 4, 16)
+        for block in front:
+            x = block(x)
+        x = x.mT.contiguous()
+        for layer in model["layers"]:  # type: ignore[union-attr]
+            x = layer(x)
+
+    assert find_places(model, "residual", run) == ["layers.0", "layers.1"]
+
+
 def test_groups_and_names_together():
     model, batch = models.build("llama"), models.batch("llama")
     found = [site.name for site in find_sites(model, batch, ["mlp_out", "model.norm", "residual"])]

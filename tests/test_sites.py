@@ -215,6 +215,59 @@ def test_one_tensor_is_one_site_and_a_sequence_of_blocks_is_a_stack():
     assert sites == [Site("0.0.inner", 4, ("0.1",)), Site("1.0.inner", 4, ("1.1",))]
 
 
+class Mixer(nn.Module):
+    """Multiplies its input by a mask or a number, or rounds it, before it reads it, as state space models do."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act, self.up = act, nn.Linear(4, 4).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.act(x).double())
+
+
+MASK = torch.ones(2, 3, 1).index_fill(1, torch.tensor([2]), 0)
+ACTS = {
+    "mask": lambda x: x * MASK,
+    "mask first": lambda x: MASK * x,
+    "filled": lambda x: x.masked_fill(MASK == 0, 0.0),
+    "number": lambda x: (0.5 * x).to(torch.bfloat16),
+    "columns": lambda x: x * torch.arange(4.0),  # other directions: an eraser is no longer one in front of the layer
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_rows_that_are_masked_or_cast_are_still_read(name):
+    model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(4).to(torch.float32), Mixer(ACTS[name])) for _ in range(2)))
+    for mixer in (model[0], model[1]):
+        mixer.append(nn.Module())
+        mixer[2].forward = lambda x: x.float()  # type: ignore[method-assign]
+    if name == "columns":
+        with pytest.raises(ValueError, match="choose sites='residual', 'attention_out', 'mlp_out'"):
+            find_sites(model, torch.randn(2, 3, 4))
+    else:
+        sites = find_sites(model, torch.randn(2, 3, 4))
+        assert sites == [Site("0.0", 4, ("0.1.up",)), Site("1.0", 4, ("1.1.up",))]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_norms_of_a_hybrid_do_not_depend_on_the_batch(rows):
+    """Linear attention multiplies its input by the mask where a batch has several rows."""
+    import transformers
+
+    widths = {"hidden_size": 16, "intermediate_size": 24, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 64}
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**widths)).eval()
+    batch = {name: value[:rows] for name, value in models.batch("llama").items()}
+    found = [site.name for site in find_sites(model, batch)]
+    assert found == ["backbone.layers.0.norm", "backbone.layers.1.norm"]
+
+
+def test_a_name_inside_what_was_compiled():
+    compiled = nn.ModuleDict({"_orig_mod": models.build("llama")})
+    with pytest.raises(ValueError, match="no site 'model.norm' in what torch.compile returned: pass the model it"):
+        submodules(compiled, ["model.norm"])
+
+
 # ------------------------------------------------------------------------ tap
 
 

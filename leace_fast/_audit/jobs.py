@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..evaluate import Evaluation, evaluate
+from ..evaluate import Evaluation, evaluate, is_causal
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
 from ..moments import Moments
 from ..progress import Track, untracked
@@ -25,7 +25,7 @@ from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, run_study
 HELD_OUT = 0.3
 TOKENS_PER_BATCH = 8192
 LONGEST_WINDOW = 1024
-CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of models that predict the next token are named
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes that AutoModelForCausalLM loads are named
 
 
 def is_shards(source: str) -> bool:
@@ -109,8 +109,8 @@ def study_texts(
 ) -> Study:
     """Study a Hugging Face model on texts with a label column; each token bears the label of its text.
 
-    30 % of each class's texts are held out, by a hash of the text. Loss is
-    measured where the model predicts the next token.
+    30 % of each class's texts are held out, by a hash of the text. Loss is measured where the model
+    predicts the next token.
 
     Args:
         source: folder or hub id of the model.
@@ -229,7 +229,7 @@ def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of {source!r} cannot be loaded: {_first_line(error)}") from error
     model.config.use_cache = False
-    return model, tokenizer, any(name.endswith(CAUSAL) for name in model.config.architectures or ())
+    return model, tokenizer, is_causal(model)
 
 
 def load_model(source: str, device: str | None = None) -> Any:
