@@ -13,12 +13,14 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import leace_fast.sklearn as estimators
+from leace_fast import leace
 from leace_fast.sklearn import (
     AceTransformer,
     DifferenceInMeansTransformer,
@@ -131,6 +133,52 @@ def test_a_stream_gives_the_bits_of_one_fit() -> None:
     assert stream.n_samples_seen_ == len(X)
     again = stream.fit(X, y)
     assert_array_equal(again.transform(X), whole.transform(X))
+
+
+@pytest.mark.parametrize("estimator", [*COMPLETE[:-1], DifferenceInMeansTransformer, InlpTransformer])
+def test_the_first_rows_may_be_of_one_class(estimator) -> None:
+    X, y = data(load_breast_cancer)
+    order = np.argsort(y, kind="stable")
+    names = np.array(["benign", "malignant"])[y]
+    stream = estimator()
+    for some in np.array_split(order, 5)[:1]:
+        stream.partial_fit(X[some], names[some], classes=["malignant", "benign"])
+    with pytest.raises(NotFittedError, match=r"of \['benign', 'malignant'\] only 'benign' has come so far"):
+        stream.transform(X)
+    assert not hasattr(stream, "eraser_")
+    for some in np.array_split(order, 5)[1:]:
+        stream.partial_fit(X[some], names[some])
+    assert_allclose(stream.transform(X), estimator().fit(X, names).transform(X), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="has 1 class, 'benign', .* classes="):
+        estimator().partial_fit(X[y == 0], names[y == 0])
+
+
+def test_a_stream_of_numbers_may_bring_whole_ones() -> None:
+    X, y = data(load_diabetes)
+    z = y + 0.25 * (np.arange(len(y)) >= 100)  # the first rows are not whole, and then 100 are
+    rows, z = X[::-1], z[::-1].copy()
+    stream = LeaceTransformer(shrinkage=False)
+    for begin in range(0, len(rows), 142):
+        stream.partial_fit(rows[begin : begin + 142], z[begin : begin + 142])
+    whole = LeaceTransformer(shrinkage=False).fit(rows, z)
+    assert stream.classes_ is None and not (z[-100:] % 1).any()
+    assert_allclose(stream.transform(X), whole.transform(X), atol=1e-12)
+
+
+def test_rows_are_added_without_a_fit(monkeypatch) -> None:
+    """A call of partial_fit costs no more than its rows: the eraser is made once it is asked for, and once only."""
+    X, y = data(load_iris)
+    fits: list[int] = []
+    monkeypatch.setattr(LeaceTransformer, "_fit_eraser", lambda _, moments: fits.append(1) or leace(moments))
+    stream = LeaceTransformer()
+    for begin in range(0, 150, 50):
+        stream.partial_fit(X[begin : begin + 50], y[begin : begin + 50], classes=[0, 1, 2])
+    assert not fits
+    before = stream.transform(X)
+    assert_array_equal(stream.transform(X), before)
+    assert len(fits) == 1
+    stream.partial_fit(X[:10], y[:10]).transform(X)
+    assert len(fits) == 2
 
 
 def test_a_failed_call_changes_nothing() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
@@ -45,7 +46,6 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """
 
     kind: Kind = "auto"
-    eraser_: Eraser
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Return X (n, d) without the concept, float64 or float32 as X is."""
@@ -54,21 +54,22 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _eraser(self) -> Eraser:
         """Return the map that `transform` applies."""
-        return self.eraser_
+        return self.eraser_  # type: ignore[attr-defined]
 
     def _rows(self, X: Any, reset: bool) -> Tensor:
         checked: Any = validate_data(self, X, dtype=DTYPES, reset=reset)
         # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
         return torch.from_numpy(np.array(checked, dtype=checked.dtype.newbyteorder("="), order="C"))
 
-    def _concept(self, rows: Tensor, y: Any, concept: Any, classes: Any = None, known: Any = None) -> Concept:
-        """Return the concept of some rows; `known` are the classes of earlier calls."""
+    def _concept(self, rows: Tensor, y: Any, concept: Any, classes: Any = None, like: Concept | None = None) -> Concept:
+        """Return the concept of some rows; `like` is that of earlier calls."""
         if concept is None and y is None:
             raise ValueError(
                 f"This {type(self).__name__} requires y to be passed, but the target y is None: y, or else `concept`, "
                 "is what is taken out of X"
             )
-        return read_concept(*(("y", y) if concept is None else ("concept", concept)), self.kind, rows, classes, known)
+        name, given = ("y", y) if concept is None else ("concept", concept)
+        return read_concept(name, given, self.kind, rows, classes, like)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -78,9 +79,17 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 
 class StreamingTransformer(ConceptTransformer):
-    """A `ConceptTransformer` whose method needs the statistics of (X, y) alone, which stream."""
+    """A `ConceptTransformer` whose method needs the statistics of (X, y) alone, which stream.
+
+    Attributes:
+        moments_: the statistics of the rows so far.
+        classes_: the classes, sorted, or None for numbers.
+        n_samples_seen_: number of rows so far.
+        eraser_: the eraser of the rows so far.
+    """
 
     moments_: Moments
+    _fitted: Eraser | None
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None, *, concept: ArrayLike | None = None):
         """Fit the eraser of a concept and return self.
@@ -93,7 +102,10 @@ class StreamingTransformer(ConceptTransformer):
         Raises:
             ValueError: no concept is given, it has one class only, or a number is not finite.
         """
-        return self._update(X, y, concept, None, first=True)
+        rows = self._rows(X, reset=True)
+        found = self._concept(rows, y, concept)
+        moments = found.moments(rows.shape[1]).update(rows, torch.from_numpy(found.targets))
+        return self._keep(moments, found, self._fit_eraser(moments))
 
     def partial_fit(
         self,
@@ -103,7 +115,10 @@ class StreamingTransformer(ConceptTransformer):
         concept: ArrayLike | None = None,
         classes: ArrayLike | None = None,
     ):
-        """Add rows, fit again and return self; a call that fails changes nothing.
+        """Add rows and return self; a call that fails changes nothing.
+
+        The eraser is made when it is next asked for, so that a call costs no more than its rows. It needs rows of two
+        classes: until they have come, `transform` and `eraser_` raise.
 
         Args:
             X: (n, d) real numbers, float64 or float32.
@@ -114,27 +129,49 @@ class StreamingTransformer(ConceptTransformer):
         Raises:
             ValueError: as in `fit`, or a class that the first call did not announce.
         """
-        return self._update(X, y, concept, classes, first=not hasattr(self, "moments_"))
+        first = not hasattr(self, "moments_")
+        rows = self._rows(X, reset=first)
+        like = None if first else Concept(np.empty(0), self.classes_)
+        found = self._concept(rows, y, concept, classes, like)
+        moments = found.moments(rows.shape[1]) if first else self.moments_
+        return self._keep(moments.update(rows, torch.from_numpy(found.targets)), found, None)
+
+    @property
+    def eraser_(self) -> Eraser:
+        """The eraser of the rows so far.
+
+        Raises:
+            NotFittedError: there are no rows, or rows of one class only.
+            ValueError: as the method does.
+        """
+        check_is_fitted(self, "moments_")
+        if self._fitted is None:
+            counts = self.moments_.class_counts
+            if self.classes_ is not None and int((counts > 0).sum()) < 2:
+                raise NotFittedError(
+                    f"of {self.classes_.tolist()} only {self.classes_[counts.argmax()].tolist()!r} has come so far: "
+                    "call partial_fit with rows of a second class first"
+                )
+            self._fitted = self._fit_eraser(self.moments_)
+        return self._fitted
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "moments_")
 
     def _fit_eraser(self, moments: Moments) -> Eraser:
         """Return the eraser of a method from the statistics of (X, y)."""
         raise NotImplementedError
 
-    def _update(self, X: Any, y: Any, concept: Any, classes: Any, first: bool):
-        rows = self._rows(X, reset=first)
-        found = self._concept(rows, y, concept, classes, None if first else self.classes_)
-        moments = found.moments(rows.shape[1]) if first else self.moments_.copy()
-        moments.update(rows, torch.from_numpy(found.targets))
-        eraser = self._fit_eraser(moments)
-        self.moments_, self.eraser_, self.classes_ = moments, eraser, found.classes
+    def _keep(self, moments: Moments, concept: Concept, eraser: Eraser | None):
+        self.moments_, self.classes_, self._fitted = moments, concept.classes, eraser
         self.n_samples_seen_ = moments.count
         return self
 
 
 def read_concept(
-    name: str, given: Any, kind: Kind, rows: Tensor, classes: Any = None, known: NDArray[Any] | None = None
+    name: str, given: Any, kind: Kind, rows: Tensor, classes: Any = None, like: Concept | None = None
 ) -> Concept:
-    """Return the concept in an array of labels or numbers, one for each row.
+    """Return the concept in an array of labels or numbers, one for each row, of the kind and classes of another.
 
     Raises:
         ValueError: kind is unknown, there are not as many as rows, a number is not finite, or there is one class only.
@@ -144,14 +181,19 @@ def read_concept(
     z = check_array(given, ensure_2d=False, dtype=None, input_name=name)  # type: ignore[arg-type]
     z = z[:, 0] if z.ndim == 2 and z.shape[1] == 1 else z
     check_consistent_length(rows, z)
-    if known is None:
-        if kind == "auto":
-            kind = "classes" if type_of_target(z, input_name=name) in ("binary", "multiclass") else "numbers"
-        if kind == "numbers":
-            return Concept(np.asarray(z, dtype=np.float64), None)
-        known = np.unique(z if classes is None else np.asarray(classes))
-        if len(known) < 2:
-            raise ValueError(f"{name} has 1 class, {known.tolist()[0]!r}, in n_samples={len(z)}: expected at least two")
+    if like is not None:
+        kind = "numbers" if like.classes is None else "classes"
+    elif kind == "auto":
+        kind = "classes" if type_of_target(z, input_name=name) in ("binary", "multiclass") else "numbers"
+    if kind == "numbers":
+        return Concept(np.asarray(z, dtype=np.float64), None)
+    known = np.unique(z if classes is None else np.asarray(classes)) if like is None else like.classes
+    assert known is not None
+    if len(known) < 2:
+        raise ValueError(
+            f"{name} has 1 class, {known.tolist()[0]!r}, in n_samples={len(z)}: expected at least two, of which some "
+            "may come later where partial_fit was told all, as classes="
+        )
     return Concept(_codes(z, known, name), known)
 
 
