@@ -62,6 +62,7 @@ class Built:
     stack: int
     spilled: int
     shared: int
+    descriptors: list[Any]  # how the tensor memory accelerator reads each operand
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.ptx))
@@ -137,7 +138,8 @@ def build(launch: Launch, capability: tuple[int, int]) -> Built:
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
     compiled = triton.compile(source, target=target, options={"num_warps": launch.warps, "enable_fp_fusion": True})
     usage = _resources(compiled.asm["cubin"])
-    return Built(compiled.asm["ptx"], usage["REG"], usage["STACK"], usage["LOCAL"], compiled.metadata.shared)
+    sizes = (usage["REG"], usage["STACK"], usage["LOCAL"], compiled.metadata.shared)
+    return Built(compiled.asm["ptx"], *sizes, list(getattr(compiled.metadata, "tensordesc_meta", None) or []))
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

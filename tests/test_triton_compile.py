@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,9 @@ def check_update(launch: Launch, built: Built, capability: tuple[int, int]) -> N
         assert built.count(PRODUCT[capability]) > 0
     else:
         assert built.count("fma.rn.f32") > tile and not built.count("mma"), "true float32"
+    # A program reads the prepared tile or the rows themselves, by a choice of descriptors: these must agree.
+    assert len(built.descriptors) == (1 + launch.sizes["FETCH"] if launch.sizes["DESCRIPTOR"] else 0)
+    assert all(one == built.descriptors[0] for one in built.descriptors)
     if capability == HOPPER and tile == 128:
         assert built.count(r"cp\.async\.bulk\.tensor") > 0
         # In the loop a product may still run while the next one is begun.
@@ -95,14 +99,15 @@ def test_a_promotion_that_is_folded_away_is_seen() -> None:
     """Without one, a kernel has no float32 addition for each number."""
     launch = next(one for one in compiled.launches(HOPPER, torch.bfloat16) if one.name == "rank_update")
     built = compiled.build(launch, HOPPER)
-    folded = Built(re.sub(ADD, "mov.b32 ", built.ptx), built.registers, 0, 0, built.shared)
+    folded = replace(built, ptx=re.sub(ADD, "mov.b32 ", built.ptx))
     with pytest.raises(AssertionError, match="folded away"):
         check_update(launch, folded, HOPPER)
 
 
 def test_no_number_of_rows_is_compiled_in() -> None:
     """What changes from batch to batch is an argument like any other, also where it is 1 or a multiple of 16."""
-    varying = {"rows", "begin", "count", "first", "length", "segments", "again", "plane_rows", "chunk_room"}
+    varying = {"rows", "begin", "count", "first", "length", "segments", "again", "fetched", "plane_rows"}
+    varying.add("chunk_room")
     for launch in compiled.launches(HOPPER, torch.float32):
         named = {
             launch.kernel.arg_names[one] if isinstance(one, int) else one for one in launch.kernel.do_not_specialize

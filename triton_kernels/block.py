@@ -29,6 +29,17 @@ class Strided(NamedTuple):
     inner: int
     column: int
 
+    def fetched(self, begin: int, length: int, rows: int, dim: int) -> Tensor | None:
+        """Return rows begin..begin+rows as a view (rows, dim) that the tensor memory accelerator can read, or None."""
+        stride = self.inner if length > 1 else self.outer
+        offset = begin // length * self.outer + begin % length * self.inner
+        apart = begin // length != (begin + rows - 1) // length and self.outer != length * stride
+        size = self.tensor.element_size()
+        aligned = (self.tensor.data_ptr() + offset * size) % 16 == stride * size % 16 == 0
+        if apart or self.column != 1 or stride < dim or not aligned:
+            return None
+        return self.tensor.as_strided((rows, dim), (stride, 1), self.tensor.storage_offset() + offset)
+
 
 class Batch(NamedTuple):
     """Rows x (..., length, dim) with labels or targets, a mask and weights, each with the strides that it has."""
@@ -85,7 +96,8 @@ class BlockKernels:
         self.rows = rows = block_rows(dim)
         self.groups = groups = classes if per_class else 1
         self.align = config.step if per_class else 1
-        self.bins = max(configs.CODE_BINS, triton.next_power_of_2(classes + len(LEFT_OUT)))
+        # With one more for places beyond the last row: a histogram on a GPU has no other way to leave them out.
+        self.bins = max(configs.CODE_BINS, triton.next_power_of_2(classes + len(LEFT_OUT) + 1))
         self.chunk_room = rows // configs.CHUNK + min(classes, rows) + 1
         self.tiles = triangle_size(width // config.tile)
         self.splits = configs.split_count(self.tiles * groups, processors, rows)
@@ -99,6 +111,7 @@ class BlockKernels:
         self.counts = room(-(-rows // configs.SEGMENT), self.bins, dtype=torch.int32)
         self.order = room(rows, dtype=torch.int32)
         self.bad = room(1 + rows, dtype=torch.int32)
+        self.as_is = room(1, dtype=torch.int32)
         self.starts, self.tile_starts, self.chunks = (room(classes + 1, dtype=torch.int32) for _ in range(3))
         self.shift, self.scale = room(width, dtype=torch.float32), room(width, dtype=torch.float32)
         self.tile = room(config.planes * self.plane_rows, width, dtype=config.dtype)
@@ -109,9 +122,9 @@ class BlockKernels:
         self.group_sums, self.group_rest = (room(groups, width, dtype=torch.float64) for _ in range(2))
         self.group_low = room(groups, width, dtype=torch.float64)
         self.partial = room(self.together, self.splits, self.tiles, config.tile, config.tile, dtype=torch.float32)
-        self.source: Any = self.tile
-        if config.descriptor:
-            self.source = TensorDescriptor.from_tensor(self.tile, [config.step, config.tile])
+        self.source: Any = self._describe(self.tile) if config.descriptor else self.tile
+        # What it fetches beyond the ends of x is zero, as in the tile.
+        self._may_fetch = config.descriptor and config.planes == 1 and not per_class
 
     def stage(self, batch: Batch, begin: int, count: int, first: int, waiting: Waiting) -> None:
         """Write what is known of rows begin..begin+count of a batch to places first.. of a block."""
@@ -163,6 +176,8 @@ class BlockKernels:
         """Add rows begin..begin+rows of x, of which everything else is `waiting`, to the sums of a state."""
         self._order(waiting.codes, rows, left_out)
         source = (begin, length, x.outer, x.inner, x.column, self.dim, self.width)
+        as_is = self._may_fetch and x.tensor.dtype == self.config.dtype and not weighted
+        fetched = x.fetched(begin, length, rows, self.dim) if as_is else None
         self._locate(state, x.tensor, source, waiting)
         columns = 256 if self.width % 256 == 0 else 128
         chunk_programs = rows // configs.CHUNK + min(self.classes, rows) + 1
@@ -171,13 +186,14 @@ class BlockKernels:
                 ingest,
                 (chunk_programs, self.width // columns, 1 + self.targets),
                 *(x.tensor, waiting.weights, waiting.targets, self.order, self.starts, self.tile_starts, self.chunks),
-                *(self.bad, state.shift, state.target_shift, self.shift, self.scale, self.tile, self.sums, self.rest),
-                *(self.low, *source, self.plane_rows, self.chunk_room, again),
+                *(self.bad, self.as_is, state.shift, state.target_shift, self.shift, self.scale, self.tile, self.sums),
+                *(self.rest, self.low, *source, self.plane_rows, self.chunk_room, again, int(fetched is not None)),
                 CLASSES=self.classes,
                 CLASS_BINS=self.bins,
                 TARGETS=self.targets,
                 HAS_WEIGHT=weighted,
                 PLANES=self.config.planes,
+                AS_IS=as_is,
                 ALIGN=self.align,
                 STEP=self.config.step,
                 CHUNK=configs.CHUNK,
@@ -204,7 +220,11 @@ class BlockKernels:
         if self.targets:
             self._add_targets(state, waiting, weighted)
         for group in range(0, self.groups, self.together):
-            self._multiply(state, group, min(self.together, self.groups - group))
+            self._multiply(state, group, min(self.together, self.groups - group), fetched)
+
+    def _describe(self, rows: Tensor) -> TensorDescriptor:
+        """Return how the tensor memory accelerator reads rows."""
+        return TensorDescriptor.from_tensor(rows, [self.config.step, self.config.tile])
 
     def _order(self, codes: Tensor, rows: int, left_out: Tensor) -> None:
         """Sort the rows by class."""
@@ -222,7 +242,7 @@ class BlockKernels:
         launch(
             scan_counts,
             (1,),
-            *(self.counts, self.starts, self.tile_starts, self.chunks, left_out, segments),
+            *(self.counts, self.starts, self.tile_starts, self.chunks, left_out, self.as_is, segments, rows),
             CLASSES=self.classes,
             BINS=bins,
             WIDE=min(bins, configs.CLASS_COLUMNS),
@@ -238,11 +258,12 @@ class BlockKernels:
         launch(
             locate,
             (self.width // LOCATE_COLUMNS,),
-            *(x, self.order, self.starts, state.counts, state.shift, self.shift, self.scale, *source),
+            *(x, self.order, self.starts, state.counts, state.shift, self.shift, self.scale, self.as_is, *source),
             CLASSES=self.classes,
             CLASS_BINS=self.bins,
             THRESHOLD=self.config.threshold,
             MAX_SCALE=self.config.max_scale,
+            ORDINARY=configs.ORDINARY,
             SAMPLES=configs.SAMPLES,
             COLUMNS=LOCATE_COLUMNS,
             warps=8,
@@ -275,13 +296,14 @@ class BlockKernels:
             COLUMNS=128,
         )
 
-    def _multiply(self, state: Any, first: int, groups: int) -> None:
-        """Add the products of some groups to their second moments."""
+    def _multiply(self, state: Any, first: int, groups: int, fetched: Tensor | None = None) -> None:
+        """Add the products of some groups to their second moments; `fetched` are the rows themselves."""
         config = self.config
         launch(
             rank_update,
             (self.tiles, self.splits, groups),
-            *(self.source, self.tile_starts, self.partial, self.plane_rows, first, self.width),
+            *(self.source, self.tile if fetched is None else self._describe(fetched), self.as_is, self.bad),
+            *(self.tile_starts, self.partial, self.plane_rows, first, self.width),
             STRIDE=1 if self.per_class else self.classes,
             PLANES=config.planes,
             BLOCK=config.tile,
@@ -289,6 +311,7 @@ class BlockKernels:
             PROMOTE=config.promote,
             STAGES=config.stages,
             DESCRIPTOR=config.descriptor,
+            FETCH=fetched is not None,
             warps=config.warps,
         )
         launch(

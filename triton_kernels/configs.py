@@ -10,6 +10,7 @@ SEGMENT = 128  # rows that one program counts and places
 CHUNK = 128  # rows of one class whose sums are formed together
 WIDTH = 128  # tiles are padded to a multiple of this
 CODE_BINS, CLASS_COLUMNS = 16, 64  # least histogram; codes whose counts are scanned together
+ORDINARY = 32  # columns of a spread from 2^-32 to 2^32 need no scale
 SAMPLES = 256  # rows of a block whose median centres it
 PARTIAL_BYTES = 256 << 20  # of the products of several classes, at most
 # Rows whose product takes as long as one more float32 partial sum of it: 2 d^2 operations a row against 8 bytes.
@@ -49,7 +50,8 @@ class Update:
 
 def update_config(dtype: torch.dtype, precision: str, capability: tuple[int, int]) -> Update:
     """Return how rows of a dtype are multiplied on a device of a compute capability."""
-    hopper = capability >= (9, 0)
+    # Later ones, of other product lines, have the shared memory of small devices.
+    hopper = capability[0] in (9, 10)
     if dtype == torch.float32 and precision == "ieee":
         return Update(torch.float32, 1, 64, 16, 512, 3, 4, False, 0.0, 2.0**126, 2e-6)
     if dtype == torch.float32 and precision == "high":

@@ -35,6 +35,7 @@ def locate(
     state_shift,  # (dim,) float64: written where they hold none
     shift,  # (width,) float32: of this block
     scale,  # (width,) float32: powers of two
+    as_is,  # (1,) int32: cleared where a column is shifted or scaled
     begin,
     length,
     x_outer,
@@ -46,6 +47,7 @@ def locate(
     CLASS_BINS: tl.constexpr,
     THRESHOLD: tl.constexpr,
     MAX_SCALE: tl.constexpr,
+    ORDINARY: tl.constexpr,
     SAMPLES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -53,7 +55,7 @@ def locate(
 
     The shift is the median, so that a huge first token moves nothing; zero where it is less than THRESHOLD times the
     spread, for there x - shift would have to be rounded. The scale makes the spread about 1: no square leaves the range
-    of float32.
+    of float32. Columns that are not shifted and whose spread lies between 2^-ORDINARY and 2^ORDINARY stay as they are.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.load(starts + CLASSES)
@@ -82,7 +84,11 @@ def locate(
     size = tl.where(spread > 0, spread, tl.where(median != 0, tl.abs(median), 1.0))
     exponent = tl.minimum(tl.maximum((size.to(tl.int32, bitcast=True) >> 23) & 255, 1), 253)
     factor = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    tl.store(scale + column, tl.minimum(factor, MAX_SCALE), mask=column < width)
+    unmoved = (shifted == 0) & (exponent > 127 - ORDINARY) & (exponent < 127 + ORDINARY)
+    factor = tl.where(unmoved, 1.0, tl.minimum(factor, MAX_SCALE))
+    tl.store(scale + column, factor, mask=column < width)
+    if tl.min((unmoved | (column >= dim)).to(tl.int32), 0) == 0:
+        tl.store(as_is, 0)
 
     classes = tl.arange(0, CLASS_BINS)
     held = tl.sum(tl.load(state_counts + classes, mask=classes < CLASSES, other=0), 0)
@@ -90,7 +96,7 @@ def locate(
         tl.store(state_shift + column, median.to(tl.float64), mask=column < dim)
 
 
-@triton.jit(do_not_specialize=["begin", "length", "x_outer", "x_inner", "plane_rows", "chunk_room", "again"])
+@triton.jit(do_not_specialize=["begin", "length", "x_outer", "x_inner", "plane_rows", "chunk_room", "again", "fetched"])
 def ingest(
     x,
     weights,  # (rows,) float64
@@ -100,6 +106,7 @@ def ingest(
     tile_starts,
     chunks,
     bad,  # (1 + rows,) int32: whether any row is not finite, and which
+    as_is,  # (1,) int32: whether the tile would hold the rows as they are
     state_shift,  # (dim,) float64
     target_shift,  # (TARGETS,) float64
     shift,
@@ -118,11 +125,13 @@ def ingest(
     plane_rows,
     chunk_room,
     again,
+    fetched,  # whether the product can read x itself
     CLASSES: tl.constexpr,
     CLASS_BINS: tl.constexpr,
     TARGETS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     PLANES: tl.constexpr,
+    AS_IS: tl.constexpr,
     ALIGN: tl.constexpr,
     STEP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -132,6 +141,8 @@ def ingest(
     """Write one chunk of the tile and its sums.
 
     Rows are taken as finite and those that are not are marked; where any was, a second run, `again`, leaves them out.
+    A tile that would hold the rows as they are keeps their order, and is not written where the product can read them
+    from x: the same bits either way.
     """
     if (again == 1) & (tl.load(bad) == 0):
         return
@@ -157,6 +168,10 @@ def ingest(
     else:
         stop = first + STEP  # the product reads whole steps
 
+    kept = 0
+    if AS_IS:
+        kept = tl.load(as_is) * (1 - again)
+    written = tl.where(kept * fetched == 1, first, stop)
     here = column < dim
     inside = column < width
     centre = tl.load(shift + column, mask=inside, other=0.0)[None, :]
@@ -194,8 +209,9 @@ def ingest(
         if factor == 0:
             narrow = prepared.to(tile.dtype.element_ty)
             taken = narrow.to(tl.float32)
-            out = tile + (goal + place).to(tl.int64)[:, None] * width + column[None, :]
-            fits = (place < stop)[:, None] & inside[None, :]
+            goal_row = tl.where(used & (kept == 1), row, goal + place)
+            out = tile + goal_row.to(tl.int64)[:, None] * width + column[None, :]
+            fits = (place < written)[:, None] & inside[None, :]
             tl.store(out, narrow, mask=fits)
             if PLANES == 2:
                 lower = (prepared - taken).to(tile.dtype.element_ty)

@@ -27,9 +27,53 @@ def load_tile(tile, row, column, width, STEP: tl.constexpr, BLOCK: tl.constexpr,
         return tl.load(tile + rows.to(tl.int64)[:, None] * width + columns[None, :])
 
 
+@triton.jit
+def multiply(
+    tile,
+    begin,
+    steps,
+    left,
+    right,
+    plane_rows,
+    width,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+    PROMOTE: tl.constexpr,
+    STAGES: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """Return the product of columns left.. and right.. of some steps of rows.
+
+    A tensor core's float32 accumulator may round toward zero, so that what it holds falls behind as rows go by: every
+    PROMOTE rows it is added to a second one, by an ordinary float32 addition, and starts anew. One loop, not two: the
+    loads stay ahead across that addition.
+    """
+    total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    # Of two planes: high'high + low'high + high'low, one product a turn.
+    PRODUCTS: tl.constexpr = 3 if PLANES == 2 else 1
+    for step in tl.range(0, PRODUCTS * steps, num_stages=STAGES):
+        row = begin + step // PRODUCTS * STEP
+        row_a, row_b = row, row
+        if PLANES == 2:
+            row_a += plane_rows * (step % PRODUCTS == 1)
+            row_b += plane_rows * (step % PRODUCTS == 2)
+        a = load_tile(tile, row_a, left, width, STEP, BLOCK, DESCRIPTOR)
+        b = load_tile(tile, row_b, right, width, STEP, BLOCK, DESCRIPTOR)
+        inner = tl.dot(tl.trans(a), b, inner, input_precision="ieee")
+        if (step + 1) % (PROMOTE // STEP) == 0:
+            total += inner
+            inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    return total + inner
+
+
 @triton.jit(do_not_specialize=["plane_rows", "group_begin"])
 def rank_update(
     tile,  # (planes * plane_rows, width) pointer, or tensor descriptor with blocks (STEP, BLOCK)
+    x,  # with FETCH, tensor descriptor of the rows themselves with the same blocks, zero beyond its ends
+    as_is,  # (1,) int32: whether the tile would hold the rows as they are
+    bad,  # int32: whether any row is not finite, so that the tile was written after all
     starts,  # (groups * STRIDE + 1,) int32: rows of group g are those from starts[g STRIDE] to starts[(g + 1) STRIDE]
     partial,  # (groups, splits, tiles, BLOCK, BLOCK) float32
     plane_rows,
@@ -42,13 +86,9 @@ def rank_update(
     PROMOTE: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
-    """Write one tile of the product over one split of the rows of one group.
-
-    A tensor core's float32 accumulator may round toward zero, so that what it holds falls behind as rows go by: every
-    PROMOTE rows it is added to a second one, by an ordinary float32 addition, and starts anew. One loop, not two: the
-    loads stay ahead across that addition.
-    """
+    """Write one tile of the product over one split of the rows of one group."""
     index, split, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits = tl.num_programs(1)
     i, j = triangle(index)
@@ -56,26 +96,15 @@ def rank_update(
     steps = tl.cdiv(tl.load(starts + (group_begin + group + 1) * STRIDE) - begin, STEP)
     share = tl.cdiv(steps, splits)
     begin += split * share * STEP
+    steps = tl.minimum(share, steps - split * share)
     left, right = i * BLOCK, j * BLOCK
-
-    total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    # Of two planes: high'high + low'high + high'low, one product a turn.
-    PRODUCTS: tl.constexpr = 3 if PLANES == 2 else 1
-    for step in tl.range(0, PRODUCTS * tl.minimum(share, steps - split * share), num_stages=STAGES):
-        row = begin + step // PRODUCTS * STEP
-        row_a, row_b = row, row
-        if PLANES == 2:
-            row_a += plane_rows * (step % PRODUCTS == 1)
-            row_b += plane_rows * (step % PRODUCTS == 2)
-        a = load_tile(tile, row_a, left, width, STEP, BLOCK, DESCRIPTOR)
-        b = load_tile(tile, row_b, right, width, STEP, BLOCK, DESCRIPTOR)
-        inner = tl.dot(tl.trans(a), b, inner, input_precision="ieee")
-        if (step + 1) % (PROMOTE // STEP) == 0:
-            total += inner
-            inner = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    total += inner
-
+    source = tile
+    if FETCH:
+        if (tl.load(as_is) == 1) & (tl.load(bad) == 0):
+            source = x
+    total = multiply(
+        source, begin, steps, left, right, plane_rows, width, PLANES, BLOCK, STEP, PROMOTE, STAGES, DESCRIPTOR
+    )
     place = ((group * splits + split) * tl.num_programs(0) + index).to(tl.int64) * BLOCK * BLOCK
     cells = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(partial + place + cells, total)

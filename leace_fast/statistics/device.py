@@ -166,7 +166,7 @@ class DeviceRows:
             if found is None:
                 cuda = self.device.type == "cuda"
                 properties = torch.cuda.get_device_properties(self.device) if cuda else None
-                capability = (properties.major, properties.minor) if properties else (8, 0)
+                capability = (properties.major, properties.minor) if properties else (9, 0)
                 processors = properties.multi_processor_count if properties else 4
                 config = update_config(self._dtype, self.precision, capability)
                 found = BlockKernels(key, *self.kind, config, self.device, processors)
