@@ -17,9 +17,10 @@ import leace_fast as lf
 from leace_fast.methods._rlace import LowRank
 
 SIZES = ((256, 2), (256, 10), (768, 2), (768, 10))
+SMALL = ((128, 2), (256, 6))  # for what takes a reference many seconds
 QUADRATIC = ((128, 2), (128, 4), (384, 2))
 ROWS_PER_DIMENSION = 8
-STEPS = 20  # of INLP, and of the game of R-LACE
+STEPS = 5  # of INLP, and of the game of R-LACE
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,38 @@ def bench_orth(measure, dim: int, classes: int, peer: str) -> None:
     given = problem(dim, classes)
     fitter = LeaceFitter(dim, classes, method="orth", dtype=torch.float64, svd_tol=1e-9)
     fitter.update(given.x, given.onehot)
-    cross = given.moments.cross_covariance.numpy()
-
-    def by_numpy() -> Callable[[Tensor], Tensor]:
-        basis, values, _ = numpy.linalg.svd(cross, full_matrices=False)
-        basis = torch.from_numpy(basis[:, values > 1e-9 * values[0]])
-        return lambda x: x - (x - given.moments.mean) @ basis @ basis.mT
-
-    fit = {"leace-fast": lambda: lf.orth(given.moments), "concept-erasure": cached(fitter), "NumPy": by_numpy}[peer]
-    error = gap(given, fit()(given.x))  # type: ignore[operator]
+    columns, mean = given.moments.cross_covariance.numpy(), given.moments.mean
+    fits = {
+        "leace-fast": lambda: lf.orth(given.moments),
+        "concept-erasure": cached(fitter),
+        "NumPy": lambda: projection(columns, mean),
+    }
+    error = gap(given, fits[peer]()(given.x))
     assert error < 1e-9
     rank = classes - 1
     work = Work(f"orth d={dim} k={classes}", 8 * 3 * dim * rank, 4 * dim * rank**2, torch.float64)
-    measure(work, peer, error, fit)
+    measure(work, peer, error, fits[peer])
+
+
+@pytest.mark.parametrize(("dim", "classes"), SIZES)
+@pytest.mark.parametrize("peer", ["leace-fast", "NumPy"])
+def bench_mean_projection(measure, dim: int, classes: int, peer: str) -> None:
+    given = problem(dim, classes)
+    means = given.moments.class_means
+    columns, origin = (means[1:] - means[:1]).mT.numpy(), torch.zeros(dim, dtype=torch.float64)
+    fits = {"leace-fast": lambda: lf.mean_projection(given.moments), "NumPy": lambda: projection(columns, origin)}
+    error = gap(given, fits[peer]()(given.x))
+    assert error < 1e-9
+    rank = classes - 1
+    work = Work(f"mean projection d={dim} k={classes}", 8 * 3 * dim * rank, 4 * dim * rank**2, torch.float64)
+    measure(work, peer, error, fits[peer])
+
+
+def projection(columns: numpy.ndarray, point: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the projection about a point that drops the left singular vectors of some columns."""
+    basis, values, _ = numpy.linalg.svd(columns, full_matrices=False)
+    kept = torch.from_numpy(basis[:, values > 1e-9 * values[0]])
+    return lambda x: x - (x - point) @ kept @ kept.mT
 
 
 @pytest.mark.parametrize(("dim", "classes"), SIZES)
@@ -136,32 +156,31 @@ def bench_splince(measure, dim: int, classes: int, peer: str) -> None:
     measure(work, peer, error, fit)
 
 
-@pytest.mark.parametrize(("dim", "classes"), SIZES)
+@pytest.mark.parametrize(("dim", "classes"), SMALL)
 @pytest.mark.parametrize("peer", ["leace-fast", "passes over the rows"])
 def bench_inlp(measure, dim: int, classes: int, peer: str) -> None:
     """Classifiers by least squares, from the moments and from the projected rows; the same steps."""
     given = problem(dim, classes)
     rows, targets = given.x - given.x.mean(0), given.onehot.double() - given.onehot.double().mean(0)
-    steps = min(STEPS, dim // (2 * classes))
 
     def by_passes() -> Tensor:
         basis = rows.new_zeros(dim, 0)
-        for _ in range(steps):
+        for _ in range(STEPS):
             weights = torch.linalg.lstsq(rows - rows @ basis @ basis.mT, targets, driver="gelsd").solution
             left, values, _ = torch.linalg.svd(weights - basis @ (basis.mT @ weights), full_matrices=False)
             basis = torch.cat([basis, left[:, values > 1e-6 * values[0]]], 1)
         return basis
 
     def by_moments() -> Tensor:
-        return lf.inlp(given.moments, tolerance=0.0, max_iterations=steps).left
+        return lf.inlp(given.moments, tolerance=0.0, max_iterations=STEPS).left
 
     fit = by_moments if peer == "leace-fast" else by_passes
     one, two = fit(), by_moments()
     error = float((one @ one.mT - two @ two.mT).abs().max())
     assert error < 1e-6
-    rank = steps * (classes - 1)
+    rank = STEPS * (classes - 1)
     work = Work(
-        f"inlp of {steps} steps d={dim} k={classes}",
+        f"{STEPS} steps of inlp d={dim} k={classes}",
         8 * (dim * (dim + 1) // 2 + dim * rank),
         dim**3 // 3 + 4 * dim**2 * rank,
         torch.float64,
@@ -188,7 +207,28 @@ def bench_quadratic(measure, dim: int, classes: int, peer: str) -> None:
     measure(work, peer, error, fit)
 
 
-@pytest.mark.parametrize(("dim", "classes"), SIZES)
+@pytest.mark.parametrize(("dim", "classes"), QUADRATIC)
+@pytest.mark.parametrize("peer", ["leace-fast", "concept-erasure"])
+def bench_quadratic_editor(measure, dim: int, classes: int, peer: str) -> None:
+    given = problem(dim, classes, per_class=True)
+    fitter = QuadraticFitter(dim, classes, dtype=torch.float64, shrinkage=False)
+    fitter.update(given.x, given.y)
+    fit = (lambda: lf.quadratic_editor(given.moments)) if peer == "leace-fast" else fitter.editor
+    out = fit()(given.x, given.y, 0)
+    after = lf.Moments(dim, classes, per_class=True).update(out, given.y).class_covariances
+    error = float((after - after[0]).norm() / after[0].norm())
+    assert error < (1e-9 if peer == "leace-fast" else 1e-2)
+    pairs = classes * (classes - 1)
+    work = Work(
+        f"quadratic editor d={dim} k={classes}",
+        8 * (classes * dim * (dim + 1) // 2 + pairs * dim**2),
+        12 * pairs * dim**3,
+        torch.float64,
+    )
+    measure(work, peer, error, fit)
+
+
+@pytest.mark.parametrize(("dim", "classes"), SMALL)
 @pytest.mark.parametrize("peer", ["leace-fast", "dense"])
 def bench_rlace_step(measure, dim: int, classes: int, peer: str) -> None:
     """The projection's steps of the game: of low rank, and with all eigenvectors of the d x d matrix."""

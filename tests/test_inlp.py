@@ -98,6 +98,21 @@ def test_needs_many_steps_where_mean_projection_needs_one(classifier) -> None:
     assert left[0] > 0.6 and left == sorted(left, reverse=True), left
 
 
+@pytest.mark.parametrize("classifier", ["logistic", "svm"])
+def test_each_direction_is_that_of_a_classifier_on_what_is_left(classifier) -> None:
+    """The next direction is nearly the weight of a logistic regression that is fitted to the end on projected rows."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    data = skewed()
+    three = inlp(batches(data), classifier=classifier, rank=3).left
+    deviation = data.x.std(0)
+    for done in (1, 2):
+        rows = (data.x - data.x.mean(0)) @ (torch.eye(10, dtype=torch.float64) - three[:, :done] @ three[:, :done].mT)
+        model = linear_model.LogisticRegression(C=1e4, max_iter=500).fit((rows / deviation).numpy(), data.y.numpy())
+        weight = torch.from_numpy(model.coef_[0]) / deviation
+        weight -= three[:, :done] @ (three[:, :done].mT @ weight)
+        assert float(weight @ three[:, done] / weight.norm()) > 0.95
+
+
 def test_rows_of_several_classes_and_of_ignored_labels() -> None:
     data = cases.classes(900, 8, 3, noise=2.0)
     hidden = torch.where(torch.arange(900) % 3 == 0, -100, data.y)

@@ -167,6 +167,23 @@ def test_rank_keeps_the_strongest_directions() -> None:
     assert leace(moments, rank=2).rank == leace(moments, rank=9).rank == 2
 
 
+def test_strongest_is_by_correlation_not_by_length() -> None:
+    """A gap of fifty in a column of deviation a hundred tells less than one of four in a column of deviation one."""
+    generator = torch.Generator().manual_seed(3)
+    y = torch.arange(3000) % 3
+    x = torch.randn(3000, 5, generator=generator, dtype=torch.float64)
+    x[:, 1] = 100 * x[:, 1] + 50.0 * (y == 1)
+    x[:, 3] += 4.0 * (y == 2)
+    moments = Moments(5, 3).update(x, y)
+    before = moments.class_mean_differences
+    after = Moments(5, 3).update(leace(moments, rank=1)(x), y).class_mean_differences
+    assert after[:, 3].abs().max() < 0.1 * before[:, 3].abs().max()
+    assert after[:, 1].abs().max() > 0.5 * before[:, 1].abs().max()
+    z = torch.nn.functional.one_hot(y, 3)[:, 1:].double() * torch.tensor([1000.0, 1.0])
+    targets = leace(Moments(5, target_dim=2).update(x, z), rank=1)
+    within(targets(x) - leace(moments, rank=1)(x), 1e-9 * x.abs().max(), "numbers for labels, at any scale")
+
+
 def test_report_is_true() -> None:
     data = cases.classes(2000, 8, 3)
     x, moments = data.x, data.moments()

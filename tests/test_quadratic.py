@@ -8,7 +8,7 @@ import torch
 from laws import within
 from torch import Tensor
 
-from leace_fast import ConditionalEraser, Moments, mimic, quadratic, quadratic_editor
+from leace_fast import ConditionalEraser, Moments, mimic, oracle, quadratic, quadratic_editor
 
 
 def unlike(num_classes: int, rows: int = 3000, dim: int = 7, condition: float = 100.0) -> cases.Data:
@@ -81,6 +81,25 @@ def test_no_common_gaussian_is_nearer() -> None:
             cost += share * float((s + other - 2 * root(half @ other @ half)).trace())
             cost += share * float((moments.class_means[j] - moments.mean).square().sum())
         assert cost > best.report.change
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_no_quadratic_classifier_can_tell(num_classes: int) -> None:
+    """Quadratic discriminant analysis is left with the shares of the classes, where equal means alone leave it more."""
+    analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    metrics = pytest.importorskip("sklearn.metrics")
+    data = unlike(num_classes)
+    moments = moments_of(data)
+
+    def loss(rows: Tensor) -> float:
+        model = analysis.QuadraticDiscriminantAnalysis().fit(rows.numpy(), data.y.numpy())
+        return float(metrics.log_loss(data.y.numpy(), model.predict_proba(rows.numpy())))
+
+    shares = moments.class_weights / moments.total_weight
+    constant = -float((shares * shares.log()).sum())
+    # scikit-learn's covariances are over the rows less one: those of classes of unlike sizes differ a little.
+    assert loss(quadratic(moments)(data.x, data.y)) == pytest.approx(constant, rel=1e-4)
+    assert loss(oracle(moments)(data.x, data.y)) < 0.9 * constant
 
 
 @pytest.mark.parametrize("target", [0, 2])
