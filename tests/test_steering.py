@@ -33,6 +33,24 @@ def test_reflection_exchanges_the_class_means_and_undoes_itself(offset: float) -
     within(eraser.left @ eraser.right - 2 * base.left @ base.right, 1e-12, "twice the erasure")
 
 
+def test_reflection_is_the_switch_of_the_paper_about_the_midpoint() -> None:
+    """A = I - 2 W^+ (W Sxz)(W Sxz)^+ W with W the inverse root of the covariance: cov(e(x), z) = -cov(x, z)."""
+    data = cases.classes(900, 8, 2)
+    moments = data.moments()
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    whiten, unwhiten = (vectors * values**power @ vectors.mT for power in (-0.5, 0.5))
+    seen = whiten @ moments.cross_covariance[:, 1:]
+    paper = torch.eye(8, dtype=torch.float64) - 2 * unwhiten @ seen @ torch.linalg.pinv(seen) @ whiten
+    switched, about_mean = switch(moments, shrinkage=False), leace(moments, shrinkage=False).scaled(2.0)
+    for eraser in (switched, about_mean):
+        within(torch.eye(8, dtype=torch.float64) - eraser.left @ eraser.right - paper, 1e-9, "linear part")
+        within(data.moments(eraser(data.x)).cross_covariance + moments.cross_covariance, 1e-12, "covariance")
+    expected = (data.x - moments.mean) @ paper.mT + moments.mean
+    within(about_mean(data.x) - expected, 1e-9, "the paper's own is leace, scaled")
+    assert switched.report is not None
+    assert switched.report.change > float((about_mean(data.x) - data.x).square().sum(1).mean()), "it is the nearest"
+
+
 @pytest.mark.parametrize("to", [0, 2])
 def test_all_classes_move_to_one(to: int) -> None:
     data = cases.classes(900, 8, 3)

@@ -35,9 +35,11 @@ def alf_qleace(
     Raises:
         ValueError: no class covariances, or target or max_rank out of range; or as in `leace`.
 
-    Source: "approximate label-free quadratic LEACE" of EleutherAI's concept-erasure repository. Its published code
-        projects by `P S P` where `P S P'` is meant, for LEACE's P is oblique, and drops about the origin;
-        here covariances are means, weighted by class, and the second step keeps the mean too.
+    Source: Quirke and Belrose 2025, https://arxiv.org/abs/2502.02820 (approximate label-free quadratic LEACE), as the
+        code that EleutherAI published with it has it, but for this: there class moments are sums, so that larger
+        classes differ more, and are projected by `P S P`, though LEACE's P is oblique; each step takes the class of
+        the largest eigenvalue; and the directions are dropped about the origin. Here they are covariances, projected
+        by `P S P'`; the class that is farthest in the Frobenius norm, which is what must fall; and about the mean.
 
     >>> y = torch.arange(4000) % 2
     >>> x = torch.randn(4000, 5, dtype=torch.float64)

@@ -33,8 +33,11 @@ def switch(
         ValueError: real-valued targets, `to` is unknown or has no rows, or None while more than two classes have rows;
             or as in `leace`.
 
-    Source: the affine switch of concepts in LEACE's metric ("LEACE-Switch"), https://arxiv.org/abs/2605.05220; here
-        with the midpoint of the class means for the reflection, so that classes of unlike sizes change places too.
+    Source: Gaintseva et al. 2026 (MidSteer), https://arxiv.org/abs/2605.05220, equations 13 and 14: LEACE-Switch, the
+        affine map of least change with `Cov(e(x), z) = -Cov(x, z)`, is `x - 2 L R (x - mean of all)`, which
+        `leace(moments).scaled(2.0)` gives for any number of classes. The reflection has its linear part, and another
+        offset where the classes are of unlike sizes, so that their means change places all the same. The move is not
+        in that paper: it is their erasure, equations 6 and 7, shifted to the mean of one class.
 
     >>> import torch
     >>> y = torch.arange(90) % 2
