@@ -2,6 +2,7 @@
 # the CPU, or uses the active one. See .ci/environment.sh for PYTHON= and TORCH=.
 
 IN := sh .ci/environment.sh
+PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 BENCH_JSON ?= bench/results/cpu.json
 
 .PHONY: help demo doctor test lint test-long test-all sanitize bench bench-gpu dist clean
@@ -24,7 +25,7 @@ doctor:
 	@$(IN) hf,audit leace-fast doctor
 
 test: lint
-	@$(IN) dev pytest
+	@$(IN) dev $(PYTEST)
 
 lint:
 	@$(IN) dev ruff check .
@@ -33,7 +34,7 @@ lint:
 
 # Tests marked slow, and those of hypothesis again at full depth.
 test-long:
-	@$(IN) dev pytest -m 'slow or hypothesis' --hypothesis-profile=full
+	@$(IN) dev $(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=full
 
 test-all: test test-long
 
