@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pytest
@@ -57,10 +58,10 @@ def gap(given: Problem, out: Tensor) -> float:
     return float(after.class_mean_differences.norm() / given.moments.class_mean_differences.norm())
 
 
-def cached(fitter: LeaceFitter | OracleFitter | QuadraticFitter) -> Callable[[], object]:
+def cached(fitter: LeaceFitter | OracleFitter | QuadraticFitter) -> Callable[[], Any]:
     """Return a fit of the peer's with nothing cached."""
 
-    def fit() -> object:
+    def fit() -> Any:
         vars(fitter).pop("_cached_eraser", None)
         return fitter.eraser
 
@@ -190,42 +191,29 @@ def bench_inlp(measure, dim: int, classes: int, peer: str) -> None:
 
 @pytest.mark.parametrize(("dim", "classes"), QUADRATIC)
 @pytest.mark.parametrize("peer", ["leace-fast", "concept-erasure"])
-def bench_quadratic(measure, dim: int, classes: int, peer: str) -> None:
+@pytest.mark.parametrize("editor", [False, True], ids=["eraser", "editor"])
+def bench_quadratic(measure, dim: int, classes: int, peer: str, editor: bool) -> None:
     given = problem(dim, classes, per_class=True)
     fitter = QuadraticFitter(dim, classes, dtype=torch.float64, shrinkage=False)
     fitter.update(given.x, given.y)
-    fit = (lambda: lf.quadratic(given.moments)) if peer == "leace-fast" else cached(fitter)
-    out = fit()(given.x, given.y)  # type: ignore[operator]
+    method = lf.quadratic_editor if editor else lf.quadratic
+    fits = {
+        "leace-fast": lambda: method(given.moments),
+        "concept-erasure": fitter.editor if editor else cached(fitter),
+    }
+    out = fits[peer]()(given.x, given.y, *([0] if editor else []))
     after = lf.Moments(dim, classes, per_class=True).update(out, given.y).class_covariances
     error = float((after - after[0]).norm() / after[0].norm())
     # The peer divides by rows less one in each class.
     assert error < (1e-9 if peer == "leace-fast" else 1e-2)
-    triangle = dim * (dim + 1) // 2
+    triangle, maps = dim * (dim + 1) // 2, classes * (classes - 1) if editor else classes
     work = Work(
-        f"quadratic d={dim} k={classes}", 8 * classes * (triangle + dim**2), 12 * classes * dim**3, torch.float64
-    )
-    measure(work, peer, error, fit)
-
-
-@pytest.mark.parametrize(("dim", "classes"), QUADRATIC)
-@pytest.mark.parametrize("peer", ["leace-fast", "concept-erasure"])
-def bench_quadratic_editor(measure, dim: int, classes: int, peer: str) -> None:
-    given = problem(dim, classes, per_class=True)
-    fitter = QuadraticFitter(dim, classes, dtype=torch.float64, shrinkage=False)
-    fitter.update(given.x, given.y)
-    fit = (lambda: lf.quadratic_editor(given.moments)) if peer == "leace-fast" else fitter.editor
-    out = fit()(given.x, given.y, 0)
-    after = lf.Moments(dim, classes, per_class=True).update(out, given.y).class_covariances
-    error = float((after - after[0]).norm() / after[0].norm())
-    assert error < (1e-9 if peer == "leace-fast" else 1e-2)
-    pairs = classes * (classes - 1)
-    work = Work(
-        f"quadratic editor d={dim} k={classes}",
-        8 * (classes * dim * (dim + 1) // 2 + pairs * dim**2),
-        12 * pairs * dim**3,
+        f"quadratic{' editor' if editor else ''} d={dim} k={classes}",
+        8 * (classes * triangle + maps * dim**2),
+        12 * maps * dim**3,
         torch.float64,
     )
-    measure(work, peer, error, fit)
+    measure(work, peer, error, fits[peer])
 
 
 @pytest.mark.parametrize(("dim", "classes"), SMALL)

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from .files import load_tensors, save_tensors
+from .labelled import Labelled, checked_labels, checked_rows
 from .reference import compute_dtype
 from .report import Report
 from .statistics.rows import IGNORE
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from typing_extensions import Self
-
 ROWS_AT_ONCE = 8192
 
 
-class _Labelled:
-    """What erasers that are told labels share: they are frozen, and saved as one file."""
-
-    _kind: str  # of the file
-    _frozen = False
-    _parts: dict[str, Tensor]
-    method: str
-    report: Report | None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if self._frozen:
-            raise AttributeError(f"an eraser is frozen: cannot set {name!r}, make another one instead")
-        super().__setattr__(name, value)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, with a checksum; it holds means of the data."""
-        header = {"method": self.method, "report": self.report.to_dict() if self.report else None}
-        save_tensors(path, self._kind, self._parts, header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """Read what `save` wrote, to the bit.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds something else.
-        """
-        tensors, header = load_tensors(path, cls._kind)
-        report = Report.from_dict(header["report"]) if header["report"] else None
-        parts = {name: tensor.to(device) for name, tensor in tensors.items()}
-        make = cast("Callable[..., Self]", cls)  # each takes its own parts
-        return make(**parts, method=header["method"], report=report)
-
-
-class ConditionalEraser(_Labelled):
+class ConditionalEraser(Labelled):
     """The map `e(x, y) = (x - source[y]) M[y]' + target[y]`; what is given is copied.
 
     A second label may tell where to: then source, target and maps have an axis for each. Rows are computed in float64
@@ -151,10 +110,7 @@ class ConditionalEraser(_Labelled):
         shape = self._parts["source"].shape
         if len(labels) != len(shape) - 1:
             raise ValueError(f"got {len(labels)} labels a row, expected {len(shape) - 1}")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}, expected a floating one")
-        if x.ndim < 1 or x.shape[-1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {self.dim})")
+        checked_rows(x, self.dim)
         index, kept = self._index(x, labels)
         dtype = compute_dtype(x.dtype)
         parts = {name: part.flatten(0, len(shape) - 2).to(x.device, dtype) for name, part in self._parts.items()}
@@ -180,26 +136,17 @@ class ConditionalEraser(_Labelled):
 
     def _index(self, x: Tensor, labels: tuple[Tensor | int, ...]) -> tuple[Tensor, Tensor]:
         """Return the index of each row's map (n,), and which rows are to change (n,)."""
-        count, shape = math.prod(x.shape[:-1]), x.shape[:-1]
+        count = math.prod(x.shape[:-1])
         index = torch.zeros(count, dtype=torch.int64, device=x.device)
         kept = torch.ones(count, dtype=torch.bool, device=x.device)
         for label in labels:
-            y = torch.as_tensor(label, device=x.device)
-            if y.is_floating_point() or y.is_complex():
-                raise TypeError(f"labels have dtype {y.dtype}, expected integers")
-            if y.ndim and y.shape != shape:
-                raise ValueError(f"labels have shape {tuple(y.shape)}, expected {tuple(shape)}: one for each row of x")
-            y = y.expand(shape).reshape(-1).long()
-            wrong = (y != IGNORE) & ((y < 0) | (y >= self.num_classes))
-            if bool(wrong.any()):
-                known = f"0 to {self.num_classes - 1}, or -100 to leave a row as it is"
-                raise ValueError(f"a label is {int(y[wrong][0])}, expected {known}")
+            y = checked_labels(label, x, self.num_classes)
             kept &= y != IGNORE
             index = index * self.num_classes + y.clamp_min(0)
         return index, kept
 
 
-class TargetEraser(_Labelled):
+class TargetEraser(Labelled):
     """The map `e(x, z) = x - (z - mean) B'` of rows whose real-valued targets are known; what is given is copied.
 
     Args:

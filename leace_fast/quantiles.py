@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
-from .files import load_tensors, save_tensors
+from .labelled import Labelled, checked_labels, checked_rows
 from .reference import compute_dtype
+from .report import Report
 from .statistics.rows import IGNORE
 
 
-class QuantileNormalizer:
+class QuantileNormalizer(Labelled):
     """The map that gives a row of class y, at each coordinate, the target's value of the same quantile.
 
     `e(x, y) = x + (F_target^-1(F_y(x V)) - x V) V'`, with tables of quantiles, straight in between and moved along
@@ -23,6 +22,7 @@ class QuantileNormalizer:
         target: of the same shape, those that they are carried to.
         directions: (d, m) orthonormal axes V of the coordinates, or None for the columns of x themselves.
         method: name of the method that made it.
+        report: how it was fitted.
 
     Raises:
         ValueError: the shapes do not fit, quantiles fall, or a number is not finite.
@@ -34,9 +34,17 @@ class QuantileNormalizer:
     [[5.0], [0.0]]
     """
 
+    _kind = "quantile_normalizer"
+
     @torch.inference_mode(False)
     def __init__(
-        self, source: Tensor, target: Tensor, directions: Tensor | None = None, *, method: str = "custom"
+        self,
+        source: Tensor,
+        target: Tensor,
+        directions: Tensor | None = None,
+        *,
+        method: str = "custom",
+        report: Report | None = None,
     ) -> None:
         if source.ndim != 3 or source.shape != target.shape or source.shape[-1] < 2:
             raise ValueError(
@@ -50,7 +58,8 @@ class QuantileNormalizer:
             raise ValueError("a quantile or a direction is NaN or Inf, expected finite numbers")
         if bool((self._parts["source"].diff() < 0).any() or (self._parts["target"].diff() < 0).any()):
             raise ValueError("the quantiles fall, expected them in rising order")
-        self.method = method
+        self.method, self.report = method, report
+        self._frozen = True
 
     @property
     def dim(self) -> int:
@@ -83,18 +92,11 @@ class QuantileNormalizer:
             TypeError: x is not floating, or labels are not integers.
             ValueError: a shape does not fit, or a label is no class.
         """
-        if not x.is_floating_point() or y.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype} and labels {y.dtype}, expected a floating one and integers")
-        if x.shape[-1:] != (self.dim,) or y.shape != x.shape[:-1]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} and labels {tuple(y.shape)}, expected (..., {self.dim}), (...)"
-            )
-        wrong = (y != IGNORE) & ((y < 0) | (y >= self.num_classes))
-        if bool(wrong.any()):
-            raise ValueError(f"a label is {int(y[wrong][0])}, expected 0 to {self.num_classes - 1}, or -100")
+        checked_rows(x, self.dim)
+        labels = checked_labels(y, x, self.num_classes)
         dtype = compute_dtype(x.dtype)
         parts = {name: part.to(x.device, dtype) for name, part in self._parts.items()}
-        rows, labels, out = x.reshape(-1, self.dim).to(dtype), y.reshape(-1), x.reshape(-1, self.dim).clone()
+        rows, out = x.reshape(-1, self.dim).to(dtype), x.reshape(-1, self.dim).clone()
         axes = parts.get("directions")
         for label in labels[labels != IGNORE].unique().tolist():
             members = (labels == label).nonzero().flatten()
@@ -103,21 +105,6 @@ class QuantileNormalizer:
             moved = interpolated(before.mT, parts["source"][label], parts["target"][label]).mT - before
             out[members] = (some + (moved if axes is None else moved @ axes.mT)).to(x.dtype)
         return out.view(x.shape)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically, with a checksum; it holds quantiles of the data."""
-        save_tensors(path, "quantile_normalizer", self._parts, {"method": self.method})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> QuantileNormalizer:
-        """Read what `save` wrote, to the bit.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds something else.
-        """
-        tensors, header = load_tensors(path, "quantile_normalizer")
-        return cls(**tensors, method=header["method"])
 
 
 def interpolated(values: Tensor, source: Tensor, target: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ FLOORS = {
     "moments": 2,
     "report": 3,
     "eraser": 3,
+    "labelled": 3,
     "conditional": 3,
     "quantiles": 3,
     "methods": 3,

@@ -107,7 +107,19 @@ def test_rows_dtypes_and_files(tmp_path: Path) -> None:
     for one in (eraser, swap(batches)):
         one.save(tmp_path / "q.safetensors")
         loaded = QuantileNormalizer.load(tmp_path / "q.safetensors")
-        assert torch.equal(loaded(x, y), one(x, y)) and repr(loaded) == repr(one)
+        assert torch.equal(loaded(x, y), one(x, y)) and repr(loaded) == repr(one) and loaded.report == one.report
+        with pytest.raises(AttributeError, match="an eraser is frozen: cannot set 'method'"):
+            one.method = "other"
+
+
+@pytest.mark.parametrize("method", [swap, normalize_quantiles])
+def test_report_is_true(method) -> None:
+    x, y, batches = skewed(2)
+    eraser = method(batches)
+    assert eraser.report is not None and (eraser.report.method, eraser.report.rows) == (eraser.method, 9000)
+    assert eraser.report.rank == (1 if method is swap else 4)
+    change = float((eraser(x, y) - x).square().sum(1).mean())
+    assert eraser.report.change == pytest.approx(change, rel=1e-12)
     assert METHODS["swap"].needs.startswith("passes")
 
 
@@ -122,7 +134,7 @@ def test_refusals() -> None:
         (lambda: median(batches, quantile=1.5), ValueError, "quantile is 1.5, expected 0 to 1"),
         (lambda: normalize_quantiles(batches, points=1), ValueError, "points is 1"),
         (lambda: normalize_quantiles(iter(batches)), TypeError, "again and again"),
-        (lambda: eraser(x, y.float()), TypeError, "expected a floating one and integers"),
+        (lambda: eraser(x, y.float()), TypeError, "labels have dtype torch.float32, expected integers"),
         (lambda: eraser(x[:, :3], y), ValueError, r"expected \(..., 4\)"),
         (lambda: eraser(x, y + 1), ValueError, "a label is 3, expected 0 to 2"),
         (lambda: QuantileNormalizer(torch.ones(2, 3), torch.ones(2, 3)), ValueError, "twice, q > 1"),

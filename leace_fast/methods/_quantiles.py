@@ -25,7 +25,7 @@ def median(batches: Batches, direction: Tensor | None = None, *, quantile: float
     absolute value. Along the difference of two class means, the default, it erases the concept as `orth` does.
 
     Args:
-        batches: (x, y) with integer labels, -100 for rows to leave out; gone over two times.
+        batches: (x, y) with integer labels, -100 for rows to leave out; gone over three times.
         direction: (d,) v, at any length; by default from the mean of the first class with rows to that of the second.
         quantile: 0 to 1.
 
@@ -64,7 +64,7 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
     Nothing else changes, and doing it with the labels exchanged undoes it.
 
     Args:
-        batches: (x, y) with integer labels of two classes, -100 for rows to leave out; gone over two times.
+        batches: (x, y) with integer labels of two classes, -100 for rows to leave out; gone over three times.
         direction: as in `median`.
         points: quantiles that are kept of each class.
 
@@ -89,7 +89,7 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
     source = _tables(rows, summary, axis, points)
     target = source.clone()
     target[present] = source[present.flip(0)]
-    return QuantileNormalizer(source, target, axis, method="swap")
+    return _reported("swap", rows, summary, source, target, axis)
 
 
 def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int = POINTS) -> QuantileNormalizer:
@@ -99,7 +99,7 @@ def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int 
     columns tell together stays: `quadratic` removes that to the second order, this each column's whole distribution.
 
     Args:
-        batches: (x, y) with integer labels, -100 for rows to leave out; gone over two times.
+        batches: (x, y) with integer labels, -100 for rows to leave out; gone over three times.
         to: the class to take after, or None for the barycentre.
         points: quantiles that are kept of each class and column.
 
@@ -125,7 +125,17 @@ def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int 
     common = torch.einsum("k,kmq->mq", shares, source) if to is None else source[to]
     present = (summary.counts > 0)[:, None, None]
     target = torch.where(present.to(source.device), common.expand_as(source), source)
-    return QuantileNormalizer(source, target, method="normalize_quantiles")
+    return _reported("normalize_quantiles", rows, summary, source, target)
+
+
+def _reported(
+    method: str, rows: RowStream, summary: Summary, source: Tensor, target: Tensor, axes: Tensor | None = None
+) -> QuantileNormalizer:
+    """Return the map of these quantiles with a report."""
+    moving = QuantileNormalizer(source, target, axes)
+    change = sum(float((moving(x, y) - x).square().sum()) for x, y in rows) / summary.rows
+    report = Report(method, len(summary.mean), source.shape[1], summary.rows, change)
+    return QuantileNormalizer(source, target, axes, method=method, report=report)
 
 
 def _axis(summary: Summary, direction: Tensor | None) -> Tensor:
