@@ -50,6 +50,7 @@ class BatchLabels:
         if not isinstance(labels, Tensor):
             raise TypeError(f"{name} is a {type(labels).__name__}, expected a tensor")
         self.labels = labels
+        self._moved: dict[tuple[int, torch.device], Tensor] = {}
         mask = self.masks.get(MASK)
         if not 1 <= len(self.lead) <= 2 or (mask is not None and mask.shape[: len(self.lead)] != self.lead):
             fit = "" if mask is None else f", and {MASK} has shape {tuple(mask.shape)}"
@@ -83,7 +84,7 @@ class BatchLabels:
         Raises:
             ValueError: the rows of x are not those of the labels.
         """
-        labels = self.labels.to(x.device)
+        labels = self._near(self.labels, x.device)
         lead, rest = self.lead, labels.shape[len(self.lead) :]
         mask, rows = self.masks.get(MASK), x.shape[:-1]
         if decoder:
@@ -106,7 +107,14 @@ class BatchLabels:
                 f"{self.name} of shape {tuple(self.labels.shape)}{fit} does not fit the output of {site!r}, of shape "
                 f"{tuple(x.shape)}"
             )
-        return labels.reshape(*rows, *rest), None if mask is None else mask.to(x.device).reshape(rows)
+        return labels.reshape(*rows, *rest), None if mask is None else self._near(mask, x.device).reshape(rows)
+
+    def _near(self, part: Tensor, device: torch.device) -> Tensor:
+        """Return labels or a mask on a device, moved there once for all sites."""
+        key = (id(part), device)
+        if part.device != device and key not in self._moved:
+            self._moved[key] = part.to(device)
+        return self._moved.get(key, part)
 
 
 def decoder_sites(model: Any, sites: Any) -> set[str]:

@@ -88,8 +88,8 @@ class Moments(Derived):
         self.dim, self.num_classes, self.target_dim, self.per_class = dim, num_classes, target_dim, per_class
         self.nonfinite = nonfinite
         self.precision: Precision = precision
-        self.device = torch.device(device)
-        self._state = State.empty(dim, num_classes or 1, target_dim or 0, per_class, self.device)
+        self._state = State.empty(dim, num_classes or 1, target_dim or 0, per_class, torch.device(device))
+        self.device = self._state.shift.device  # "cuda" is the GPU that was current, from now on
         self._staged: Rows | None = None
         self._on_device: DeviceRows | None = None
         self._left_out: Counter[str] = Counter()  # rows that were no rows to use, met on the device
@@ -131,8 +131,12 @@ class Moments(Derived):
         """
         if serves(self.device) and getattr(x, "dtype", None) in DTYPES:
             parts = check_kinds(self.dim, self.num_classes, self.target_dim, x, y, mask, weight)
-            self._add_on_device(*parts)
+            rows = self._rows_on_device()
+            rows.add(self._state, *parts)
+            self._relative_error = max(self._relative_error, rows.relative_error)
             return self
+        if self._on_device is not None:
+            self._on_device.join(self._state)
         rows, skipped = check_rows(self.dim, self.num_classes, self.target_dim, self.device, x, y, mask, weight)
         self._skipped += skipped
         if len(rows) and rows.x.dtype != torch.float64:
@@ -287,8 +291,9 @@ class Moments(Derived):
             nonfinite=self.nonfinite,
             precision=self.precision,
         )
+        if self._on_device is not None:
+            twin._on_device = self._on_device.copy(self._state)
         twin._state = self._state.copy()
-        twin._on_device = None if self._on_device is None else self._on_device.copy()
         twin._left_out = self._left_out.copy()
         twin._staged = None if self._staged is None else self._staged.copy()
         twin._skipped, twin._relative_error = self._skipped, self._relative_error
@@ -342,19 +347,37 @@ class Moments(Derived):
         settled._flush()
         return settled
 
-    def _add_on_device(self, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
+    def _rows_on_device(self) -> DeviceRows:
+        """Return where rows wait on a GPU."""
         if self._on_device is None:
             groups, targets = self.num_classes or 1, self.target_dim or 0
             self._on_device = DeviceRows(self.dim, groups, targets, self.per_class, self.device, self.precision)
-        self._on_device.add(self._state, x, y, mask, weight)
-        self._relative_error = max(self._relative_error, self._on_device.relative_error)
+        return self._on_device
+
+    @torch.inference_mode(False)
+    def _stage(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+        """Copy rows that the kernels can take; they do not count before `_commit`, and are dropped by the next call."""
+        parts = check_kinds(self.dim, self.num_classes, self.target_dim, x, y, mask, None)
+        self._rows_on_device().stage(self._state, *parts)
+
+    @torch.inference_mode(False)
+    def _commit(self) -> None:
+        """Count what was staged last."""
+        rows = self._rows_on_device()
+        rows.commit(self._state)
+        self._relative_error = max(self._relative_error, rows.relative_error)
+
+    def _drop(self) -> None:
+        """Forget what was staged and not committed."""
+        if self._on_device is not None:
+            self._on_device.pending = 0
 
     @torch.inference_mode(False)
     def _read_device(self) -> None:
         """Take in what waits on the device, and what was met there; raise if that were no labels, masks or weights."""
         if self._on_device is not None and not self._on_device.is_read:
             self._on_device.flush(self._state)
-            counts = Counter(self._on_device.take_counts())
+            counts = Counter(self._on_device.take_counts(self._state))
             self._skipped += counts["infinite"] + counts["target"]
             self._left_out += Counter({what: counts[what] for what in MISTAKES})
         if self._left_out:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .labels import MASK, BatchLabels, decoder_sites
 from .moments import Moments
 from .sites import LABELS, Site, find_sites, tap
-from .statistics.device import serves
+from .statistics.device import DTYPES, serves
 from .statistics.rows import check_kinds
+from .statistics.streams import Aside
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def record(
     for tokens to leave out, or (batch,) for all tokens of a sequence; real-valued with `target_dim`: (batch,
     length, target_dim) or (batch, target_dim). Tokens that `attention_mask` (batch, length) masks are left out.
     The outputs of all sites are held until the forward pass ends, then added at once: a pass that fails adds
-    nothing. Erasers that are attached around the block have acted on what is recorded.
+    nothing. Erasers that are attached around the block have acted on what is recorded. On a GPU the rows of each site
+    are copied as it runs, and their products are taken on a stream of their own, beside the next pass.
 
     Args:
         model: a module; only calls of this very module are recorded.
@@ -62,6 +64,7 @@ def record(
     Moments(1, **options)  # says what is wrong with the options before anything runs
     with ExitStack() as stack:
         recorder = _Recorder(model, sites, options, stack)
+        stack.callback(recorder.aside.join)
         # prepended: no other hook, and not the model, meets a keyword that it does not know
         begin, commit = _eager(recorder.begin), _eager(recorder.commit)
         stack.callback(model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True).remove)
@@ -78,17 +81,19 @@ class _Recorder:
         self.model: Any = model
         self.options, self.stack = options, stack
         self.moments: dict[str, Moments] = {}
+        self.made: dict[str, Moments] = {}  # the same, before the first pass has ended too
+        self.aside = Aside()
         self.sites: list[Site] = []
         self.wanted = "norms" if sites is None else sites if isinstance(sites, str) else list(sites)
         self.decoder: set[str] = set()
-        self.held: dict[str, tuple[Tensor, int | None]] = {}
+        self.held: dict[str, tuple[Tensor, int | None] | None] = {}  # None: staged by its moments
         self.batch: BatchLabels | None = None
         self.busy = False
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.busy:  # the traced pass
             return None
-        self.held, self.batch = {}, None  # of a pass that failed
+        self._forget()  # what a pass that failed has left
         if kwargs.get(LABELS) is None:
             raise ValueError(
                 f'record needs the labels of every batch: pass "{LABELS}" with the model\'s inputs, (batch, length) '
@@ -118,18 +123,38 @@ class _Recorder:
         for site in self.sites:
             if site.name not in held:
                 raise ValueError(f"{site.name!r} did not run in this forward pass: leave it out of the sites")
-            x, version = held[site.name]
+            kept = held[site.name]
+            if kept is None:
+                continue
+            x, version = kept
             if version is not None and x._version != version:
                 raise RuntimeError(f"the model changed the output of {site.name!r} in place: it cannot be recorded")
-            rows.append((site.name, x, *batch.rows(site.name, x, site.name in self.decoder)))
+            rows.append((self._moments_of(site.name, x), x, *batch.rows(site.name, x, site.name in self.decoder)))
         # nothing can be wrong with the rows from here on: all sites are added to, or none; tensors made in inference
         # mode could not be updated outside of it
         with torch.inference_mode(False), torch.no_grad():
-            if not self.moments:
-                fresh = {name: Moments(x.shape[-1], device=x.device, **self.options) for name, x, _, _ in rows}
-                self.moments.update(fresh)
-            for name, x, labels, mask in rows:
-                self.moments[name].update(x, labels, mask=mask)
+            for moments, x, labels, mask in rows:
+                moments.update(x, labels, mask=mask)
+            for moments in [self.made[name] for name, kept in held.items() if kept is None]:
+                with self.aside.on(moments.device):
+                    moments._commit()
+        if not self.moments:
+            self.moments.update({site.name: self.made[site.name] for site in self.sites})
+
+    def _forget(self) -> None:
+        """Drop the pass that is under way."""
+        self.held, self.batch = {}, None
+        for moments in self.made.values():
+            moments._drop()
+        if not self.moments:
+            self.made = {}
+
+    def _moments_of(self, name: str, x: Tensor) -> Moments:
+        """Return the moments of a site whose output is x."""
+        if name not in self.made:
+            with torch.inference_mode(False):
+                self.made[name] = Moments(x.shape[-1], device=x.device, **self.options)
+        return self.made[name]
 
     def _start(self, example: Any) -> None:
         if isinstance(self.wanted, list) and all(isinstance(site, Site) for site in self.wanted) and self.wanted:
@@ -145,7 +170,11 @@ class _Recorder:
             return
         if name in self.held:
             raise ValueError(f"{name!r} ran twice in one forward pass: record sites that run once")
-        if output.is_inference():  # has no version by which a change in place would show
+        if serves(output.device) and output.dtype in DTYPES:
+            rows = self.batch.rows(name, output, name in self.decoder)
+            self._moments_of(name, output)._stage(output.detach(), *rows)
+            self.held[name] = None
+        elif output.is_inference():  # has no version by which a change in place would show
             self.held[name] = (output.clone(), None)
         else:
             self.held[name] = (output.detach(), output._version)
@@ -154,7 +183,7 @@ class _Recorder:
         # range and dtype are checked by the one who knows them, before the model runs
         if serves(batch.labels.device):
             kinds = {name: self.options[name] for name in ("num_classes", "target_dim")}
-            x = batch.labels.new_empty(*batch.lead, 1, dtype=torch.float32)
+            x = torch.empty(*batch.lead, 1, device="meta")
             check_kinds(1, **kinds, x=x, y=batch.labels, mask=None, weight=None)
             return
         mask = batch.masks[MASK].cpu() if MASK in batch.masks and len(batch.lead) == 2 else None

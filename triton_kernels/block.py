@@ -90,7 +90,7 @@ class BlockKernels:
         processors: int,
     ) -> None:
         self.key = key
-        self.stream: Any = None  # on which they ran last
+        self.turns: Any = None  # of the streams that use the scratch memory, kept by the caller
         self.dim, self.classes, self.targets, self.per_class, self.config = dim, classes, targets, per_class, config
         self.width = width = -(-dim // configs.WIDTH) * configs.WIDTH
         self.rows = rows = block_rows(dim)
@@ -125,6 +125,10 @@ class BlockKernels:
         self.source: Any = self._describe(self.tile) if config.descriptor else self.tile
         # What it fetches beyond the ends of x is zero, as in the tile.
         self._may_fetch = config.descriptor and config.planes == 1 and not per_class
+
+    def memory(self) -> list[Tensor]:
+        """Return the scratch memory."""
+        return [part for part in vars(self).values() if isinstance(part, Tensor)]
 
     def stage(self, batch: Batch, begin: int, count: int, first: int, waiting: Waiting) -> None:
         """Write what is known of rows begin..begin+count of a batch to places first.. of a block."""

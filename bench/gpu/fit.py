@@ -71,7 +71,8 @@ def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> It
 
 def kernels_for(dim: int, classes: int, device: torch.device) -> BlockKernels:
     """Return the kernels that `Moments` uses for bfloat16 rows."""
-    with DeviceRows(dim, classes, 0, False, device, "high")._on_device() as kernels:
+    state = State.empty(dim, classes, 0, False, device)
+    with DeviceRows(dim, classes, 0, False, device, "high")._on_device(state) as kernels:
         return kernels
 
 

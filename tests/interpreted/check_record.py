@@ -6,11 +6,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from laws import within
+from laws import assert_same_bits, settled_bits, within
 from torch import nn
 
-from leace_fast import record
+from leace_fast import Moments, record
 from leace_fast.statistics import device
+from leace_fast.triton_kernels import block
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +65,43 @@ def check_kinds_are_still_refused_before_the_model_runs() -> None:
     with record(model, ["norm"], num_classes=2) as moments:
         model(torch.randn(1, 3, 4), concept_labels=torch.zeros(1, 3).long())
     assert moments
+
+
+def sites_of(model: Model, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.layer_norm(x, (4,), model.norm.weight, model.norm.bias)
+
+
+@pytest.mark.slow
+def check_blocks_fill_across_passes_and_a_pass_that_fails_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short and long batches: the same bits as rows added by hand; what follows the site may change it in place."""
+    monkeypatch.setattr(block, "block_rows", lambda dim: 40)
+    model, by_hand = Model(), Moments(4, 2)
+    labels = torch.arange(100)[None] % 2
+    model.norm.register_forward_hook(lambda _module, _inputs, output: output.mul_(2))
+    with record(model, ["norm"], num_classes=2) as moments, torch.no_grad():
+        for rows in (30, 95, 9):
+            x = torch.randn(1, rows, 4)
+            model(x, concept_labels=labels[:, :rows])
+            by_hand.update(sites_of(model, x), labels[:, :rows])
+            model.head.forward = None  # type: ignore[assignment]
+            with pytest.raises(TypeError):
+                model(torch.randn(1, 50, 4), concept_labels=labels[:, :50])
+            if rows == 95:
+                assert moments["norm"].count == by_hand.count == 125  # between a pass that failed and the next
+            del model.head.forward
+    assert moments["norm"].count == 134
+    assert_same_bits(settled_bits(moments["norm"]), settled_bits(by_hand))
+
+
+def check_a_first_pass_that_fails_leaves_nothing() -> None:
+    model, x, y = Model(), torch.randn(1, 3, 4), torch.tensor([[0, 1, 0]])
+    with record(model, ["norm"], num_classes=2) as moments, torch.no_grad():
+        model(x, concept_labels=y)
+        moments.clear()
+        model.head.forward = None  # type: ignore[assignment]
+        with pytest.raises(TypeError):
+            model(x, concept_labels=y)
+        assert not moments
+        del model.head.forward
+        model(x, concept_labels=y)
+    assert moments["norm"].count == 3
