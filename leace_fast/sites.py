@@ -54,8 +54,9 @@ def find_sites(
         model: any module; it is run once, in evaluation mode and without gradients, and left as it was.
         example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped.
         sites: "norms" (every norm whose output a linear layer of the layer stack reads: the inputs of attention
-            and MLP), "residual" (the layers' outputs), "attention_out" or "mlp_out" (what these add to it), a
-            module's name, a pattern such as "model.layers.*.mlp" ("*" also crosses dots), or several of these.
+            and MLP, not the narrower space inside a low-rank attention), "residual" (the layers' outputs),
+            "attention_out" or "mlp_out" (what these add to it), a module's name, a pattern such as
+            "model.layers.*.mlp" ("*" also crosses dots), or several of these.
 
     Raises:
         ValueError: a name or pattern that no module has (the nearest names are offered), a module that runs more
@@ -83,6 +84,7 @@ def find_sites(
     stack = _stack(names)
     inner = {name for name, readers in trace.readers.items() if any(reader.startswith(stack) for reader in readers)}
     norms = [name for name in trace.widths if is_norm(model.get_submodule(name)) and name in inner] if stack else []
+    norms = [name for name in norms if not trace.has_own_space(name)]
     chosen: set[str] = set()
     for name in wanted:
         if name == "norms":
@@ -301,6 +303,13 @@ class _Trace:
             name = self.owner(operand) if isinstance(operand, Tensor) else None
             if name and operand.shape == output.shape and all(_by_row(factor) for factor in factors):
                 self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()), scaled=True)
+
+    def has_own_space(self, norm: str) -> bool:
+        """Whether a norm lies inside a module that reads one of another width, as in low-rank attention."""
+        around = f"{norm.rpartition('.')[0]}."
+        outer = [name for name, width in self.widths.items() if width != self.widths[norm]]
+        read = [reader for name in outer if not name.startswith(around) for reader in self.readers[name]]
+        return any(reader.startswith(around) for reader in read)
 
     def _found(self, tensor: Tensor) -> _Owner | None:
         found = self._owners.get(_address(tensor))

@@ -36,6 +36,12 @@ _OPT = {**_without("intermediate_size", "num_key_value_heads", "head_dim", "slid
 _VIT = {**_PLAIN, "image_size": 8, "patch_size": 4, "num_channels": 3}
 _EXPERTS = {"num_local_experts": 2, "experts_implementation": "eager"}  # the grouped product has no float64
 _ALBERT = {**_PLAIN, "embedding_size": 8}
+LATENT: dict[str, Any] = {
+    **_PLAIN,
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
+    **{"n_routed_experts": 6, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8},
+    **{"first_k_dense_replace": 1, "num_key_value_heads": 2},
+}
 
 # architecture -> (name of the config, name of the model, arguments of the config)
 TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {

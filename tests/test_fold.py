@@ -427,19 +427,12 @@ def test_fused_experts_and_their_router() -> None:
 
 
 _MOE = {**models._DECODER, "num_local_experts": 6, "num_experts_per_tok": 1}
-_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-_LATENT |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 2}
-_LATENT |= {**models._PLAIN, "n_routed_experts": 6, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fused projections": ("Phi3Config", "Phi3ForCausalLM", models._without("head_dim")),
     "grouped experts": ("MixtralConfig", "MixtralForCausalLM", _MOE),
     "batched experts": ("MixtralConfig", "MixtralForCausalLM", {**_MOE, "experts_implementation": "batched_mm"}),
     "transposed experts with biases": ("GptOssConfig", "GptOssForCausalLM", _MOE),
-    "latent attention, a router in float32": (
-        "DeepseekV3Config",
-        "DeepseekV3ForCausalLM",
-        _LATENT,
-    ),
+    "latent attention, a router in float32": ("DeepseekV3Config", "DeepseekV3ForCausalLM", models.LATENT),
 }
 
 

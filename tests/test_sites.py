@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import models
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -207,6 +208,15 @@ class WrappedNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x)
+
+
+def test_norms_inside_a_low_rank_attention_are_sites_by_name_alone():
+    model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**models.LATENT)).eval()
+    batch = {"input_ids": torch.arange(10)[None]}
+    inner = [f"model.layers.{n}.self_attn.{norm}" for n in range(2) for norm in ("q_a_layernorm", "kv_a_layernorm")]
+    sites = {site.name for site in find_sites(model, batch)}
+    assert len(sites) == 4 and not sites & set(inner)
+    assert [site.name for site in find_sites(model, batch, "*_a_layernorm")] == inner
 
 
 def test_one_tensor_is_one_site_and_a_sequence_of_blocks_is_a_stack():
