@@ -1,4 +1,4 @@
-"""`project` with its factors bound, and the shortest way to the kernel where a call is all that counts."""
+"""Operations with their factors bound, and the shortest way to the kernel where a call is all that counts."""
 
 from __future__ import annotations
 
@@ -6,69 +6,94 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import ops
-from .reference import ROW_DTYPES
 
-# Up to here one thread does; more work goes through the dispatcher, where threads divide it.
-WORK_OF_ONE_THREAD = 1 << 18
+# Of a mode of torch, such as those that trace or fake tensors, and of `torch.jit.trace`.
+_count_modes, _trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 
 
 class Bound:
-    """`project(x, left, right, mean)` for x of one dtype, on the device of the factors.
+    """`project(x, left, right, mean)`, for x on the device of the factors and of a dtype computed in theirs.
 
     A few rows on the CPU go straight to the kernel, at half the cost of a call of the operator: the memory is all that
     the kernel needs to know, where no gradient, compiler, transform or mode watches the call. The bits are the same.
 
     Args:
-        dtype: of x.
         left: (d, k), the transpose of a contiguous tensor.
         right: (k, d), contiguous.
         mean: (d,), contiguous, or None for zero.
 
-    >>> import torch
-    >>> erase = Bound(torch.float32, torch.eye(2)[:1].mT, torch.eye(2)[:1], None)
+    >>> erase = Bound(torch.eye(2)[:1].mT, torch.eye(2)[:1], None)
     >>> erase(torch.ones(2))
     tensor([0., 1.])
     """
 
-    __slots__ = ("dtype", "factors", "kernel", "dim", "limit")
+    __slots__ = ("factors", "kernel")
 
-    def __init__(self, dtype: torch.dtype, left: Tensor, right: Tensor, mean: Tensor | None) -> None:
-        self.dtype, self.factors = dtype, (left, right, mean)
-        self.dim, rank = left.shape
-        self.limit = WORK_OF_ONE_THREAD // (2 * rank + 4)
-        self.kernel: Any = None
-        dense = left.mT.is_contiguous() and right.is_contiguous() and (mean is None or mean.is_contiguous())
-        fits = dense and left.device.type == "cpu" and self.dim and dtype in ROW_DTYPES
-        if fits and ops.EXTENSION.present and not torch.compiler.is_compiling():
-            module = ops.EXTENSION.module
-            addresses = (left.data_ptr(), right.data_ptr(), 0 if mean is None else mean.data_ptr())
-            name = str(dtype).removeprefix("torch.")
-            self.kernel = module.Projector(getattr(module.Dtype, name), *addresses, self.dim, rank)
+    def __init__(self, left: Tensor, right: Tensor, mean: Tensor | None) -> None:
+        self.factors = left, right, mean
+        self.kernel = _direct(self.factors)
 
-    def __reduce__(self) -> tuple[type[Bound], tuple[object, ...]]:
-        return Bound, (self.dtype, *self.factors)  # a copy has memory, and so addresses, of its own
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.factors  # a copy has memory of its own
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the erased rows x (..., d); what is raised is that of `project`."""
-        if (
-            not torch.compiler.is_compiling()
-            and self.kernel is not None
-            and type(x) is Tensor
-            and x.numel() <= self.limit
-            and x.is_contiguous()
-            and x.dtype == self.dtype
-            and x.is_cpu
-            and x.dim() > 0
-            and x.shape[-1] == self.dim
-            and not (x.requires_grad and torch.is_grad_enabled())
-            and not x.is_neg()
-            and not torch._C._are_functorch_transforms_active()
-            and not torch._C._len_torch_dispatch_stack()
-            and torch._C._get_tracing_state() is None
-        ):
-            y = torch.empty_like(x)
-            self.kernel(x.data_ptr(), y.data_ptr(), x.numel())
-            return y
+        if self.kernel is not None and _unwatched() and not (torch.is_grad_enabled() and x.requires_grad):
+            y = self.kernel(x)
+            if y is not None:
+                return y
         return ops.project(x, *self.factors)
+
+
+class BoundNorm:
+    """The erased norm of x: `add_layer_norm_project` or `add_rms_norm_project` without a residual, as in `Bound`.
+
+    Args:
+        factors: left, right and mean, as in `Bound`.
+        centred: whether it is a layer norm, else an RMS norm.
+        eps: added to the variance or mean square.
+        weight_offset: added to the weight, of an RMS norm alone.
+
+    >>> norm = BoundNorm((torch.eye(2)[:1].mT, torch.eye(2)[:1], None), False, 0.0)
+    >>> norm(torch.tensor([3.0, 1.0]), torch.ones(2))
+    tensor([0.0000, 0.4472])
+    """
+
+    __slots__ = ("factors", "centred", "eps", "weight_offset", "kernel")
+
+    def __init__(
+        self, factors: tuple[Tensor, Tensor, Tensor | None], centred: bool, eps: float, weight_offset: float = 0.0
+    ) -> None:
+        self.factors, self.centred, self.eps, self.weight_offset = factors, centred, eps, weight_offset
+        self.kernel = _direct(factors, (centred, eps, weight_offset))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.factors, self.centred, self.eps, self.weight_offset)
+
+    def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Return the erased norm of the rows x (..., d); what is raised is that of the operator."""
+        watched = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias))
+        if self.kernel is not None and not watched and _unwatched():
+            y = self.kernel(x, weight, bias)
+            if y is not None:
+                return y
+        if self.centred:
+            return ops.add_layer_norm_project(x, None, weight, bias, self.eps, *self.factors)[0]
+        offset = self.weight_offset
+        return ops.add_rms_norm_project(x, None, weight, self.eps, *self.factors, weight_offset=offset)[0]
+
+
+def _direct(factors: tuple[Tensor, Tensor, Tensor | None], norm: tuple[bool, float, float] | None = None) -> Any:
+    """Return the kernel on tensors, or None: it is not built, or the factors do not lie as it reads them."""
+    if not ops.EXTENSION.present or torch.compiler.is_compiling():
+        return None
+    left, right, mean = factors
+    return ops.EXTENSION.module.direct(left.mT, right, mean, norm)
+
+
+def _unwatched() -> bool:
+    """Return whether neither a compiler nor a mode nor a trace follows what is called."""
+    return not is_dynamo_compiling() and not _count_modes() and _trace() is None

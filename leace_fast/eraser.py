@@ -82,7 +82,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
             raise ValueError("a factor holds NaN or Inf, expected finite numbers")
         self._factors: tuple[Tensor, Tensor, Tensor | None] = factors
         self.method, self.report, self.site = method, report, site
-        self._bound: dict[tuple[torch.device, torch.dtype], Bound] = {}
+        self._bound: dict[Any, Bound] = {}
         self._frozen = True
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -302,12 +302,13 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
 
     def _bound_for(self, x: Tensor) -> Bound:
         """Return the map for rows of the dtype and on the device of x."""
-        found = self._bound.get((x.device, x.dtype))
+        key = x.dtype if x.is_cpu else (x.dtype, x.device)  # a device costs more to look up than the rows to erase
+        found = self._bound.get(key)
         if found is None:
             to = (x.device, compute_dtype(x.dtype))
             with torch.inference_mode(False):
                 factors = (None if part is None else part.to(*to) for part in self._factors)
-                found = self._bound[x.device, x.dtype] = Bound(x.dtype, *factors)  # type: ignore[arg-type]
+                found = self._bound[key] = Bound(*factors)  # type: ignore[arg-type]
         return found
 
     def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

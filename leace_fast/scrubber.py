@@ -113,8 +113,8 @@ class Scrubber(Mapping[str, Eraser]):
 
         Args:
             model: any module.
-            fuse: norms erase in the pass that norms, instead of a hook after it. Where that cannot be, because a site
-                is no norm or one of another formula, a hook runs, and a warning says so.
+            fuse: norms erase in the pass that norms, instead of after it. Where that cannot be, because a site is no
+                norm or one of another formula, a warning says so.
 
         Raises:
             ValueError: the model lacks a site or it has another width, the erasers were fitted on another model, or
@@ -130,8 +130,8 @@ class Scrubber(Mapping[str, Eraser]):
     def attach_(self, model: nn.Module, fuse: bool = False) -> None:
         """Erase at every site from now on, as inside `attached`, until `detach_`.
 
-        A deep copy of the model stays erased where norms are fused, and refuses to run where hooks erase; its
-        `state_dict` is that of the clean model.
+        A deep copy of the model stays erased, or refuses to run where a hook erases: where something was attached
+        before, or the `forward` of a module had been replaced. Its `state_dict` is that of the clean model.
 
         Raises:
             ValueError, RuntimeError: as `attached`.

@@ -12,20 +12,20 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leace_fast import Eraser, ops
-from leace_fast.bound import Bound
+from leace_fast.bound import Bound, BoundNorm
 
 needs_kernels = pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def bound(dtype: torch.dtype, dim: int = 24) -> Bound:
-    return Bound(dtype, *factors(dim, 3, dtype))
+    return Bound(*factors(dim, 3, dtype))
 
 
 def as_kept(dtype: torch.dtype, dim: int = 24) -> Bound:
     """With factors as an eraser keeps them: the kernel can read them as they lie."""
     left, right, mean = factors(dim, 3, dtype)
-    return Bound(dtype, left.mT.contiguous().mT, right.contiguous(), mean)
+    return Bound(left.mT.contiguous().mT, right.contiguous(), mean)
 
 
 @needs_kernels
@@ -58,6 +58,76 @@ def test_goes_straight_where_nothing_watches(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(erase(x.detach()), expected)
     with pytest.raises(AssertionError, match="operator was called"):
         erase(x)  # needs a gradient
+
+
+def as_norm(centred: bool, dtype: torch.dtype) -> BoundNorm:
+    return BoundNorm(as_kept(dtype).factors, centred, 1e-5, 0.0 if centred else 1.0)
+
+
+def through_operator(norm: BoundNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if norm.centred:
+        return ops.add_layer_norm_project(x, None, weight, bias, norm.eps, *norm.factors)[0]
+    offset = norm.weight_offset
+    return ops.add_rms_norm_project(x, None, weight, norm.eps, *norm.factors, weight_offset=offset)[0]
+
+
+@needs_kernels
+@pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_give_the_same_bits_both_ways(dtype: torch.dtype, centred: bool) -> None:
+    norm, weight = as_norm(centred, dtype), torch.nn.Parameter(random_rows(24, dtype=dtype))
+    bias = random_rows(24, dtype=dtype) if centred else None
+    assert norm.kernel is not None
+    with torch.no_grad():
+        for shape in ((), (1,), (2, 3), (0,), (20_000,)):
+            x = random_rows(*shape, 24, dtype=dtype)
+            for w, b in ((weight, bias), (None, None), (random_rows(48, dtype=dtype)[::2], bias)):
+                assert torch.equal(norm(x, w, b), through_operator(norm, x, w, b))
+    x = random_rows(2, 24, dtype=dtype)
+    with torch.no_grad():
+        before = norm(x, weight)
+        weight.mul_(2)  # read at each call
+        assert torch.equal(norm(x, weight), through_operator(norm, x, weight, None))
+        assert not torch.equal(norm(x, weight), before)
+    with pytest.raises(ValueError, match="weight has shape"):
+        norm(x, weight[:5])
+
+
+@needs_kernels
+def test_what_the_kernel_is_not_made_for_is_left_to_the_operator() -> None:
+    erase, norm = as_kept(torch.float32), as_norm(False, torch.float32)
+    x, weight = random_rows(2, 24, dtype=torch.float32), torch.ones(24)
+    assert erase.kernel(x) is not None and norm.kernel(x, weight, None) is not None
+
+    class Own(Tensor):
+        pass
+
+    for other in (
+        x.double(),
+        x.int(),
+        x[:, :12],
+        x.mT.contiguous().mT,
+        x.to("meta"),
+        x.as_subclass(Own),
+        x.to_sparse(),
+        torch._neg_view(x),  # type: ignore[attr-defined]
+        torch.tensor(1.0),
+        random_rows(20_000, 24, dtype=torch.float32),
+        x.numpy(),
+        None,
+    ):
+        assert erase.kernel(other) is None and norm.kernel(other, weight, None) is None
+        assert other is None or norm.kernel(x, other, None) is None
+    with pytest.raises(TypeError, match="a weight and a bias"):
+        norm.kernel(x)
+
+
+@needs_kernels
+def test_a_gradient_of_the_weight_alone_goes_through() -> None:
+    norm, weight = as_norm(False, torch.float32), torch.nn.Parameter(torch.ones(24))
+    x = random_rows(2, 24, dtype=torch.float32)
+    norm(x, weight).square().sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,9 +167,12 @@ def test_modes_and_fake_tensors_see_the_operator(backend: str) -> None:
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    with Watch():
-        erase(x)
-    assert any("leace_fast" in name if backend == "kernels" else "mm" in name for name in seen)
+    norm = as_norm(False, torch.float32)
+    for call in (erase, norm):
+        seen.clear()
+        with Watch():
+            call(x)
+        assert any("leace_fast" in name if backend == "kernels" else "mm" in name for name in seen)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert erase(mode.from_tensor(x)).shape == x.shape
 

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import models
@@ -15,7 +16,8 @@ from test_scrubber import FIRST, LAST, eraser_of, hooks, outputs_of, scrubber_of
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber
-from leace_fast.attaching.fused import Erasure, Formula, find_formula, fuse
+from leace_fast.attaching.erasure import Erasure, erase_in
+from leace_fast.attaching.fused import Formula, FusedNorm, find_formula
 from leace_fast.ops import add_rms_norm_project
 from leace_fast.reference import rms_norm
 
@@ -24,6 +26,10 @@ from leace_fast.reference import rms_norm
 def llama() -> tuple[Any, dict[str, Tensor], Scrubber]:
     model, batch = models.build("llama"), models.batch("llama")
     return model, batch, scrubber_of(model, batch)
+
+
+def fuse(norm: nn.Module, eraser: Eraser) -> Callable[[], None]:
+    return erase_in(norm, Erasure(eraser, FusedNorm(find_formula(norm, eraser.dim), eraser)))
 
 
 # ------------------------------------------------------------------- which formula
@@ -135,7 +141,7 @@ def test_a_norm_that_gives_another_dtype_is_fused_for_its_own_only():
     eraser = eraser_of("", 2, 24)
     x = torch.randn(5, 24)
     plain = norm(x.bfloat16())
-    end = fuse(norm, Erasure(eraser))
+    end = fuse(norm, eraser)
     assert torch.allclose(norm(x), eraser(RMS.forward(norm, x)), atol=1e-6)
     assert torch.equal(norm(x.bfloat16()), eraser(plain)) and norm(x.bfloat16()).dtype == torch.float32
     end()
@@ -277,13 +283,13 @@ def test_autocast_and_other_dtypes_give_what_the_norm_gives(llama):
     x = torch.randn(4, 16, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         wanted = eraser(norm(x))
-    end = fuse(norm, Erasure(eraser))
+    end = fuse(norm, eraser)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(norm(x), wanted) and norm(x).dtype == wanted.dtype
     end()
     norm = model.get_submodule(FIRST)  # float64 weights
     wanted = eraser(norm(x.float()))
-    end = fuse(norm, Erasure(eraser))
+    end = fuse(norm, eraser)
     assert torch.equal(norm(x.float()), wanted) and torch.equal(norm(hidden_states=x.float()), wanted)
     end()
 
@@ -351,13 +357,13 @@ def test_other_sites_run_a_hook_and_that_is_told(llama):
         hooked = outputs_of(model, batch)
     with pytest.warns(UserWarning) as told, scrubber.attached(model, fuse=True):
         fused = outputs_of(model, batch)
-    assert [str(each.message).split("' runs a hook")[0][1:] for each in told] == sites[1:]
+    assert [str(each.message).split("' is erased after")[0][1:] for each in told] == sites[1:]
     assert all(each.filename == __file__ for each in told)
     assert torch.allclose(fused, hooked, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [(True, True), (True, False), (False, True)])
-@pytest.mark.filterwarnings("ignore:.*runs a hook")
+@pytest.mark.filterwarnings("ignore:.*is erased after")
 def test_two_scrubbers_act_in_the_order_in_which_they_came_and_leave_in_any(llama, fused):
     model, batch, _ = llama
     clean = outputs_of(model, batch)

@@ -199,9 +199,26 @@ class Unhooked(nn.LayerNorm):
         return self.forward(*args, **kwargs)
 
 
-def test_a_module_that_runs_no_hooks_is_found_out(llama):
+class Fixed(nn.LayerNorm):
+    """A norm whose calls run neither hooks nor the forward of another type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return nn.LayerNorm.forward(self, *args, **kwargs)
+
+
+def test_a_module_that_runs_no_hooks_is_erased(llama):
     model, batch, scrubber = llama
-    model.model.layers[1].post_attention_layernorm = Unhooked(16, dtype=torch.float64)
+    norm = model.model.layers[1].post_attention_layernorm = Unhooked(16, dtype=torch.float64)
+    x = torch.randn(3, 16, dtype=torch.float64)
+    wanted = scrubber[LAST](norm(x))
+    with scrubber.attached(model):
+        assert torch.equal(norm(x), wanted)
+        outputs_of(model, batch)
+
+
+def test_a_module_that_nothing_can_be_put_into_is_found_out(llama):
+    model, batch, scrubber = llama
+    model.model.layers[1].post_attention_layernorm = Fixed(16, dtype=torch.float64)
     clean = outputs_of(model, batch)
     with pytest.raises(RuntimeError, match=f"without being erased at '{LAST}'.*100.0%"), scrubber.attached(model):
         raise AssertionError("the block must not run")
@@ -211,7 +228,8 @@ def test_a_module_that_runs_no_hooks_is_found_out(llama):
 @pytest.mark.parametrize("hook", [lambda m, a, x: x * 1.5, lambda m, a, x: torch.zeros_like(x)])
 def test_a_later_hook_that_undoes_the_erasure_is_found_out(llama, hook):
     model, _, scrubber = llama
-    handle = model.get_submodule(FIRST).register_forward_hook(lambda m, a, x: m.forward(*a))
+    forward = type(model.get_submodule(FIRST)).forward
+    handle = model.get_submodule(FIRST).register_forward_hook(lambda m, a, x: forward(m, *a))
     with pytest.raises(RuntimeError, match="would run without being erased"), scrubber.attached(model):
         raise AssertionError("the block must not run")
     handle.remove()

@@ -10,32 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "dlpack.h"
 #include "leace_fast.h"
 
 namespace leace_fast::python {
 
 namespace py = pybind11;
-
-// The layout that the DLPack standard fixes, https://dmlc.github.io/dlpack/latest/c_api.html.
-namespace dlpack {
-struct Tensor {
-  void* data;
-  int32_t device_type, device_id;
-  int32_t ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-struct Managed {
-  Tensor tensor;
-  void* manager;
-  void (*deleter)(Managed*);
-};
-constexpr int32_t CPU = 1;
-constexpr uint8_t INT = 0, FLOAT = 2, BFLOAT = 4;
-}  // namespace dlpack
 
 struct Array {
   char* data;
@@ -83,10 +63,7 @@ inline Array from_dlpack(const py::object& object, const char* name) {
   Array found;
   found.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   found.owner = capsule;  // not consumed: its own destructor frees it
-  if (tensor.lanes == 1 && tensor.code == dlpack::FLOAT && tensor.bits == 64) found.floating = LEACE_FAST_FLOAT64;
-  if (tensor.lanes == 1 && tensor.code == dlpack::FLOAT && tensor.bits == 32) found.floating = LEACE_FAST_FLOAT32;
-  if (tensor.lanes == 1 && tensor.code == dlpack::FLOAT && tensor.bits == 16) found.floating = LEACE_FAST_FLOAT16;
-  if (tensor.lanes == 1 && tensor.code == dlpack::BFLOAT && tensor.bits == 16) found.floating = LEACE_FAST_BFLOAT16;
+  found.floating = floating(tensor);
   found.int64 = tensor.lanes == 1 && tensor.code == dlpack::INT && tensor.bits == 64;
   int64_t dense = 1;
   found.shape.assign(tensor.shape, tensor.shape + tensor.ndim);

@@ -6,6 +6,7 @@
 
 #include "../cpu/features.h"
 #include "arrays.h"
+#include "direct.h"
 #include "leace_fast.h"
 
 #ifndef LEACE_FAST_FLAGS
@@ -195,25 +196,6 @@ py::tuple add_layer_norm_project(const py::object& rows, const py::object& resid
                           Factors(x, left, right, mean, index), x, out, summed);
 }
 
-// An eraser by addresses, for a caller that has checked all there is to check and keeps the memory: for a row or two,
-// any check here would cost more than the work.
-class Projector {
- public:
-  Projector(leace_fast_dtype dtype, uintptr_t left_t, uintptr_t right, uintptr_t mean, int64_t dim, int64_t rank)
-      : dtype_(dtype),
-        factors_{reinterpret_cast<const void*>(left_t), reinterpret_cast<const void*>(right),
-                 reinterpret_cast<const void*>(mean), dim, rank, 1} {}
-
-  void operator()(uintptr_t x, uintptr_t y, int64_t numbers) const {
-    leace_fast_project(dtype_, reinterpret_cast<const void*>(x), factors_.dim, reinterpret_cast<void*>(y), factors_.dim,
-                       numbers / factors_.dim, &factors_, nullptr, nullptr);
-  }
-
- private:
-  leace_fast_dtype dtype_;
-  leace_fast_factors factors_;
-};
-
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -233,15 +215,8 @@ PYBIND11_MODULE(_C, module) {
              arg("eps"), arg("left"), arg("right"), arg("mean") = py::none(), arg("index") = py::none(),
              arg("out") = py::none(), arg("summed") = py::none(),
              "Return the erased layer norm of x + residual, and that sum.");
-  py::enum_<leace_fast_dtype>(module, "Dtype")
-      .value("float32", LEACE_FAST_FLOAT32)
-      .value("float64", LEACE_FAST_FLOAT64)
-      .value("bfloat16", LEACE_FAST_BFLOAT16)
-      .value("float16", LEACE_FAST_FLOAT16);
-  py::class_<Projector>(module, "Projector", "An eraser by addresses; nothing is checked.")
-      .def(py::init<leace_fast_dtype, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>(), arg("dtype"),
-           arg("left_t"), arg("right"), arg("mean"), arg("dim"), arg("rank"))
-      .def("__call__", &Projector::operator(), arg("x"), arg("y"), arg("numbers"));
+  module.def("direct", &direct, arg("left_t"), arg("right"), arg("mean") = py::none(), arg("norm") = py::none(),
+             "Return a function from a dense tensor to its erased rows, or None where torch offers no way to it.");
 }
 
 }  // namespace leace_fast::python

@@ -1,1 +1,1 @@
-"""Erasers in a running model: hooks, norms that erase in the pass that norms, and the add before them."""
+"""Erasers in a running model: after modules, in the pass that norms, and with the add before it."""

@@ -1,4 +1,4 @@
-"""Erasers put to work in a model, by hooks or inside its norms, and the tests that they do work there."""
+"""Erasers put to work in a model, after its modules or inside its norms, and the tests that they do work there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..eraser import Eraser
 from ..sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
 from ..subtypes import wears
-from .fused import LAYER as FUSED
-from .fused import Erasure, fuse
+from .erasure import LAYER, Erasure, erase_in
+from .fused import FusedNorm, find_formula
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
@@ -30,7 +30,7 @@ class Attachment:
     Args:
         model: any module.
         erasers: by the name of their site.
-        fused: whether norms erase in the pass that norms, where that can be; other sites get a hook, and a warning.
+        fused: whether norms erase in the pass that norms, where that can be; other sites get a warning.
 
     Raises:
         ValueError: the model lacks a site, or it has another width.
@@ -84,7 +84,7 @@ class _Check:
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> None:
         parents = {site: model.get_submodule(site.rpartition(".")[0])._modules for site in modules if site}
         self.places = [(site, parent, site.rpartition(".")[2], modules[site]) for site, parent in parents.items()]
-        self.fused = [(site, module) for site, module in modules.items() if wears(module, FUSED)]
+        self.inside = [(site, module) for site, module in modules.items() if wears(module, LAYER)]
         self.erasures = dict(erasures)
         for erasure in self.erasures.values():
             erasure.ran = False
@@ -102,23 +102,31 @@ class _Check:
                     f"the model ran without being erased at {site!r}: another module has taken the place of the one "
                     "that the eraser was attached to"
                 )
-        for site, attached in self.fused:
-            if "forward" in vars(attached):
+        for site, attached in self.inside:
+            if "forward" in attached.__dict__:
                 raise RuntimeError(
-                    f"the model ran without being erased at {site!r}: the module's forward was replaced after it was "
-                    "fused"
+                    f"the model ran without being erased at {site!r}: the module's forward was replaced after the "
+                    "eraser was attached; attach it again"
                 )
 
 
 def _attach(module: nn.Module, erasure: Erasure, fused: bool) -> Callable[[], None]:
+    """Put an erasure into a module, by a hook where the module cannot take it in; returns what ends that."""
     if fused:
         try:
-            return fuse(module, erasure)
+            erasure.norm = FusedNorm(find_formula(module, erasure.eraser.dim), erasure.eraser)
+            return erase_in(module, erasure)
         except ValueError as reason:
+            erasure.norm = None
             warnings.warn(
-                f"{erasure.eraser.site!r} runs a hook, as it cannot be fused: {reason}", UserWarning, stacklevel=6
+                f"{erasure.eraser.site!r} is erased after it has run, as it cannot be fused: {reason}",
+                UserWarning,
+                stacklevel=6,
             )
-    return add_act(module, erasure)
+    try:
+        return erase_in(module, erasure)
+    except ValueError:
+        return add_act(module, erasure)
 
 
 def _test(eraser: Eraser, before: Tensor, after: Any) -> None:

@@ -5,46 +5,22 @@ Nothing here knows a class of norms: which formula a module computes is found by
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..bound import BoundNorm
 from ..eraser import Eraser
-from ..ops import add_layer_norm_project, add_rms_norm_project
 from ..reference import ROW_DTYPES, layer_norm, rms_norm
-from ..sites import acts_of, is_hidden
-from ..subtypes import put_on, take_off, wears
+from ..sites import is_hidden
 
-LAYER = "fused"  # of modules: see `subtypes`
 TINY = 1e-8  # rows of this size are far below the root of any eps, and their squares are no subnormal numbers
 EPS_DIGITS = 1e-4  # relative; within that an attribute of the module is taken to be its eps
 ROUNDINGS = 2.0  # error allowed, in units in the last place of the rows: some norms round twice
-
-
-class Erasure:
-    """An eraser at work at one site: called by a hook, or inside a fused norm.
-
-    Attributes:
-        ran: whether the site has been run.
-        active: False leaves the rows as they are, for a comparison.
-    """
-
-    def __init__(self, eraser: Eraser) -> None:
-        self.eraser, self.ran, self.active = eraser, False, True
-
-    def __call__(self, x: Any) -> Any:
-        self.ran = True
-        if not isinstance(x, Tensor):
-            raise ValueError(f"the output of {self.eraser.site!r} is a {type(x).__name__}, expected one float tensor")
-        return self.eraser(x) if self.active else x
-
-    def __deepcopy__(self, memo: Any) -> Erasure:
-        return Erasure(self.eraser)
 
 
 @dataclass(frozen=True)
@@ -73,57 +49,39 @@ class Formula:
         return rms_norm(rows, weight, self.eps, self.weight_offset)
 
 
-def fuse(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
-    """Let a norm erase its output in the pass that norms; returns what ends that.
+class FusedNorm:
+    """What a norm returns, erased in the pass that norms, for the rows that the fused kernel covers.
 
-    The module stays the same object with the same parameters, hooks and names in a `state_dict`; its type changes.
-    Whatever the fused kernel does not cover (other arguments, a dtype of its own, autocast) runs as before and is
-    erased afterwards.
-
-    Raises:
-        ValueError: no known formula gives what the module does, or it has been given erasers already; says why.
+    >>> eraser = Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1])
+    >>> norm = nn.LayerNorm(2)
+    >>> FusedNorm(find_formula(norm, 2), eraser)(norm, torch.tensor([3.0, 1.0])).tolist()
+    [0.0, -0.9999950528144836]
     """
-    if acts_of(module) is not None or wears(module, LAYER):
-        raise ValueError("something else is attached there, which acts first")
-    formula = find_formula(module, erasure.eraser.dim)
-    try:
-        put_on(module, LAYER, forward=_forward_over(type(module)))
-    except TypeError as error:
-        raise ValueError(f"its type cannot change ({error})") from error
-    vars(module)["_fused"] = (formula, erasure)
 
-    def end() -> None:
-        # first: without it the norm is its own again, also under a type that cannot be taken off
-        vars(module).pop("_fused", None)
-        take_off(module, LAYER)
+    def __init__(self, formula: Formula, eraser: Eraser) -> None:
+        self.formula, self.eraser = formula, eraser
+        self._bound: dict[Any, BoundNorm] = {}
 
-    return end
-
-
-@functools.cache
-def _forward_over(kind: type[nn.Module]) -> Callable[..., Any]:
-    original = kind.forward
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        fused = getattr(self, "_fused", None)
-        if fused is None:
-            return original(self, *args, **kwargs)
-        formula, erasure = fused
-        erasure.ran = True
-        if erasure.active and len(args) == 1 and not kwargs and is_hidden(args[0]):
-            x = args[0]
-            weight = None if formula.weight is None else getattr(self, formula.weight)
-            same = weight is None or weight.dtype == x.dtype
-            if same and x.dtype in formula.dtypes and not torch.is_autocast_enabled(x.device.type):
-                factors = erasure.eraser._factors_for(x)
-                if formula.centred:
-                    bias = None if formula.bias is None else getattr(self, formula.bias)
-                    return add_layer_norm_project(x, None, weight, bias, formula.eps, *factors)[0]
-                offset = formula.weight_offset
-                return add_rms_norm_project(x, None, weight, formula.eps, *factors, weight_offset=offset)[0]
-        return erasure(original(self, *args, **kwargs))
-
-    return forward
+    def __call__(self, module: nn.Module, x: Any) -> Tensor | None:
+        """Return the erased norm of x, or None: the module has to run, under autocast or for another dtype."""
+        formula = self.formula
+        # past `nn.Module.__getattr__`, which costs as much as a row; a parametrised one is found there alone
+        weight = module._parameters.get(formula.weight or "")
+        bias = module._parameters.get(formula.bias or "")
+        if weight is None and formula.weight is not None:
+            weight = getattr(module, formula.weight)
+        if bias is None and formula.bias is not None:
+            bias = getattr(module, formula.bias)
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.dtype not in formula.dtypes:
+            return None
+        if (weight is not None and weight.dtype != x.dtype) or torch.is_autocast_enabled(x.device.type):
+            return None
+        key = x.dtype if x.is_cpu else (x.dtype, x.device)
+        found = self._bound.get(key)
+        if found is None:
+            factors = self.eraser._factors_for(x)
+            found = self._bound[key] = BoundNorm(factors, formula.centred, formula.eps, formula.weight_offset)
+        return found(x, weight, bias)
 
 
 @torch.no_grad()

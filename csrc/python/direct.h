@@ -1,0 +1,18 @@
+// The shortest way from tensors of torch to a kernel, for calls that cost more than their work.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace leace_fast::python {
+
+// Return a function of a tensor (..., dim), or of such a tensor and the weight and bias of a norm, that returns the
+// erased rows. It returns None for whatever it is not made for: other devices, layouts and types, weights of another
+// dtype than the rows, and so much work that threads should divide it. Who calls it makes sure that no gradient, mode
+// or compiler follows the call. None in its place if torch does not offer what it takes, or a factor is not dense.
+//
+// left_t (rank, dim), right (rank, dim), mean (dim) or None: tensors, which are kept. norm: None, or whether it is a
+// layer norm, eps and what is added to the weight.
+pybind11::object direct(const pybind11::object& left_t, const pybind11::object& right, const pybind11::object& mean,
+                        const pybind11::object& norm);
+
+}  // namespace leace_fast::python
