@@ -231,7 +231,8 @@ def main() -> None:
     )
     if options.write:
         page = options.write.read_text(encoding="utf-8")
-        head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+        head, rest = page.split(MARKS[0])
+        tail = rest.split(MARKS[1], 1)[1]
         options.write.write_text(f"{head}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{tail}", encoding="utf-8")
     else:
         print(text)

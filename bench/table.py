@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
@@ -13,22 +14,26 @@ from rich.table import Table
 OURS = "leace-fast"
 WIDTH = 130  # of a terminal that holds every column
 DEFAULT = Path(__file__).parent / "results" / "cpu.json"
-MARKS = ("<!-- table begins: python bench/table.py --write -->", "<!-- table ends -->")
+MARKS = ("<!-- table begins: {} -->", "<!-- table ends -->")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", nargs="?", type=Path, default=DEFAULT, help="what `make bench` wrote")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--ranges", action="store_true", help="one line an operation, with ranges over its sizes")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the Markdown into a page, between its marks")
     options = parser.parse_args()
     results = json.loads(options.json.read_text())
+    text = ranges(results) if options.ranges else markdown(results)
     if options.write:
-        page = options.write.read_text()
-        head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-        options.write.write_text(f"{head}{MARKS[0]}\n{markdown(results)}\n{MARKS[1]}{tail}")
-    elif options.markdown:
-        print(markdown(results))
+        given = "" if options.json == DEFAULT else f"{options.json} "
+        begin = MARKS[0].format(f"python bench/table.py {given}{'--ranges ' if options.ranges else ''}--write")
+        head, rest = options.write.read_text().split(begin)
+        tail = rest.split(MARKS[1], 1)[1]
+        options.write.write_text(f"{head}{begin}\n{text}\n{MARKS[1]}{tail}")
+    elif options.markdown or options.ranges:
+        print(text)
     else:
         show(results)
 
@@ -104,6 +109,31 @@ def markdown(results: dict) -> str:
             "### A whole `generate`\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
         )
     return "\n\n".join(parts)
+
+
+def ranges(results: dict) -> str:
+    """Return one Markdown table with a line an operation: its time, and each peer's as a multiple of it."""
+    found = operations(results)
+    names = list(dict.fromkeys(peer for sized in found.values() for peers in sized.values() for peer in peers))
+    names.remove(OURS)
+    lines = [["operation", "sizes", "time", *names], ["---", "---", *["---:"] * (1 + len(names))]]
+    for operation, sized in found.items():
+        times = [peers[OURS]["median"] for peers in sized.values()]
+        cells = []
+        for name in names:
+            ratios = [p[name]["median"] / p[OURS]["median"] for p in sized.values() if name in p]
+            cells.append(span(ratios, ratio))
+        lines.append([operation, "; ".join(sized), span(times, seconds), *cells])
+    return f"{machine(results)}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def span(values: list[float], shown: Callable[[float], str]) -> str:
+    """Return the least and the largest of some values.
+
+    >>> span([2.0, 1.0], ratio)
+    '1.00 to 2.00'
+    """
+    return " to ".join(shown(end) for end in (min(values), max(values))) if values else ""
 
 
 def overheads(results: dict) -> list[list[str]]:
