@@ -56,6 +56,7 @@ def demo(
 ) -> None:
     """Erase a concept from a small language model, and see what is left and what it costs. Takes about a minute."""
     with readable_errors():
+        check_folder(out)
         from .demo.corpus import ASSETS
         from .demo.run import CONCEPT, run_demo
 
@@ -92,12 +93,17 @@ def fit(
     x.npy with y.npy, or NAME.x.npy with NAME.y.npy; one file or a folder of them.
     """
     with readable_errors():
+        check_folder(out)
         from ._audit.jobs import is_shards, study_shards, study_texts
 
         console, track = screen()
         if is_shards(source):
-            if data is not None:
-                raise ValueError(f"{source} holds activation shards, which carry their labels: leave --data out")
+            options = {"--data": data, "--sites": sites, "--max-tokens": max_tokens, "--device": device}
+            if given := [name for name, value in options.items() if value is not None]:
+                raise ValueError(
+                    f"{source} holds activation shards, which carry their labels and need no model: leave "
+                    f"{', '.join(given)} out"
+                )
             study = study_shards(source, method=method, track=track)
         elif data is None:
             raise ValueError(f"{source} is taken for a model, which needs texts: give --data FILE (.jsonl or .parquet)")
@@ -136,9 +142,11 @@ def fold(
 ) -> None:
     """Fold erasers into a model's weights: a model like any other, with no cost at run time."""
     with readable_errors():
+        check_folder(out)
         from ._audit.jobs import load_model
         from .scrubber import Scrubber
 
+        screen()
         if out.exists() and Path(model).exists() and out.samefile(model):
             raise ValueError(f"{out} is the model itself: give another folder for the folded one")
         loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
@@ -159,9 +167,11 @@ def export_lora(
 ) -> None:
     """Write erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA."""
     with readable_errors():
+        check_folder(out)
         from ._audit.jobs import load_model
         from .scrubber import Scrubber
 
+        screen()
         loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
         typer.echo(scrubber.export_lora(out, loaded, lora_bias=lora_bias, max_cost_ratio=max_cost_ratio))
 
@@ -200,6 +210,7 @@ def scrub(
     30 % of the texts of each class are held out, by a hash of the text, for `leace-fast eval` on the same data.
     """
     with readable_errors():
+        check_folder(out)
         from ._audit.jobs import read_batches, scrub_texts
 
         console, track = screen()
@@ -257,6 +268,12 @@ def evaluate(
             typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes}, indent=1))
         else:
             typer.echo(str(found))
+
+
+def check_folder(out: Path) -> None:
+    """Raise ValueError, before any work is done, where a folder that is to be written cannot be."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, expected a folder to write: name another with --out or OUT")
 
 
 def copy_tokenizer(source: str, out: Path) -> None:

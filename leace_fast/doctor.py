@@ -19,8 +19,10 @@ PACKAGES = (
     ("safetensors", "required"),
     ("huggingface_hub", "required"),
     ("transformers", "pip install 'leace-fast[hf]': language models"),
+    ("pyarrow", "pip install 'leace-fast[hf]': parquet files"),
     ("scikit-learn", "pip install 'leace-fast[audit]': probes"),
     ("matplotlib", "pip install 'leace-fast[audit]': plots"),
+    ("datasketches", "pip install 'leace-fast[quantiles]': median, swap and normalize_quantiles"),
 )
 
 

@@ -278,12 +278,14 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
         return Eraser(left, right, mean, method=f"{self.method} + {then.method}", site=self.site).to(dtype=dtype)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Eraser:
-        """Return an eraser whose factors are held on a device and in float32 or float64.
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Eraser:
+        """Return an eraser whose factors are held on a device and in float32 or float64; either may come first.
 
         Raises:
             ValueError: dtype is another: factors are never rounded further, whatever dtype x has.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
                 f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype"

@@ -34,6 +34,8 @@ def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Ten
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all: beside its place, flushed to disk, renamed, its folder flushed too."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}: make it first")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -97,9 +97,9 @@ class Scrubber(Mapping[str, Eraser]):
         model = f" for {self.model_id}" if self.model_id else ""
         return f"Scrubber({len(self)} sites{model}: {', '.join(sorted({e.method for e in self.values()}))}, {rank})"
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Scrubber:
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Scrubber:
         """A scrubber whose erasers are on a device and in a dtype, as in `Eraser.to`."""
-        moved = {site: eraser.to(device=device, dtype=dtype) for site, eraser in self.items()}
+        moved = {site: eraser.to(device, dtype) for site, eraser in self.items()}
         return Scrubber(moved, self.model_id, self.revision, self.config)
 
     @contextmanager

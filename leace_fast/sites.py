@@ -29,6 +29,7 @@ Act = Callable[[Any], Any]  # from the output of a module to what takes its plac
 
 LAYER = "hooked"  # of modules with acts: see `subtypes`
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `_Trace.follow`
+EXPECTED = f"norms, {', '.join(GROUPS)}, names of modules or patterns"
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 
 
@@ -68,14 +69,14 @@ def find_sites(
     """
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
-        raise ValueError(f'sites must be "norms", {", ".join(GROUPS)}, module names or patterns, got {sites!r}')
+        raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")
     for group in [name for name in wanted if name in GROUPS]:
         wanted.remove(group)
         wanted += find_places(model, group, lambda: run_example(model, example))
     names = {module: name for name, module in model.named_modules()}
     for name in wanted:
         if name != "norms" and not any(name == known or fnmatchcase(known, name) for known in names.values()):
-            raise ValueError(unknown("site", name, names.values()))
+            raise ValueError(f"{unknown('site', name, names.values())}; expected {EXPECTED}")
 
     def kept(module: nn.Module) -> bool:
         return is_norm(module) or any(fnmatchcase(names[module], name) or names[module] == name for name in wanted)

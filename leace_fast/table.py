@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,14 @@ class EraserTable:
             self._views[2][-1] = torch.nan
             self._places = torch.arange(-1, len(erasers), device=self.device)  # by index + 1
             self._unknown = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a lock cannot be copied, and views of the memory would come back as memory of their own
+        return {name: part for name, part in vars(self).items() if name not in ("_writing", "_views")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _writing=threading.Lock())
+        self._views = self._split(self._memory)
 
     def __len__(self) -> int:
         return self._count

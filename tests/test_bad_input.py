@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases
+import numpy as np
 import pytest
 import torch
 from laws import Used, assert_same_bits, bits, settled_bits, within
@@ -56,6 +57,12 @@ UPDATES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ValueError,
         ("y has shape (10, 3)", "expected (10,)", "y.argmax(-1)"),
     ),
+    "names of classes": (
+        {"y": np.array(list("abcabcabca"))},
+        TypeError,
+        ("y is a ndarray that holds no numbers", "expected a tensor", "np.unique(y, return_inverse=True)[1]"),
+    ),
+    "rows of different lengths": ({"x": [[1.0], [1.0, 2.0]]}, TypeError, ("x is a list", "expected a tensor")),
     "too few labels": ({"y": Y[:9]}, ValueError, ("y has shape (9,)", "expected (10,)", "one label for each row")),
     "labels of another shape": ({"y": Y.reshape(2, 5)}, ValueError, ("y has shape (2, 5)", "expected (10,)")),
     "mask of another shape": ({"mask": torch.ones(9).bool()}, ValueError, ("mask has shape (9,)", "expected (10,)")),

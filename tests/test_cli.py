@@ -94,6 +94,15 @@ def test_fit_activation_shards(workplace, tmp_path, source, names):
     assert isinstance(eraser, Eraser) and (eraser.dim, eraser.rank) == (8, 1)
 
 
+def test_one_column_that_is_erased_wholly_is_not_read_from_what_rounding_leaves(tmp_path):
+    y = torch.randint(3, (2000,), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1)) + 3 * (y == 0)[:, None]
+    save_file({"x": x, "y": y}, tmp_path / "x.safetensors")
+    assert run("fit", tmp_path / "x.safetensors", "--out", tmp_path / "out").exit_code == 0
+    (site,) = json.loads((tmp_path / "out" / "report.json").read_text())["sites"]
+    assert site["before"] > site["constant"] + 0.2 and site["after"] == site["constant"]
+
+
 @pytest.mark.parametrize("method", ["inlp", "alf_qleace", "rlace", "median"])
 def test_fit_shards_by_other_methods(workplace, tmp_path, method):
     """What needs class covariances, or passes over the rows, gets them from shards; held-out rows stay out."""
@@ -197,6 +206,19 @@ MISTAKES = {
     "no such data": (("fit", "model", "--data", "nope.jsonl"), "no file nope.jsonl"),
     "data of another kind": (("fit", "model", "--data", "data.csv"), "expected one of .jsonl, .jsonl.gz, .parquet"),
     "data for shards": (("fit", "acts.safetensors", "--data", "data.jsonl"), "leave --data out"),
+    "options of models for shards": (
+        ("fit", "acts.safetensors", "--sites", "norms", "--max-tokens", 5, "--device", "cpu"),
+        "need no model: leave --sites, --max-tokens, --device out",
+    ),
+    "no such device": (
+        (*("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--device", "abacus"),
+        "no device 'abacus' here .* expected one of cpu",
+    ),
+    "fit into a file": (("fit", "acts.safetensors", "--out", "data.jsonl"), "data.jsonl is a file, expected a folder"),
+    "demo into a file": (("demo", "--out", "data.jsonl"), "data.jsonl is a file, expected a folder"),
+    "scrub into a file": (("scrub", "--model", "model", "--data", "data.jsonl", "--out", "data.jsonl"), "is a file"),
+    "fold into a file": (("fold", "model", "empty", "data.jsonl"), "data.jsonl is a file, expected a folder"),
+    "LoRA into a file": (("export-lora", "model", "empty", "data.jsonl"), "data.jsonl is a file, expected a folder"),
     "no such text column": (
         ("fit", "model", "--data", "data.jsonl"),
         "its columns: 'body', 'kind'; name one with --text",
@@ -214,11 +236,14 @@ MISTAKES = {
     ),
     "no such site": (
         ("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind", "--sites", "model.layers.7.norm"),
-        "model.layers.7.norm",
+        "model.layers.7.norm.* expected norms, residual, attention_out, mlp_out, names of modules or patterns",
     ),
     "shards without labels": (("fit", "nolabels.safetensors"), "holds x but no y"),
     "shards of one class": (("fit", "oneclass.safetensors"), "only the class 1"),
-    "shards with NaN": (("fit", "nan.safetensors"), "not finite|non-finite|NaN"),
+    "shards with NaN": (
+        ("fit", "nan.safetensors"),
+        "row 7 of nan.safetensors holds NaN or Inf: leave it out, or label",
+    ),
     "a damaged model": (
         ("fit", "damaged", "--data", "data.jsonl", "--text", "body", "--label", "kind"),
         "the model 'damaged' cannot be loaded",

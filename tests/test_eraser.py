@@ -84,7 +84,7 @@ def test_without_offset_of_other_strengths_dtypes_and_methods() -> None:
         expected = x - strength * linear.isolate(x)
         torch.testing.assert_close(eraser.scaled(strength).without_offset()(x), expected, rtol=0, atol=1e-12)
     narrow = eraser.to(dtype=torch.float32).without_offset()
-    assert narrow.dtype == torch.float32
+    assert narrow.dtype == eraser.to(torch.float32).dtype == eraser.to("cpu", torch.float32).dtype == torch.float32
     torch.testing.assert_close(narrow(x), linear(x), rtol=0, atol=1e-5)
     assert fitted().to(dtype=torch.float32).mean_solve.dtype == torch.float64  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="keeps no mean_solve"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import models
 import pytest
@@ -50,8 +51,8 @@ def logits_of(model, batch) -> Tensor:
 def test_models_that_generate_without_an_encoder_are_causal():
     import transformers
 
-    text = {**models.TABLE["gemma3"][2], "vocab_size": models.VOCABULARY}
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text: Any = {**models.TABLE["gemma3"][2], "vocab_size": models.VOCABULARY}
+    vision: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "image_size": 8, "patch_size": 4})
     with torch.device("meta"):
         assert is_causal(transformers.Gemma3ForConditionalGeneration(config))

@@ -230,6 +230,11 @@ def test_absent_file(tmp_path: Path) -> None:
             reader.load(tmp_path / "absent")
 
 
+def test_absent_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/absent for e.safetensors: make it first"):
+        Eraser(torch.eye(2), torch.eye(2)).save(tmp_path / "absent" / "e.safetensors")
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace", "fdopen"])
 def test_a_failed_write_leaves_the_old_file(eraser_file: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, folder = eraser_file.read_bytes(), sorted(eraser_file.parent.iterdir())

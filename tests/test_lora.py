@@ -175,6 +175,12 @@ def test_two_parts_leave_a_thousandth_of_what_one_leaves_in_bfloat16(outliers: b
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16} and config["r"] == config["lora_alpha"] == split.rank
 
 
+def test_one_part_is_enough_in_float32(tmp_path: Path) -> None:
+    model, x, eraser = wide()
+    report = export_lora(tmp_path, model.float(), {"0": eraser}, x.float())
+    assert report.rank == 4 and report.leak < 1e-6
+
+
 def test_r_is_split_too_where_its_rounding_costs(tmp_path: Path) -> None:
     """Three large columns that R reads with weights of sum zero: rounded, they do not cancel."""
     model, x, _ = wide()

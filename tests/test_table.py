@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from typing import Any
@@ -47,6 +49,17 @@ def memory(request, monkeypatch) -> str:
     """Both ways to keep the factors: in copies (on the CPU), and in one place (on CUDA, for captured graphs)."""
     monkeypatch.setattr(EraserTable, "_keeps_memory", lambda table: request.param == "static")
     return request.param
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_a_copy_is_a_table_of_its_own(memory, copied):
+    table, (x, index) = table_of(erasers_of(5)), rows_of(20, 5, torch.float32)
+    twin, before = copied(table), table(x, index)
+    twin.swap(1, eraser_of(5, 2, 9))
+    assert torch.equal(table(x, index), before)
+    erasers = erasers_of(5)
+    erasers[1] = eraser_of(5, 2, 9)
+    assert torch.equal(twin(x, index), table_of(erasers)(x, index))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -57,8 +57,13 @@ def study_shards(
     share = min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows, 1)
     generator = torch.Generator().manual_seed(0)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {"fit": [], "held_out": []}
+    done = 0
     with clock.stage("record"):
         for x, y in track(shards, "record"):
+            if bool((wrong := ~x.isfinite().all(1) & (y != -100)).any()):
+                row = done + int(wrong.nonzero()[0])
+                raise ValueError(f"row {row} of {path} holds NaN or Inf: leave it out, or label it -100")
+            done += len(x)
             draw, sampled = torch.rand(2, len(x), generator=generator)
             fit = draw >= HELD_OUT
             moments.update(x, y, mask=fit)
@@ -73,7 +78,8 @@ def study_shards(
         eraser = fit_method(_RowsToFitOn(shards) if needs == ROWS else moments).with_site(site)
     with clock.stage("probe"):
         before = linear_probe(x, y, test_x, test_y)
-        after = linear_probe(eraser(x.float()), y, eraser(test_x.float()), test_y)
+        # in float64: a probe reads what float32 leaves of a column that was erased wholly, however little that is
+        after = linear_probe(eraser(x.double()), y, eraser(test_x.double()), test_y)
     not_erased = eraser.report.not_erased if eraser.report else ()
     result = SiteResult(
         site, shards.dim, eraser.rank, before.accuracy, after.accuracy, after.constant, None, not_erased
@@ -221,7 +227,7 @@ def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
     """Return (model, tokenizer, whether it predicts the next token)."""
     model = load_model(source, device)
     if model.config.is_encoder_decoder:
-        raise ValueError(f"{source} is an encoder-decoder: record it in Python, with leace_fast.record")
+        raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
     from transformers import AutoTokenizer
 
     try:
@@ -235,6 +241,7 @@ def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
 def load_model(source: str, device: str | None = None) -> Any:
     """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named."""
     _check_source(source)
+    target = _device(device)
     try:
         import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -248,8 +255,19 @@ def load_model(source: str, device: str | None = None) -> Any:
         model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype="auto")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the model {source!r} cannot be loaded: {_first_line(error)}") from error
-    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+    model.to(target)  # type: ignore[arg-type]
     return model.eval()
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, a GPU if there is one and none is named; ValueError if it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(f"no device {name!r} here ({_first_line(error)}), expected one of {here}") from error
+    return device
 
 
 def _first_line(error: Exception) -> str:

@@ -175,7 +175,7 @@ class _Factors:
         scale = torch.exp2(-torch.log2(self.exact_right.norm(dim=1).clamp_min(1e-300)).round())[:, None]
         right, left = self.exact_right * scale, self.exact_left / scale.mT
         high, low = _split(right, dtype)
-        self.parts = 2 if split and bool((high != right).any()) else 1
+        self.parts = 2 if split and dtype.itemsize < 4 and bool((high != right).any()) else 1
         self.left, self.right = left, high.double()
         if self.parts > 1:
             self._refit(right)

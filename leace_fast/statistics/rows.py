@@ -87,7 +87,7 @@ def check_kinds(
 
     Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
     """
-    x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()
+    x, y = _tensor("x", x), _tensor("y", y)
     if x.dtype not in ROW_DTYPES:
         raise TypeError(
             f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
@@ -100,10 +100,10 @@ def check_kinds(
     else:
         _check_targets(y, lead, target_dim or 1)
     if mask is not None:
-        mask = torch.as_tensor(mask).detach()
+        mask = _tensor("mask", mask)
         _check_mask(mask, lead)
     if weight is not None:
-        weight = torch.as_tensor(weight).detach()
+        weight = _tensor("weight", weight)
         _check_weight(weight, lead)
     return x, y, mask, weight
 
@@ -185,6 +185,16 @@ def _finite_rows(rows: Rows) -> Tensor | None:
     if all(map(all_finite, parts)):
         return None
     return torch.stack([part.isfinite().all(1) for part in parts]).all(0)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        number = "; number the names of classes, as by np.unique(y, return_inverse=True)[1]" if name == "y" else ""
+        kind = type(value).__name__
+        cause = str(error).partition(". ")[0]
+        raise TypeError(f"{name} is a {kind} that holds no numbers ({cause}), expected a tensor{number}") from error
 
 
 def _check_labels(y: Tensor, lead: torch.Size, num_classes: int) -> None:
