@@ -249,7 +249,8 @@ ACTS = {
 @pytest.mark.parametrize("name", ACTS)
 def test_rows_that_are_masked_or_cast_are_still_read(name):
     model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(4).to(torch.float32), Mixer(ACTS[name])) for _ in range(2)))
-    for mixer in (model[0], model[1]):
+    for mixer in model.children():
+        assert isinstance(mixer, nn.Sequential)
         mixer.append(nn.Module())
         mixer[2].forward = lambda x: x.float()  # type: ignore[method-assign]
     if name == "columns":
@@ -263,9 +264,13 @@ def test_rows_that_are_masked_or_cast_are_still_read(name):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_norms_of_a_hybrid_do_not_depend_on_the_batch(rows):
     """Linear attention multiplies its input by the mask where a batch has several rows."""
-    import transformers
-
-    widths = {"hidden_size": 16, "intermediate_size": 24, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 64}
+    widths: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "state_size": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 64,
+    }
     model = transformers.MambaForCausalLM(transformers.MambaConfig(**widths)).eval()
     batch = {name: value[:rows] for name, value in models.batch("llama").items()}
     found = [site.name for site in find_sites(model, batch)]
