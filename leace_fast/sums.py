@@ -14,7 +14,6 @@ LEVELS = ("torch", "avx2", "avx512", "amx")
 LEVEL: int = (
     torch.ops.leace_fast.moments_level() if load().present and hasattr(torch.ops.leace_fast, "moments_level") else 0
 )
-CHUNK_ROWS = 1024  # centred about their own mean and multiplied at a time
 
 
 def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> None:
@@ -44,17 +43,13 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
         reference.add_second_moment(second, x, weight, shift, added.sum(0))
         sums += added
         return
-    added = torch.zeros_like(sums)
     x = x if x.stride(1) == 1 else x.contiguous()
-    chunks = x.split(CHUNK_ROWS)
-    weights = [None] * len(chunks) if weight is None else weight.split(CHUNK_ROWS)
-    totals = shift.new_empty(len(chunks), len(shift))
-    squares = torch.empty_like(totals)
+    added = torch.zeros_like(sums)
+    total, squares = shift.new_zeros(2, len(shift))
     kernels = torch.ops.leace_fast
-    kernels.add_class_sums.default(added, totals, squares, x, labels, weight, shift, CHUNK_ROWS, LEVEL)
-    for rows, own, total, square in zip(chunks, weights, totals, squares, strict=True):
-        if not kernels.add_second_moment.default(second, rows, own, shift, total, square, LEVEL):
-            reference.add_second_moment(second, rows.double(), own, shift, total)
+    kernels.add_class_sums.default(added, total, squares, x, labels, weight, shift, LEVEL)
+    if not kernels.add_second_moment.default(second, x, weight, shift, total, squares, LEVEL):
+        reference.add_second_moment(second, x.double(), weight, shift, total)
     sums += added
 
 

@@ -25,8 +25,8 @@ constexpr int64_t GROUP = 8;   // panels whose products with as many others are 
 // Rows that are summed one by one: longer runs would round equal rows the same way too often.
 constexpr int64_t BLOCK_ROWS = 32;
 constexpr int PARTS = 3;  // bfloat16 numbers whose sum is a float32 number
-// Rows that are summed in float32 before they go to float64: in float32 vectors; on the matrix units, of float32 rows and
-// of 16-bit rows.
+// Rows of a run, which are summed in float32 before they go to float64: in float32 vectors; on the matrix units, of
+// float32 rows and of 16-bit rows.
 constexpr int64_t VECTOR_DEPTH = 256, FLOAT_DEPTH = 512, SHORT_DEPTH = 1024;
 // Sums of squares that float32 can hold the terms of.
 constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
@@ -47,9 +47,10 @@ struct Source {
   }
 };
 
-// A tile of the product: its first row and column, and how many of both are inside the matrix.
+// A tile of the product: its first row and column, how many of both are inside the matrix, and which tiles are formed
+// together.
 struct Tile {
-  int64_t row, column, rows, columns;
+  int64_t row, column, rows, columns, group;
 };
 
 // What takes a product about any centre to one about the shift: second += rest negative_rest' + mean weighted_mean'.
@@ -104,7 +105,7 @@ Level find_level() {
   return Level::NONE;
 }
 
-// The lower triangle, group by group, so that the panels of two groups stay in the cache.
+// The lower triangle, group by group: GROUP panels by as many others, which stay in the cache.
 std::vector<Tile> lower_tiles(int64_t dim) {
   std::vector<Tile> tiles;
   const int64_t panels = (dim + WIDTH - 1) / WIDTH;
@@ -113,7 +114,7 @@ std::vector<Tile> lower_tiles(int64_t dim) {
     for (int64_t columns = 0; columns <= rows; columns += GROUP)
       for (int64_t j = columns; j < std::min(columns + GROUP, panels); ++j)
         for (int64_t i = std::max(rows, j); i < std::min(rows + GROUP, panels); ++i)
-          tiles.push_back({i * WIDTH, j * WIDTH, inside(i), inside(j)});
+          tiles.push_back({i * WIDTH, j * WIDTH, inside(i), inside(j), rows * panels + columns});
   return tiles;
 }
 
@@ -147,11 +148,11 @@ bool all_finite(const Rows<Row>& rows, Level level) {
 }
 
 template <typename Row>
-void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
-                    const ColumnSums& chunks, int64_t begin, int64_t end, Level level) {
+void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
+                    const ColumnSums& of_block, int64_t begin, int64_t end, Level level) {
 #ifdef LEACE_FAST_X86
   const auto add = level == Level::AVX2 ? avx2::class_sums<Row> : avx512::class_sums<Row>;
-  add(rows, labels, shift, sums, chunk, chunks, begin, end);
+  add(rows, labels, shift, sums, of_block, begin, end);
 #endif
 }
 
@@ -185,56 +186,64 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
     if (!in_range(squares / scale, centre[i])) return false;
   }
 
-  const bool amx = level == Level::AMX;
-  const int64_t depth = std::min(!amx ? VECTOR_DEPTH : sizeof(Row) == 4 ? FLOAT_DEPTH : SHORT_DEPTH, rows.count);
-  const int64_t bytes = amx ? 2 * 2 * amx::Layout(depth).form : depth * WIDTH * int64_t(sizeof(float));
+  const bool amx = level == Level::AMX, wide = level != Level::AVX2;
+  const int64_t run = std::min(!amx ? VECTOR_DEPTH : sizeof(Row) == 4 ? FLOAT_DEPTH : SHORT_DEPTH, rows.count);
+  const int64_t runs = (rows.count + run - 1) / run;
+  const auto rows_of = [&](int64_t k) { return std::min(run, rows.count - k * run); };
+  // All runs of all panels, the panels of a run side by side: in one form for vectors, in two for the matrix units.
+  const int64_t bytes = amx ? 2 * amx::Layout(run).form : run * WIDTH * int64_t(sizeof(float));
+  const int64_t to_right = amx ? runs * panels * bytes : 0;
   static thread_local cpu::Scratch kept;  // fresh pages cost more than the sums that go into them
-  auto* packed = static_cast<char*>(kept.at_least(panels * bytes));
-  std::vector<int> parts(panels);
+  auto* packed = static_cast<char*>(kept.at_least(to_right + runs * panels * bytes));
+  const auto packed_at = [&](int64_t k, int64_t p) { return packed + (k * panels + p) * bytes; };
+  std::vector<int> parts(runs * panels);
   const auto panel = [&](int64_t p) {
     return Source<Row>{rows.x + p * WIDTH, rows.stride, std::min(WIDTH, dim - p * WIDTH), centre.data() + p * WIDTH,
                        root.empty() ? nullptr : root.data()};
   };
+  parallel(panels, rows.count * WIDTH, [&](int64_t begin, int64_t end) {
+    for (int64_t k = 0; k < runs; ++k) {
+      if (amx)
+        amx::pack(panel, begin, end, k * run, rows_of(k), reinterpret_cast<uint16_t*>(packed_at(k, 0)), bytes / 2,
+                  to_right / 2, parts.data() + k * panels, rest);
+      else
+        (wide ? avx512::pack<decltype(panel)> : avx2::pack<decltype(panel)>)(
+            panel, begin, end, k * run, rows_of(k), reinterpret_cast<float*>(packed_at(k, 0)), bytes / 4, rest);
+    }
+  });
+  for (int64_t i = 0; i < dim; ++i) {
+    rest[i] *= scale;
+    negative_rest[i] = -rest[i] / total;
+  }
+
   const std::vector<Tile> tiles = lower_tiles(dim);
   const Centring centring{rest, negative_rest, mean, weighted_mean};
-  const auto add_tile = level == Level::AVX2 ? avx2::add_tile : avx512::add_tile;
-
-  for (int64_t first = 0; first < rows.count; first += depth) {
-    const int64_t count = std::min(depth, rows.count - first);
-    const bool last = first + count == rows.count;
-    parallel(panels, count * WIDTH, [&](int64_t begin, int64_t end) {
-      if (amx)
-        amx::pack(panel, begin, end, first, count, reinterpret_cast<uint16_t*>(packed), bytes / 2, parts.data(), rest);
-      else
-        (level == Level::AVX512 ? avx512::pack<decltype(panel)> : avx2::pack<decltype(panel)>)(
-            panel, begin, end, first, count, reinterpret_cast<float*>(packed), bytes / 4, rest);
-    });
-    if (last)
-      for (int64_t i = 0; i < dim; ++i) {
-        rest[i] *= scale;
-        negative_rest[i] = -rest[i] / total;
-      }
-    parallel(int64_t(tiles.size()), count * WIDTH * WIDTH / 8, [&](int64_t begin, int64_t end) {
-      alignas(64) float product[WIDTH * WIDTH];
-      if (amx) amx::configure();
-      for (int64_t t = begin; t < end; ++t) {
-        const Tile& tile = tiles[t];
-        for (int64_t i = 0; i < tile.rows; ++i)
-          for (int64_t j = 0; j < tile.columns; j += 8)
-            __builtin_prefetch(second + (tile.row + i) * second_stride + tile.column + j, 1);
-        const int64_t i = tile.row / WIDTH, j = tile.column / WIDTH;
-        const char *left = packed + i * bytes, *right = packed + j * bytes;
-        if (amx)
-          amx::multiply(reinterpret_cast<const uint16_t*>(left), parts[i], reinterpret_cast<const uint16_t*>(right),
-                        parts[j], count, product);
-        else
-          (level == Level::AVX512 ? avx512::multiply : avx2::multiply)(
-              reinterpret_cast<const float*>(left), reinterpret_cast<const float*>(right), count, product);
-        add_tile(product, scale, centring, last, tile, second, second_stride);
-      }
-      if (amx) amx::release();
-    });
-  }
+  parallel(int64_t(tiles.size()), rows.count * WIDTH * WIDTH / 8, [&](int64_t begin, int64_t end) {
+    alignas(64) float product[WIDTH * WIDTH];
+    static thread_local cpu::Scratch kept_sums;
+    auto* sums = static_cast<double*>(kept_sums.at_least(GROUP * GROUP * WIDTH * WIDTH * int64_t(sizeof(double))));
+    const auto sums_of = [&](int64_t t) { return sums + t * WIDTH * WIDTH; };
+    if (amx) amx::configure();
+    for (int64_t first = begin, next; first < end; first = next) {
+      for (next = first + 1; next < end && tiles[next].group == tiles[first].group;) ++next;
+      for (int64_t k = 0; k < runs; ++k)
+        for (int64_t t = first; t < next; ++t) {
+          const int64_t i = tiles[t].row / WIDTH, j = tiles[t].column / WIDTH;
+          const char *left = packed_at(k, i), *right = packed_at(k, j) + to_right;
+          if (amx)
+            amx::multiply(reinterpret_cast<const uint16_t*>(left), parts[k * panels + i],
+                          reinterpret_cast<const uint16_t*>(right), parts[k * panels + j], rows_of(k), product);
+          else
+            (wide ? avx512::multiply : avx2::multiply)(
+                reinterpret_cast<const float*>(left), reinterpret_cast<const float*>(right), rows_of(k), product);
+          (wide ? avx512::add_product : avx2::add_product)(product, k == 0, sums_of(t - first));
+        }
+      for (int64_t t = first; t < next; ++t)
+        (wide ? avx512::add_tile : avx2::add_tile)(sums_of(t - first), scale, centring, tiles[t], second,
+                                                   second_stride);
+    }
+    if (amx) amx::release();
+  });
   return true;
 #else
   return false;
@@ -243,8 +252,8 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
 
 #define LEACE_FAST_INSTANTIATE(Row)                                                                                  \
   template bool all_finite(const Rows<Row>&, Level);                                                                 \
-  template void add_class_sums(const Rows<Row>&, const int64_t*, const double*, double*, int64_t, const ColumnSums&, \
-                               int64_t, int64_t, Level);                                                             \
+  template void add_class_sums(const Rows<Row>&, const int64_t*, const double*, double*, const ColumnSums&, int64_t, \
+                               int64_t, Level);                                                                      \
   template bool add_second_moment(const Rows<Row>&, const double*, const ColumnSums&, double*, int64_t, Level,       \
                                   const Parallel&);
 LEACE_FAST_INSTANTIATE(float)

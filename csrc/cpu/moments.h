@@ -30,19 +30,20 @@ struct Rows {
 template <typename Row>
 bool all_finite(const Rows<Row>& rows, Level level);
 
-// The sums of one chunk of rows about `shift`, for each column.
+// The sums of a block of rows about `shift`, for each column.
 struct ColumnSums {
   double* total;    // of w (x - shift)
   double* squares;  // of w (x - shift)^2
 };
 
-// Adds w (x - shift) to sums[label], for the columns begin..end, and sets the sums of each chunk of `chunk` rows.
+// Adds w (x - shift) to sums[label], for the columns begin..end, and to the sums of the block.
 template <typename Row>
-void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
-                    const ColumnSums& chunks, int64_t begin, int64_t end, Level level);
+void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
+                    const ColumnSums& of_block, int64_t begin, int64_t end, Level level);
 
 // Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart. Returns
 // false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very rows.
+// Packed, the rows take up to three times the memory of float32 rows, which is kept for the next call.
 template <typename Row>
 bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
                        int64_t second_stride, Level level, const Parallel& parallel);

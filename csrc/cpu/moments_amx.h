@@ -7,8 +7,9 @@
 constexpr int64_t TILE = 512;        // numbers in a tile: 16 columns of BLOCK_ROWS rows
 constexpr int64_t BLOCK = 2 * TILE;  // a panel's numbers in BLOCK_ROWS rows
 
-// A panel lies in two forms, for the left operand (a column's rows side by side) and the right one (a row's columns side
-// by side, rows in pairs), each by part, block and half.
+// A panel lies in two forms, for the left operand (a column's rows side by side) and the right one (a row's columns
+// side by side, rows in pairs), each by part, block and half. The right forms of all panels lie `to_right` behind the
+// left ones: side by side, forms of one kind use all sets of the caches.
 struct Layout {
   explicit Layout(int64_t count)
       : blocks((count + BLOCK_ROWS - 1) / BLOCK_ROWS), part(blocks * BLOCK), form(PARTS * part) {}
@@ -110,17 +111,17 @@ inline int pack_half(const Source<Row>& from, int64_t column, int64_t first, int
 
 template <int COUNT, typename Row>
 int pack_parts(const Source<Row>& from, int64_t first, int64_t count, const Layout& layout, uint16_t* left,
-               double* rest) {
+               int64_t to_right, double* rest) {
   double sums[WIDTH];
   std::copy_n(rest, WIDTH, sums);
   int most = 1;
   for (int half = 0; half < 2; ++half) {
     uint16_t* to = left + half * TILE;
-    most = std::max(most, pack_half<COUNT>(from, 16 * half, first, count, layout.part, to, to + layout.form,
+    most = std::max(most, pack_half<COUNT>(from, 16 * half, first, count, layout.part, to, to + to_right,
                                            sums + 16 * half));
   }
   if constexpr (COUNT < PARTS) {
-    if (most > COUNT) return pack_parts<COUNT + 1>(from, first, count, layout, left, rest);
+    if (most > COUNT) return pack_parts<COUNT + 1>(from, first, count, layout, left, to_right, rest);
   }
   std::copy_n(sums, WIDTH, rest);
   return std::min(most, COUNT);
@@ -129,14 +130,14 @@ int pack_parts(const Source<Row>& from, int64_t first, int64_t count, const Layo
 // Packs a block of a panel, in `least` parts or more, and returns in how many.
 template <typename Row>
 int pack_block(const Source<Row>& from, int64_t first, int64_t count, int least, const Layout& layout, uint16_t* left,
-               double* rest) {
+               int64_t to_right, double* rest) {
   switch (least) {
     case 1:
-      return pack_parts<1>(from, first, count, layout, left, rest);
+      return pack_parts<1>(from, first, count, layout, left, to_right, rest);
     case 2:
-      return pack_parts<2>(from, first, count, layout, left, rest);
+      return pack_parts<2>(from, first, count, layout, left, to_right, rest);
     default:
-      return pack_parts<3>(from, first, count, layout, left, rest);
+      return pack_parts<3>(from, first, count, layout, left, to_right, rest);
   }
 }
 
@@ -144,7 +145,7 @@ int pack_block(const Source<Row>& from, int64_t first, int64_t count, int least,
 // number of parts of each panel. `panel(p)` is the source of a panel.
 template <typename Panels>
 void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, uint16_t* packed,
-          int64_t panel_size, int* parts, double* rest) {
+          int64_t panel_size, int64_t to_right, int* parts, double* rest) {
   const Layout layout(count);
   std::vector<int> parts_of((end - begin) * layout.blocks);
   for (int64_t p = begin; p < end; ++p) parts[p] = panel(p).least_parts();
@@ -152,7 +153,7 @@ void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = block * BLOCK_ROWS;
       const int found = pack_block(panel(p), first + row, std::min(BLOCK_ROWS, count - row), parts[p], layout,
-                                   packed + p * panel_size + block * BLOCK, rest + p * WIDTH);
+                                   packed + p * panel_size + block * BLOCK, to_right, rest + p * WIDTH);
       parts_of[(p - begin) * layout.blocks + block] = found;
       parts[p] = std::max(parts[p], found);
     }
@@ -164,7 +165,7 @@ void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_
       for (int part = of_blocks[block]; part < parts[p]; ++part) {
         uint16_t* left = packed + p * panel_size + part * layout.part + block * BLOCK;
         std::fill_n(left, BLOCK, uint16_t(0));
-        std::fill_n(left + layout.form, BLOCK, uint16_t(0));
+        std::fill_n(left + to_right, BLOCK, uint16_t(0));
       }
   }
 }
@@ -191,7 +192,6 @@ inline void multiply_add() {
 template <int LEFT, int RIGHT>
 void multiply_parts(const uint16_t* left, const uint16_t* right, int64_t count, float* out) {
   const Layout layout(count);
-  right += layout.form;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

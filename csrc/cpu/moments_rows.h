@@ -36,21 +36,16 @@ inline void add_row(const Row* __restrict x, double weight, const double* __rest
 }
 
 template <typename Row>
-void class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums, int64_t chunk,
-                const ColumnSums& chunks, int64_t begin, int64_t end) {
-  for (int64_t first = 0, c = 0; first < rows.count; first += chunk, ++c) {
-    double* total = chunks.total + c * rows.dim + begin;
-    double* squares = chunks.squares + c * rows.dim + begin;
-    std::fill_n(total, end - begin, 0.0);
-    std::fill_n(squares, end - begin, 0.0);
-    for (int64_t r = first; r < std::min(first + chunk, rows.count); ++r) {
-      const Row* x = rows.x + r * rows.stride + begin;
-      double* sum = sums + labels[r] * rows.dim + begin;
-      if (rows.weight == nullptr)
-        add_row<false>(x, 1.0, shift + begin, sum, total, squares, end - begin);
-      else
-        add_row<true>(x, rows.weight[r], shift + begin, sum, total, squares, end - begin);
-    }
+void class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
+                const ColumnSums& of_block, int64_t begin, int64_t end) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const Row* x = rows.x + r * rows.stride + begin;
+    double *sum = sums + labels[r] * rows.dim + begin, *total = of_block.total + begin;
+    double* squares = of_block.squares + begin;
+    if (rows.weight == nullptr)
+      add_row<false>(x, 1.0, shift + begin, sum, total, squares, end - begin);
+    else
+      add_row<true>(x, rows.weight[r], shift + begin, sum, total, squares, end - begin);
   }
 }
 
@@ -100,17 +95,23 @@ void multiply(const float* a, const float* b, int64_t count, float* out) {
         multiply_slice(a + r * WIDTH + i, b + r * WIDTH + j, std::min(BLOCK_ROWS, count - r), out + i * WIDTH + j);
 }
 
-// Adds a tile of the product, and where all rows are in it what centres it, to `second`.
-void add_tile(const float* __restrict product, double scale, const Centring& centring, bool last, const Tile& tile,
-              double* second, int64_t stride) {
+// Adds a product of some rows to sums in float64, or begins these.
+void add_product(const float* __restrict product, bool begin, double* __restrict sums) {
+  if (begin)
+    for (int64_t i = 0; i < WIDTH * WIDTH; ++i) sums[i] = product[i];
+  else
+    for (int64_t i = 0; i < WIDTH * WIDTH; ++i) sums[i] += product[i];
+}
+
+// Adds a tile of the sums, and what centres it, to `second`.
+void add_tile(const double* __restrict sums, double scale, const Centring& centring, const Tile& tile, double* second,
+              int64_t stride) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     double* __restrict to = second + (tile.row + i) * stride + tile.column;
     const int64_t count = tile.row == tile.column ? i + 1 : tile.columns;
-    for (int64_t j = 0; j < count; ++j) to[j] += scale * product[i * WIDTH + j];
-    if (!last) continue;
     const double rest = centring.rest[tile.row + i], mean = centring.mean[tile.row + i];
     const double* __restrict rest_j = centring.negative_rest + tile.column;
     const double* __restrict mean_j = centring.weighted_mean + tile.column;
-    for (int64_t j = 0; j < count; ++j) to[j] += rest * rest_j[j] + mean * mean_j[j];
+    for (int64_t j = 0; j < count; ++j) to[j] += scale * sums[i * WIDTH + j] + (rest * rest_j[j] + mean * mean_j[j]);
   }
 }

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <new>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace leace_fast::cpu {
 
 template <int VALUE>
@@ -24,17 +28,22 @@ class Scratch {
   __attribute__((noinline)) void* at_least(int64_t bytes) {
     if (bytes > size_) {
       std::free(memory_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      memory_ = std::aligned_alloc(64, size_);
+      const int64_t unit = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
+      size_ = (bytes + unit - 1) / unit * unit;
+      memory_ = std::aligned_alloc(unit, size_);
       if (memory_ == nullptr) {
         size_ = 0;
         throw std::bad_alloc();
       }
+#ifdef __linux__
+      if (unit == HUGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
+#endif
     }
     return memory_;
   }
 
  private:
+  static constexpr int64_t HUGE_PAGE = 2 << 20;
   void* memory_ = nullptr;
   int64_t size_ = 0;
 };

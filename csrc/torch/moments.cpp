@@ -18,9 +18,18 @@ using torch::stable::Tensor;
 
 // Handing work to another thread costs some microseconds: give it at least this many operations.
 constexpr int64_t WORK_PER_THREAD = 1 << 17;
+// In which each thread's share is handed out: one that is held up by others on its core holds up no one.
+constexpr int64_t PORTIONS = 4;
 
 void parallel(int64_t count, int64_t cost, const leace_fast::moments::Work& work) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, WORK_PER_THREAD / std::max<int64_t>(cost, 1)), work);
+  const int64_t least = std::max<int64_t>(1, WORK_PER_THREAD / std::max<int64_t>(cost, 1));
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (count + least - 1) / least);
+  if (threads <= 1) return work(0, count);
+  const int64_t portion = std::max(least, (count + threads * PORTIONS - 1) / (threads * PORTIONS));
+  std::atomic<int64_t> next = 0;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(portion)) < count;) work(begin, std::min(begin + portion, count));
+  });
 }
 
 const double* doubles(const Tensor& tensor) { return static_cast<const double*>(tensor.const_data_ptr()); }
@@ -59,14 +68,14 @@ bool all_finite(const Tensor& x, int64_t level) {
   });
 }
 
-void add_class_sums(Tensor sums, Tensor totals, Tensor squares, const Tensor& x, const Tensor& labels,
-                    const std::optional<Tensor>& weight, const Tensor& shift, int64_t chunk, int64_t level) {
-  const leace_fast::moments::ColumnSums chunks{mutable_doubles(totals), mutable_doubles(squares)};
+void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, const Tensor& labels,
+                    const std::optional<Tensor>& weight, const Tensor& shift, int64_t level) {
+  const leace_fast::moments::ColumnSums of_block{mutable_doubles(total), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
     constexpr int64_t UNIT = 64;  // columns: a cache line of any dtype, so that no two threads write the same one
     parallel((rows.dim + UNIT - 1) / UNIT, rows.count * UNIT / 2, [&](int64_t begin, int64_t end) {
       leace_fast::moments::add_class_sums(rows, static_cast<const int64_t*>(labels.const_data_ptr()), doubles(shift),
-                                      mutable_doubles(sums), chunk, chunks, begin * UNIT,
+                                      mutable_doubles(sums), of_block, begin * UNIT,
                                       std::min(end * UNIT, rows.dim), Level(level));
     });
   });
@@ -88,8 +97,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
   m.def("moments_level() -> int");
   m.def("all_finite(Tensor x, int level) -> bool");
   m.def(
-      "add_class_sums(Tensor(a!) sums, Tensor(b!) totals, Tensor(c!) squares, Tensor x, Tensor labels, Tensor? weight, "
-      "Tensor shift, int chunk, int level) -> ()");
+      "add_class_sums(Tensor(a!) sums, Tensor(b!) total, Tensor(c!) squares, Tensor x, Tensor labels, Tensor? weight, "
+      "Tensor shift, int level) -> ()");
   m.def(
       "add_second_moment(Tensor(a!) second, Tensor x, Tensor? weight, Tensor shift, Tensor total, Tensor squares, "
       "int level) -> bool");
