@@ -141,16 +141,16 @@ class Moments(Derived):
         self._skipped += skipped
         if len(rows) and rows.x.dtype != torch.float64:
             self._relative_error = max(self._relative_error, relative_error(rows.x))
-        block = self._block_rows
-        while len(rows):
-            if not self._staged and len(rows) >= block:
-                head, rows = rows.split(block)
-                self._absorb(head)
+        block, begin = self._block_rows, 0
+        while begin < len(rows):
+            if not self._staged and len(rows) - begin >= block:
+                self._absorb(rows.part(begin, begin + block))
+                begin += block
                 continue
             if self._staged is None or not self._staged.fits(rows):
                 self._flush()
                 self._staged = rows.staging(block)
-            rows = self._staged.take(rows)
+            begin += self._staged.take(rows, begin)
             if self._staged.is_full:
                 self._flush()
         return self

@@ -37,10 +37,9 @@ class Rows:
         parts = {"x": self.x, "labels": self.labels, "targets": self.targets, "weight": self.weight}
         return {name: None if part is None else change(part) for name, part in parts.items()}
 
-    def split(self, n: int) -> tuple[Rows, Rows]:
-        """Return the first n rows and the others, as views."""
-        head = Rows(**self._map(lambda part: part[:n]), used=n)
-        return head, Rows(**self._map(lambda part: part[n:]), used=self.used - n)
+    def part(self, begin: int, end: int) -> Rows:
+        """Return the rows begin..end, as views."""
+        return Rows(**self._map(lambda part: part[begin:end]), used=end - begin)
 
     def fits(self, other: Rows) -> bool:
         """Tell whether rows of the same dtype and kind of weight wait here."""
@@ -50,15 +49,15 @@ class Rows:
         """Return an empty buffer for a block of rows of this kind."""
         return Rows(**self._map(lambda part: part.new_empty(block, *part.shape[1:])), used=0)
 
-    def take(self, rows: Rows) -> Rows:
-        """Copy rows into this buffer until it is full; return those that are left over."""
-        n = min(len(self.x) - self.used, len(rows))
-        head, rest = rows.split(n)
-        for name, part in head._map(lambda part: part).items():
-            if part is not None:
-                getattr(self, name)[self.used : self.used + n] = part
-        self.used += n
-        return rest
+    def take(self, rows: Rows, begin: int) -> int:
+        """Copy rows from `begin` on into this buffer until it is full; return how many."""
+        count = min(len(self.x) - self.used, rows.used - begin)
+        free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
+        for name in ("x", "labels", "targets", "weight"):
+            if (part := getattr(rows, name)) is not None:
+                getattr(self, name)[free] = part[taken]
+        self.used += count
+        return count
 
     @property
     def is_full(self) -> bool:
@@ -67,7 +66,7 @@ class Rows:
 
     def filled(self) -> Rows:
         """Return the rows that are filled, as views."""
-        return self.split(self.used)[0]
+        return self.part(0, self.used)
 
     def copy(self) -> Rows:
         """Return a buffer that shares nothing with this one."""
