@@ -18,7 +18,7 @@ from .eraser import Eraser
 from .labels import MASK, BatchLabels, decoder_sites
 from .progress import Track, untracked
 from .scrubber import Scrubber
-from .sites import LABELS, Site, evaluating, find_sites, tap
+from .sites import LABELS, Site, check_inputs, evaluating, find_sites, tap
 
 PROBE_ROWS = 20_000
 IGNORED = -100
@@ -98,12 +98,14 @@ def evaluate(
 
     Raises:
         ValueError: no batches, labels that do not fit, or erasers of another model.
+        TypeError: the model is no module, or one batch came in the place of several.
 
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     >>> rows = {"input": torch.randn(64, 3, 4), "concept_labels": torch.arange(64) // 2 % 2}
     >>> list(evaluate(nn.Sequential(block), [rows]).probes)
     ['0.0']
     """
+    check_inputs(model, batches)
     if scrubber is not None:
         scrubber.check_model(model)
     gathered = _Rows(model, scrubber, sites, probe_rows, probe)

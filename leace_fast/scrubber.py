@@ -82,6 +82,10 @@ class Scrubber(Mapping[str, Eraser]):
                 "if they are meant for it, attach Scrubber(dict(scrubber))"
             )
 
+    def __reduce__(self) -> Any:
+        # a copy, or what another process gets, is attached to nothing
+        return Scrubber, (self._erasers, self.model_id, self.revision, self.config)
+
     def __getitem__(self, site: str) -> Eraser:
         return self._erasers[site]
 
@@ -231,7 +235,7 @@ class Scrubber(Mapping[str, Eraser]):
             digest = index.pop("sha256")
             version = index["format_version"]
             damaged = version <= FORMAT_VERSION and digest != _digest(index)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{folder} holds no {INDEX}: pass a folder that save_pretrained wrote") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{folder / INDEX} is damaged ({error!r}): write it again, or fetch it again") from error

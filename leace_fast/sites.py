@@ -191,6 +191,14 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
     raise TypeError(f"example must be a batch (a dict) or a tensor, got {_describe(example)}")
 
 
+def check_inputs(model: Any, batches: Any) -> None:
+    """Raise TypeError for a model that is no module, such as its name, and for one batch in the place of many."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
+    if isinstance(batches, (Mapping, Tensor)):
+        raise TypeError(f"batches is {_describe(batches)}, expected several batches: for one, pass [batch]")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not among the `known` ones, with the nearest of these."""
     known = list(known)

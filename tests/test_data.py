@@ -100,6 +100,10 @@ def test_wrong_conllu(tmp_path):
     (tmp_path / "a.conllu").write_text("# text = x\n1\tx\tX\n")
     with pytest.raises(ValueError, match="line 2 of .* has 3 fields, expected 10"):
         next(read_conllu(tmp_path / "a.conllu"))
+    for number in ("x", "1-x", "2.", ""):
+        (tmp_path / "a.conllu").write_text("\n" + "\t".join([number, "x", *"_" * 8]) + "\n")
+        with pytest.raises(ValueError, match=f"line 2 of .* has the ID '{number}', expected a number, 2-3 or 8.1"):
+            next(read_conllu(tmp_path / "a.conllu"))
     with pytest.raises(FileNotFoundError):
         next(read_conllu(tmp_path / "b.conllu"))
 
@@ -130,6 +134,11 @@ def test_padding_is_masked_and_has_no_class():
     assert one["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert one["concept_labels"].tolist() == [[0, 1, 2], [1, -100, -100]]
     assert two["input_ids"].shape == (1, 4)
+
+
+def test_sequences_without_tokens_are_no_rows():
+    (batch,) = pad([([], []), ([7], [1]), ([], [])], length=4, batch_size=2)
+    assert batch["input_ids"].tolist() == [[7]] and not list(pad([([], [])], length=4, batch_size=2))
 
 
 @pytest.mark.parametrize("make", [pack, pad])

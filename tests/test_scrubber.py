@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,21 @@ def test_a_mapping_that_does_not_change(llama):
     assert repr(Scrubber(scrubber, "org/model")) == "Scrubber(4 sites for org/model: custom, rank 2)"
     assert {e.dtype for e in scrubber.to(dtype=torch.float32).values()} == {torch.float32}
     assert scrubber.to(dtype=torch.float32)[FIRST].site == FIRST and scrubber[FIRST].dtype == torch.float64
+
+
+def test_a_copy_is_attached_to_nothing(llama):
+    """Nor is what another process gets."""
+    model, batch, erasers = llama
+    scrubber = Scrubber.of_model(model, erasers)
+    with scrubber.attached(model):
+        wanted = outputs_of(model, batch)
+        copies = [copy.deepcopy(scrubber), pickle.loads(pickle.dumps(scrubber))]
+    for twin in copies:
+        assert twin.identity == scrubber.identity
+        with pytest.raises(ValueError, match="not attached"):
+            twin.detach_(model)
+        with twin.attached(model):
+            assert torch.equal(outputs_of(model, batch), wanted)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import leace_fast as lf
-from leace_fast import Scrubber, leace, scrub
+from leace_fast import Scrubber, evaluate, leace, scrub
 from leace_fast.record import record
 from leace_fast.scrubbing.buffer import give_back_memory
 from leace_fast.sites import find_sites
@@ -365,6 +365,17 @@ def test_bad_input(arguments, message):
             **arguments,
         )
     assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())
+
+
+def test_what_is_no_model_no_batches_and_no_eraser():
+    model, batches = models.build("llama"), labelled_batches("llama")
+    for act in (scrub, evaluate):
+        with pytest.raises(TypeError, match="model is a str, expected a module: load it first"):
+            act("org/model", batches)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"batches is a dict, expected several batches: for one, pass \[batch\]"):
+            act(model, batches[0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the method returned a float at 'model.layers.0.input_layernorm', expected an"):
+        scrub(model, batches, method=lambda moments: 1.0)  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])

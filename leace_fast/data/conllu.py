@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,8 @@ def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[S
                     raise ValueError(
                         f"line {number} of {path} has {len(cells)} fields, expected {len(FIELDS)} with tabs between"
                     )
+                if not re.fullmatch(r"\d+(-\d+|\.\d+)?", cells[0]):
+                    raise ValueError(f"line {number} of {path} has the ID {cells[0]!r}, expected a number, 2-3 or 8.1")
                 first, _, last = cells[0].partition("-")
                 if last:
                     covered = int(last)

@@ -52,6 +52,8 @@ def pad(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches of sequences cut to `length` tokens and padded at the right to the longest of their batch.
 
+    A sequence without tokens is left out.
+
     Args:
         sequences, length, batch_size: as in `pack`.
         token: what to pad with; it is masked.
@@ -68,6 +70,8 @@ def pad(
     _check(length, batch_size)
     chunk: list[tuple[Sequence[int], Sequence[int]]] = []
     for pair in _checked(sequences):
+        if not len(pair[0]):
+            continue
         chunk.append(pair)
         if len(chunk) == batch_size:
             yield _padded(chunk, length, token)

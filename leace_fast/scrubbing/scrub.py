@@ -16,7 +16,7 @@ from ..methods import moments_method
 from ..moments import Moments
 from ..progress import Track, progress_bars
 from ..scrubber import Scrubber
-from ..sites import LABELS, Site, evaluating, find_sites, tap
+from ..sites import LABELS, Site, check_inputs, evaluating, find_sites, tap
 from .buffer import Buffer, give_back_memory
 from .checkpoint import Checkpoint, Digest, fingerprint
 from .replay import Batch, Replay, Stop, without_cache
@@ -66,7 +66,7 @@ def scrub(
     Raises:
         ValueError: unknown sites or options, labels that do not fit, a class that never occurs, activations that are
             not finite, or a checkpoint of another call; each says where.
-        TypeError: labels are no tensors.
+        TypeError: labels are no tensors, or the model, the batches or what the method returns is something else.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 6 (concept scrubbing).
 
@@ -82,6 +82,7 @@ def scrub(
     >>> scrub(Model(), batches)
     Scrubber(2 sites: leace, rank 1)
     """
+    check_inputs(model, batches)
     if mode not in ("sequential", "parallel"):
         raise ValueError(f'mode is {mode!r}, expected "sequential" or "parallel"')
     fit = _method(method)
@@ -190,9 +191,12 @@ class _Job:
     def eraser(self, site: str, moments: Mapping[str, Moments]) -> Eraser:
         every = list(moments.values())
         try:
-            return self.fit(every[0] if len(every) == 1 else every).with_site(site)
+            eraser = self.fit(every[0] if len(every) == 1 else every)
         except ValueError as error:
             raise ValueError(f"at {site!r}: {error}") from error
+        if not isinstance(eraser, Eraser):
+            raise TypeError(f"the method returned a {type(eraser).__name__} at {site!r}, expected an Eraser")
+        return eraser.with_site(site)
 
     def find(self, batch: Mapping[str, Any], sites: Any) -> list[str]:
         wanted = sites if isinstance(sites, str) else list(sites)
