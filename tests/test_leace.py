@@ -184,6 +184,24 @@ def test_strongest_is_by_correlation_not_by_length() -> None:
     within(targets(x) - leace(moments, rank=1)(x), 1e-9 * x.abs().max(), "numbers for labels, at any scale")
 
 
+@pytest.mark.parametrize("kind", ["classes", "targets"])
+def test_strongest_is_the_first_canonical_direction(kind: str) -> None:
+    """The leading singular vector of Sxx^-1/2 Sxz Szz^-1/2, of classes of unlike sizes and of targets alike."""
+    data = cases.classes(900, 8, 4) if kind == "classes" else cases.targets(900, 8, 3)
+    x = data.x + torch.randn(data.x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moments = data.moments(x)
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    whiten, unwhiten = (vectors * values**power @ vectors.mT for power in (-0.5, 0.5))
+    kept = slice(1, None) if kind == "classes" else slice(None)  # one-hot columns sum to one
+    spread, axes = torch.linalg.eigh(moments.target_covariance[kept, kept])
+    columns = whiten @ moments.cross_covariance[:, kept] @ (axes * spread.rsqrt()) @ axes.mT
+    basis, correlation, _ = torch.linalg.svd(columns, full_matrices=False)
+    assert correlation[0] > 1.01 * correlation[1]
+    eraser = leace(moments, rank=1, shrinkage=False)
+    expected = unwhiten @ basis[:, :1] @ basis[:, :1].mT @ whiten
+    within(eraser.left @ eraser.right - expected, 1e-7, "projection")
+
+
 def test_report_is_true() -> None:
     data = cases.classes(2000, 8, 3)
     x, moments = data.x, data.moments()
@@ -204,6 +222,15 @@ def test_report_is_true() -> None:
     assert affine is not None and linear is not None
     assert linear.cost_ratio == pytest.approx(linear.change / affine.change) and linear.cost_ratio > 1
     assert "mean squared change" in str(linear) and "of affine" in str(linear)
+
+
+@pytest.mark.parametrize("options", [{"shrinkage": True}, {"shrinkage": 0.5}, {"ridge": 1e-2}], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_change_is_that_of_the_rows_whatever_was_whitened_with(affine: bool, options: dict[str, Any]) -> None:
+    data = cases.classes(60, 16, 2)
+    eraser = leace(data.moments(), affine=affine, max_cost_ratio=math.inf, **options)
+    assert eraser.report is not None
+    assert eraser.report.change == pytest.approx(float((eraser(data.x) - data.x).square().sum(1).mean()), rel=1e-9)
 
 
 def test_error_bound_holds_for_float32_rows() -> None:

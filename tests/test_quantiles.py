@@ -44,6 +44,16 @@ def test_all_classes_get_the_barycentre(offset: float) -> None:
     within(out.mean(0) - x.mean(0), 0.1, "the mean is nearly kept, of deviations of up to 4")
 
 
+def test_classes_count_by_their_shares() -> None:
+    x, y, _ = skewed(2)
+    kept = (y == 0) | (torch.arange(9000) % 10 == 1)  # 4500 rows against 900
+    x, y = x[kept], y[kept]
+    out = normalize_quantiles([(x, y)])(x, y)
+    at = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    expected = (5 * x[y == 0].quantile(at, 0) + x[y == 1].quantile(at, 0)) / 6
+    within(out.quantile(at, 0) - expected, 0.1, "quantiles")
+
+
 def test_or_those_of_one_class() -> None:
     x, y, batches = skewed(3)
     out = normalize_quantiles(batches, to=1)(x, y)

@@ -43,7 +43,7 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
     present = (moments.class_counts > 0).nonzero().flatten().tolist()
     others = [j for j in present if j not in (positive, negative)]
     not_erased = [*absent, *(f"class {j}: not asked for" for j in others)]
-    warn_of(list(absent))
+    warn_of(absent)
     return fitted("difference_in_means", moments, left, left.mT, None, not_erased=not_erased)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -18,6 +19,12 @@ def check_rank(rank: int | None) -> None:
         raise ValueError(f"rank is {rank!r}, expected a positive integer or None for all")
 
 
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError if an option is no integer, or too small a one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+
+
 def check_class(moments: Moments, name: str, value: object) -> int:
     """Return a class that has rows; raise ValueError for real-valued targets, or a class unknown or without rows."""
     if moments.num_classes is None:
@@ -30,10 +37,10 @@ def check_class(moments: Moments, name: str, value: object) -> int:
     return value
 
 
-def warn_of(not_erased: list[str]) -> None:
-    """Warn the caller's caller of what was not erased."""
+def warn_of(not_erased: Sequence[str], depth: int = 0) -> None:
+    """Warn the caller's caller, or who stands `depth` calls above it, of what was not erased."""
     if not_erased:
-        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=3)
+        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=3 + depth)
 
 
 def mean_squared_change(moments: Moments, left: Tensor, right: Tensor, mean: Tensor | None) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..eraser import Eraser
 from ..moments import Moments
 from ._concept import absent_of, canonical_columns
-from ._fitted import check_rank, fitted, warn_of
+from ._fitted import check_count, check_rank, fitted, warn_of
 from ._inlp_rows import null_spaces
 from ._whitening import Shrinkage, whitening_of
 
@@ -64,8 +64,7 @@ def inlp(
     check_rank(rank)
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}, expected a number >= 0")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"max_iterations is {max_iterations!r}, expected a positive integer")
+    check_count("max_iterations", max_iterations)
     if not isinstance(data, Moments):
         if classifier not in (None, "logistic", "svm"):
             raise ValueError(f"classifier is {classifier!r}, expected 'logistic' or 'svm': moments give least squares")
@@ -101,7 +100,7 @@ def _on_moments(
         dropped = torch.cat([dropped, _off(new, dropped)], 1)
         closed = torch.cat([closed, torch.linalg.qr(_off(white.whiten(new), closed))[0]], 1)
     share = float(torch.linalg.svdvals(_off(signal, closed))[0]) ** 2
-    warn_of(list(absent))
+    warn_of(absent, depth=1)
     left = f"a linear classifier still explains {share:.1e} of a label's variance"
     return fitted(
         "inlp",

@@ -36,7 +36,7 @@ def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:
     True
     """
     absent = absent_of(moments)
-    warn_of(list(absent))
+    warn_of(absent)
 
     def report(rank: int, change: float) -> Report:
         return Report("oracle", moments.dim, rank, moments.count, change, not_erased=absent)

@@ -155,7 +155,7 @@ def _eraser(
         moved, error = audited(transport, covariance, goal)
         change += float(share * (gap + moved))
         not_erased += _missed(moments, label, error)
-    warn_of(not_erased)
+    warn_of(not_erased, depth=1)
     k, dim = moments.num_classes or 0, moments.dim
     source, target = (maps.new_zeros(k, dim) for _ in range(2))
     every = torch.eye(dim, dtype=maps.dtype, device=maps.device).repeat(k, 1, 1)

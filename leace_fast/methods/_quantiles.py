@@ -10,7 +10,7 @@ from torch import Tensor
 from ..eraser import Eraser
 from ..quantiles import QuantileNormalizer
 from ..report import Report
-from ._fitted import warn_of
+from ._fitted import check_count, warn_of
 from ._row_stream import RowStream, Summary
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -155,8 +155,7 @@ def _axis(summary: Summary, direction: Tensor | None) -> Tensor:
 
 def _tables(rows: RowStream, summary: Summary, axes: Tensor | None, points: int) -> Tensor:
     """Return the quantiles (k, m, points) of each class along axes, or of each column; 0 for a class without rows."""
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points is {points!r}, expected an integer of at least 2")
+    check_count("points", points, least=2)
     centre = summary.mean if axes is None else summary.mean @ axes
     sketches = _Sketches(len(summary.counts), len(centre))
     for x, y in rows:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..eraser import Eraser
 from ..report import Report
-from ._fitted import check_rank
+from ._fitted import check_count, check_rank
 from ._row_stream import RowStream, Summary
 
 MOMENTUM = (0.9, 0.999)  # of Adam
@@ -60,8 +60,7 @@ def rlace(
     for name, value in (("classifier_rate", classifier_rate), ("projection_rate", projection_rate)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} is {value}, expected a number above 0")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps is {steps!r}, expected an integer of at least 2")
+    check_count("steps", steps, least=2)
     rows = RowStream(batches)
     summary = rows.summary()
     dim = len(summary.mean)
