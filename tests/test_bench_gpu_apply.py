@@ -25,7 +25,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(timing, "median_seconds", once)
     monkeypatch.setattr(timing, "ROTATED", 1 << 12)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(apply, "CALLS", 2)
     yield apply
     for name in ("apply", "timing"):

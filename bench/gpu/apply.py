@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from timing import Work, ceilings, rotation, row
+from timing import Work, ceilings, compiled, rotation, row
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,16 +60,15 @@ class Factors:
         self.peers: dict[str, Erase] = {
             "leace-fast": lambda x: ops.project(x, self.left, self.right, self.mean),
             "torch": plain,
-            "torch.compile": torch.compile(plain),
+            "torch.compile": compiled(plain),
             "torch.addmm": lambda x: torch.addmm(x + offset, x @ right_t, left_t, alpha=-1),
         }
 
     def error(self, erase: Erase, x: Tensor) -> float:
         """Return the largest error over the largest entry, and raise if the peer computes something else."""
-        x = x[:64]
-        centred = x.double() - self.mean.double()
-        exact = x.double() - (centred @ self.right.double().mT) @ self.left.double().mT
-        return checked(erase(x), exact)
+        some = x[:64].double()
+        exact = some - ((some - self.mean.double()) @ self.right.double().mT) @ self.left.double().mT
+        return checked(erase(x)[:64], exact)
 
 
 def checked(out: Tensor, exact: Tensor) -> float:
@@ -127,14 +127,14 @@ def after_norm(
         normed, summed = alone(x, r)
         return factors.peers["torch"](normed), summed
 
-    x, r = turn()[:64], residual()[:64]
-    normed = functional.rms_norm((x + r).double(), (dim,), weight.double(), EPS)
+    x, r = turn(), residual()
+    normed = functional.rms_norm((x[:64] + r[:64]).double(), (dim,), weight.double(), EPS)
     exact = normed - ((normed - factors.mean.double()) @ factors.right.double().mT) @ factors.left.double().mT
-    yield row(need, "leace-fast", lambda: ours(turn(), residual()), rates, error=checked(ours(x, r), exact))
-    compiled = torch.compile(apart)
-    error = checked(compiled(x, r)[0], exact)
-    yield row(need, "torch.compile", lambda: compiled(turn(), residual()), rates, error=error)
-    norm = torch.compile(alone)
+    yield row(need, "leace-fast", lambda: ours(turn(), residual()), rates, error=checked(ours(x, r)[:64], exact))
+    joined = compiled(apart)
+    error = checked(joined(x, r)[0][:64], exact)
+    yield row(need, "torch.compile", lambda: joined(turn(), residual()), rates, error=error)
+    norm = compiled(alone)
     need = replace(need, operations=0)
     yield row(need, "torch.compile, without the erasure", lambda: norm(turn(), residual()), rates)
 
@@ -143,19 +143,15 @@ def few_rows(
     device: torch.device, rates: dict[str, float], count: int, dim: int, rank: int
 ) -> Iterator[dict[str, Any]]:
     """Time decode, replayed from a CUDA graph and called one by one."""
-    factors, turn = Factors(dim, rank, torch.bfloat16, device), block(count, dim, torch.bfloat16, device)
+    factors = Factors(dim, rank, torch.bfloat16, device)
     # The rows alone: at this size the factors come from the L2 cache, and starting a kernel outlasts both.
-    one = Work(f"decode d={dim} N={count} k={rank}", 2 * count * dim * 2, 4 * count * dim * rank)
-    need = replace(one, bytes=CALLS * one.bytes, operations=CALLS * one.operations)
-    inputs = [turn() for _ in range(CALLS)]
+    need = Work(f"decode d={dim} N={count} k={rank}", 2 * count * dim * 2, 4 * count * dim * rank)
+    inputs = [torch.randn(count, dim, device=device).bfloat16() for _ in range(CALLS)]
+    turn = itertools.cycle(inputs).__next__
     for peer, erase in factors.peers.items():
         error = factors.error(erase, inputs[0])
-
-        def calls(erase: Erase = erase) -> list[Tensor]:
-            return [erase(x) for x in inputs]
-
-        yield row(need, f"{peer}, called", calls, rates, error=error, calls=CALLS)
-        yield row(need, f"{peer}, in a graph", replay(calls, device), rates, error=error, calls=CALLS)
+        for how, graph in (("called", False), ("in a graph", True)):
+            yield row(need, f"{peer}, {how}", lambda erase=erase: erase(turn()), rates, CALLS, graph, error=error)
 
 
 def mixed(device: torch.device, rates: dict[str, float], count: int, dim: int, rank: int) -> Iterator[dict[str, Any]]:
@@ -164,35 +160,15 @@ def mixed(device: torch.device, rates: dict[str, float], count: int, dim: int, r
     left = torch.stack([eraser.left.mT for eraser in erasers]).mT
     right, mean = (torch.stack([getattr(eraser, part) for eraser in erasers]) for part in ("right", "mean"))
     index = torch.arange(count, device=device) % (len(erasers) + 1) - 1
-    turn = block(count, dim, torch.bfloat16, device)
-    inputs = [turn() for _ in range(CALLS)]
+    inputs = [torch.randn(count, dim, device=device).bfloat16() for _ in range(CALLS)]
+    turn = itertools.cycle(inputs).__next__
     name = f"decode d={dim} N={count} k={rank} of {len(erasers)} erasers or none"
-    need = Work(name, CALLS * 2 * count * dim * 2, CALLS * 4 * count * dim * rank)
+    need = Work(name, 2 * count * dim * 2, 4 * count * dim * rank)
 
-    def calls() -> list[Tensor]:
-        return [ops.project(x, left, right, mean, index) for x in inputs]
+    def erase(x: Tensor) -> Tensor:
+        return ops.project(x, left, right, mean, index)
 
     kept = index < 0
-    if not torch.equal(calls()[0][kept], inputs[0][kept]):
+    if not torch.equal(erase(inputs[0])[kept], inputs[0][kept]):
         raise RuntimeError("rows without an eraser have changed")
-    yield row(need, "leace-fast, in a graph", replay(calls, device), rates, calls=CALLS)
-
-
-def replay(calls: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Return a function that replays the calls from a CUDA graph; elsewhere, the calls themselves."""
-    if device.type != "cuda":
-        return calls
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        calls()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = calls()
-
-    def run() -> object:
-        graph.replay()
-        return kept
-
-    return run
+    yield row(need, "leace-fast, in a graph", lambda: erase(turn()), rates, CALLS, True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from timing import Work, median_seconds, rotation, row
+from timing import Work, compiled, median_seconds, rotation, row
 from torch import Tensor
 
 from leace_fast import Moments
@@ -17,6 +18,16 @@ from leace_fast.triton_kernels.block import BlockKernels
 
 CLASSES = 8
 DIMS = (768, 1024, 2048, 4096, 8192)
+COMPILED = (768, 4096)  # widths at which torch.compile is timed too: it takes long to compile
+CALLS = 8  # in one graph
+UPDATES = (  # width, rows, dtype: those of a batch that is no whole block, and float32
+    (768, 8192, torch.bfloat16),
+    (4096, 8192, torch.bfloat16),
+    (2048, 16384, torch.float32),
+    (4096, 16384, torch.float32),
+)
+INGEST = 4096, (2, 64, 1024)  # width, numbers of classes
+BY_CLASS, SITES = (1024, 32768), (64, 4096, 16384)  # width, rows; sites, width, rows
 
 
 def work(name: str, rows: int, dim: int, element: int, tensor_cores: bool = True) -> Work:
@@ -39,11 +50,9 @@ def rows(device: torch.device, rates: dict[str, float], dims: tuple[int, ...] = 
     for dim in dims:
         count = DeviceRows(dim, CLASSES, 0, False, device, "high").rows
         yield from whole_update(device, rates, count, dim, torch.bfloat16)
-    for dim in (768, 4096):
-        yield from whole_update(device, rates, 8192, dim, torch.bfloat16)
-    for dim in (2048, 4096):
-        yield from whole_update(device, rates, 16384, dim, torch.float32)
-    for classes in (2, 64, 1024):
+    for dim, count, dtype in UPDATES:
+        yield from whole_update(device, rates, count, dim, dtype)
+    for classes in INGEST[1]:
         yield from ingest_alone(device, rates, classes)
     yield from by_class(device, rates)
     yield from many_sites(device, rates)
@@ -55,18 +64,23 @@ def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> It
     rows, need = kernels.rows, work("product", kernels.rows, dim, 2)
     kernels.tile.normal_()
     kernels.scale.fill_(1)
-    kernels.tile_starts[-1] = kernels.group_weights[0] = kernels.rows
+    kernels.as_is.fill_(1)
+    kernels.bad.zero_()
+    kernels.tile_starts[-1] = rows
+    kernels.group_weights[0] = rows
     state = State.empty(dim, 2, 0, False, device)
-    yield row(need, "leace-fast", lambda: kernels._multiply(state, 0, 1), rates)
     turn = stream(rows, dim, torch.bfloat16, device)
 
     def full() -> Tensor:
         x = turn()
         return torch.mm(x.T, x, out_dtype=torch.float32)
 
-    yield row(need, "torch.mm", full, rates)
-    compiled = torch.compile(lambda x: torch.mm(x.T, x, out_dtype=torch.float32))
-    yield row(need, "torch.compile", lambda: compiled(turn()), rates)
+    yield row(need, "leace-fast, of a tile", lambda: kernels._multiply(state, 0, 1), rates, CALLS, True)
+    yield row(need, "leace-fast", lambda: kernels._multiply(state, 0, 1, turn()), rates, CALLS, True)
+    yield row(need, "torch.mm", full, rates, CALLS, True)
+    if dim in COMPILED:
+        product = compiled(lambda x: torch.mm(x.T, x, out_dtype=torch.float32))
+        yield row(need, "torch.compile", lambda: product(turn()), rates)
 
 
 def kernels_for(dim: int, classes: int, device: torch.device) -> BlockKernels:
@@ -86,6 +100,8 @@ def whole_update(
     turn, y = stream(rows, dim, dtype, device), labels(rows, CLASSES, device)
     moments = Moments(dim, CLASSES, device=device)
     yield row(need, "leace-fast", lambda: moments.update(turn(), y), rates)
+    if rows % moments._rows_on_device().rows == 0:  # nothing is left to wait
+        yield row(need, "leace-fast, in a graph", lambda: moments.update(turn(), y), rates, CALLS, True)
 
     def torch_mm() -> Tensor:
         x = turn()
@@ -97,14 +113,15 @@ def whole_update(
     shift = torch.zeros(dim, device=device)
     members = torch.nn.functional.one_hot(y, CLASSES).float()
 
-    @torch.compile
     def plain(x: Tensor) -> tuple[Tensor, Tensor]:
         centred = x.float() - shift
         low = centred.bfloat16() if narrow else centred
         product = torch.mm(low.T, low, out_dtype=torch.float32) if narrow else low.T @ low
         return second + product, sums + members.T @ centred
 
-    yield row(need, "torch.compile", lambda: plain(turn()), rates)
+    if dim in COMPILED:
+        update = compiled(plain)
+        yield row(need, "torch.compile", lambda: update(turn()), rates)
     if importlib.util.find_spec("concept_erasure") is None:
         return
     from concept_erasure import LeaceFitter
@@ -118,7 +135,7 @@ def whole_update(
 
 def ingest_alone(device: torch.device, rates: dict[str, float], classes: int) -> Iterator[dict[str, Any]]:
     """Compare everything but the product with a copy of the rows."""
-    dim = 4096
+    dim = INGEST[0]
     kernels = kernels_for(dim, classes, device)
     rows = kernels.rows
     need = Work(f"ingest d={dim} N={rows} k={classes}", 2 * rows * dim * 2, 0)
@@ -127,28 +144,28 @@ def ingest_alone(device: torch.device, rates: dict[str, float], classes: int) ->
     state = State.empty(dim, classes, 0, False, device)
 
     def ingest() -> None:
-        kernels._multiply = lambda *_: None  # type: ignore[method-assign]
-        try:
-            held.add(state, turn(), y, None, None)
-        finally:
-            del kernels._multiply
+        held.add(state, turn(), y, None, None)
 
-    yield row(need, "leace-fast", ingest, rates)
+    with patch.object(kernels, "_multiply", lambda *_: None):
+        yield row(need, "leace-fast", ingest, rates, CALLS, True)
+        shifted = torch.arange(dim, device=device) % 2 * 10
+        turn = rotation(lambda: (torch.randn(rows, dim, device=device) + shifted).bfloat16())
+        yield row(need, "leace-fast, with a tile", ingest, rates, CALLS, True)
     goal = torch.empty(rows, dim, dtype=torch.bfloat16, device=device)
-    yield row(need, "copy", lambda: goal.copy_(turn()), rates)
+    yield row(need, "copy", lambda: goal.copy_(turn()), rates, CALLS, True)
 
 
 def by_class(device: torch.device, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Time a second moment for each class."""
-    dim, rows = 1024, 32768
+    dim, rows = BY_CLASS
     turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, CLASSES, device)
     moments = Moments(dim, CLASSES, per_class=True, device=device)
     yield row(work("by class", rows, dim, 2), "leace-fast", lambda: moments.update(turn(), y), rates)
 
 
-def many_sites(device: torch.device, rates: dict[str, float], sites: int = 64) -> Iterator[dict[str, Any]]:
+def many_sites(device: torch.device, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Time all sites of a model in one step, beside the matrix products of a forward pass of 8e9 parameters."""
-    dim, rows = 4096, 16384
+    sites, dim, rows = SITES
     turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, 2, device)
     moments = [Moments(dim, 2, device=device) for _ in range(sites)]
 

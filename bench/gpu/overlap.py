@@ -1,15 +1,16 @@
-"""Statistics on a side stream, beside the forward pass that makes the rows: a trace shows whether they overlap."""
+"""Statistics on a side stream, beside the next forward pass: a trace shows whether they overlap."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import median_seconds
 from torch import Tensor, nn
 
-from leace_fast import Moments
+from leace_fast import Moments, record
 
 LAYERS, DIM, ROWS = 16, 4096, 16384
 
@@ -27,40 +28,43 @@ class Layer(nn.Module):
 
 
 def measure(device: torch.device, trace: Path) -> list[dict[str, Any]]:
-    """Time a forward pass alone, with statistics on its own stream, and on a side stream; trace the last."""
+    """Time forward passes alone, with statistics on their own stream, and recorded, aside; trace the last."""
     model = nn.Sequential(*(Layer(DIM) for _ in range(LAYERS))).to(device, torch.bfloat16).requires_grad_(False)
-    x, y = torch.randn(ROWS, DIM, device=device).bfloat16(), torch.randint(2, (ROWS,), device=device)
-    moments = [Moments(DIM, 2, device=device) for _ in range(LAYERS)]
-    side = torch.cuda.Stream(device)
+    x, y = torch.randn(1, ROWS, DIM, device=device).bfloat16(), torch.randint(2, (1, ROWS), device=device)
+    names = [f"{index}.norm" for index in range(LAYERS)]
+    found = [{"pass": "forward alone", "seconds": seconds(lambda: model(x))}]
 
-    def here(index: int, rows: Tensor) -> None:
-        moments[index].update(rows, y)
+    moments = {name: Moments(DIM, 2, device=device) for name in names}
+    handles = []
+    for name in names:
 
-    def aside(index: int, rows: Tensor) -> None:
-        side.wait_stream(torch.cuda.current_stream(device))
-        rows.record_stream(side)
-        with torch.cuda.stream(side):
-            moments[index].update(rows, y)
+        def hook(_module: nn.Module, _inputs: Any, rows: Tensor, name: str = name) -> None:
+            moments[name].update(rows, y)
 
-    def forward() -> None:
-        model(x)
-        torch.cuda.current_stream(device).wait_stream(side)
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
+    found.append({"pass": "statistics on the same stream", "seconds": seconds(lambda: model(x))})
+    for handle in handles:
+        handle.remove()
+    moments.clear()
 
-    found = [{"pass": "forward alone", "seconds": median_seconds(forward)[0]}]
-    for name, take in (("statistics on the same stream", here), ("statistics on a side stream", aside)):
-        hooks = []
-        for index, layer in enumerate(model):
-
-            def hook(_module: nn.Module, _inputs: Any, rows: Tensor, index: int = index, take: Any = take) -> None:
-                take(index, rows)
-
-            hooks.append(layer.get_submodule("norm").register_forward_hook(hook))
-        found.append({"pass": name, "seconds": median_seconds(forward)[0]})
-        if take is aside:
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                forward()
-                torch.cuda.synchronize()
-            profile.export_chrome_trace(str(trace))
-        for handle in hooks:
-            handle.remove()
+    with record(model, names, num_classes=2):
+        found.append({"pass": "recorded", "seconds": seconds(lambda: model(x, concept_labels=y))})
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(2):
+                model(x, concept_labels=y)
+            torch.cuda.synchronize()
+        profile.export_chrome_trace(str(trace))
     return found
+
+
+def seconds(forward: Callable[[], object], passes: int = 8) -> float:
+    """Return the time of one of several passes, until all streams are done."""
+    for _ in range(3):
+        forward()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(passes):
+        forward()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / passes

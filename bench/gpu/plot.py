@@ -16,7 +16,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rates = result["rates"]
-    points = [row for row in result["rows"] if row["operations"] and row["bytes"]]
+    points = [row for row in result["rows"] if row["operations"] and row["bytes"] and row["seconds"]]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     peers = list(dict.fromkeys(row["peer"] for row in points))
     markers = "osD^v<>PX*"
@@ -42,6 +42,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the measurements as text: time, floor, and times the floor."""
     lines = [f"{'work':40} {'peer':30} {'ms':>9} {'floor':>9} {'ratio':>6}"]
     for row in rows:
+        if row["seconds"] is None:
+            lines.append(f"{row['name']:40} {row['peer']:30} {row['failed'][:60]}")
+            continue
         times = row["seconds"] / row["floor"] if row["floor"] else float("nan")
         text = f"{row['name']:40} {row['peer']:30} {1e3 * row['seconds']:9.3f} {1e3 * row['floor']:9.3f} {times:6.2f}"
         lines.append(text)

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from leace_fast import Moments
+from leace_fast import Moments, ops
 
 
 def main(device: torch.device) -> None:
@@ -21,6 +21,13 @@ def main(device: torch.device) -> None:
             moments = Moments(70, device=device, nonfinite="skip", **options)  # type: ignore[arg-type]
             moments.update(x, goal).update(x, goal, weight=weight, mask=weight > 0.2)
             assert moments.skipped in (1, 2) and moments.covariance.isfinite().all()
+    if device.type in ops.EXTENSION.devices:
+        x, factor = torch.randn(37, 70, device=device), torch.randn(70, 3, device=device)
+        index = torch.arange(37, device=device) % 3 - 1
+        ops.project(x, factor, factor.mT.contiguous(), x[0])
+        ops.project(x, torch.stack([factor] * 2), torch.stack([factor.mT] * 2).contiguous(), x[:2], index)
+        ops.add_rms_norm_project(x, x, x[0], 1e-6, factor, factor.mT.contiguous(), x[0])
+        ops.check_index(x)
     print("every kernel ran")
 
 

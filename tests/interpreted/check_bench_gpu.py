@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import bias
 import correctness
+import fit
+import overlap
 import plot
 import pytest
+import run
 import sanitized
+import timing
 import torch
 from timing import Work
 
@@ -47,8 +53,89 @@ def check_sums_that_are_wrong_are_seen() -> None:
 
 def check_repeats_and_drift() -> None:
     assert correctness.check_repeats(CPU, 2, 300, 5) == 2
+    assert correctness.check_no_waiting(CPU, 1, 200, 4, steps=1)["allocations"] == 0
     drift = correctness.check_drift(CPU, 600, 4, 100.0, block=300)
     assert drift["rows"] == 600 and drift["worst"] < 1e-6
+
+
+def check_a_single_row() -> None:
+    found = correctness.check_sums(CPU, [(1, 5)], (0.0,))
+    assert len(found) == 4 and not any(row["correlation"] for row in found)
+
+
+@pytest.mark.slow
+def check_what_is_recorded_aside() -> None:
+    assert correctness.check_record(CPU, 2, 200, 4, steps=1)["allocations"] == 0
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(call: Any, budget: float = 0.0) -> tuple[float, float]:
+        call()
+        return 1e-3, 0.0
+
+    product = torch.mm
+    monkeypatch.setattr(timing, "median_seconds", once)
+    monkeypatch.setattr(fit, "median_seconds", once)
+    monkeypatch.setattr(timing, "ROTATED", 1)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(torch, "mm", lambda x, y, out_dtype: product(x.float(), y.float()))  # CUDA's alone
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+@pytest.mark.slow
+def check_every_row_of_the_fit(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "block_rows", lambda dim: 40)
+    for name, size in {
+        "CALLS": 1,
+        "CLASSES": 2,
+        "COMPILED": (8,),
+        "UPDATES": ((4, 20, torch.bfloat16), (4, 20, torch.float32)),
+        "INGEST": (8, (2,)),
+        "BY_CLASS": (4, 40),
+        "SITES": (1, 4, 20),
+    }.items():
+        monkeypatch.setattr(fit, name, size)
+    found = list(fit.rows(CPU, timing.KNOWN, dims=(8,)))
+    assert len({(row["name"], row["peer"]) for row in found}) == len(found)
+    assert not [row for row in found if row["seconds"] is None]
+    assert {"leace-fast", "leace-fast, of a tile", "torch.mm", "torch.compile"} <= {row["peer"] for row in found}
+
+
+def check_a_peer_that_fails_is_named(untimed: None) -> None:
+    def fails() -> None:
+        raise RuntimeError("no such operator")
+
+    found = timing.row(Work("w", 1, 1), "torch.mm", fails, timing.KNOWN)
+    assert found["seconds"] is None and "no such operator" in plot.table([found])
+    with pytest.raises(RuntimeError):
+        timing.row(Work("w", 1, 1), "leace-fast", fails, timing.KNOWN)
+
+
+def check_the_bias_of_an_accumulator() -> None:
+    found = bias.measure(CPU, (9, 0), 4, promoted=(64, 256))
+    assert [row["rows"] for row in found] == [64, 256] and all(0 < row["worst"] < 1e-6 for row in found)
+
+
+@pytest.mark.slow
+def check_the_overlap_is_traced(untimed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, size in {"LAYERS": 1, "DIM": 8, "ROWS": 16}.items():
+        monkeypatch.setattr(overlap, name, size)
+    found = overlap.measure(CPU, tmp_path / "trace.json.gz")
+    assert len(found) == 3 and (tmp_path / "trace.json.gz").exists()
+
+
+def check_a_part_that_fails_stops_no_other(tmp_path: Path) -> None:
+    session = run.Session(tmp_path / "gpu.json", 100.0)
+    session.run("first", lambda: 1 / 0)
+    session.run("second", lambda: iter([{"peer": "torch.mm"}] * 3))
+    session.run("third", lambda: iter([{"peer": "torch.mm"}] * 3), keep=1000)
+    session.limit = 0
+    session.run("fourth", lambda: 4)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert "ZeroDivisionError" in written["failures"]["first"]
+    assert len(written["rows"]) == 4 and written["left_out"] == ["the rest of third"]
+    assert session.result["left_out"][-1] == "fourth"
 
 
 @pytest.mark.slow
