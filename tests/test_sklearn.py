@@ -100,6 +100,40 @@ def test_a_task_is_kept() -> None:
         SplinceTransformer().fit(X, task, concept=concept, task=task)
 
 
+def test_a_task_streams_beside_its_concept() -> None:
+    X, y = data(load_breast_cancer)
+    concept, names = (X[:, 9] > np.median(X[:, 9])).astype(int), np.array(["benign", "malignant"])[y]
+    stream, reversed_roles = SplinceTransformer(), SplinceTransformer()
+    for some in np.array_split(np.argsort(y, kind="stable"), 4):
+        announced = {"classes": [0, 1], "task_classes": ["benign", "malignant"]}
+        stream.partial_fit(X[some], concept[some], task=names[some], **announced)
+        reversed_roles.partial_fit(X[some], names[some], concept=concept[some], **announced)
+    whole = SplinceTransformer().fit(X, concept, task=names).transform(X)
+    assert_allclose(stream.transform(X), whole, rtol=1e-6, atol=1e-6)
+    assert_array_equal(stream.transform(X), reversed_roles.transform(X))
+    assert gap(whole, concept) < 1e-8 < 1 < gap(whole, y)
+    with pytest.raises(ValueError, match="got no task, but the first call had one"):
+        stream.partial_fit(X, concept)
+    with pytest.raises(ValueError, match="got a task, but the first call had none"):
+        SplinceTransformer().fit(X, concept).partial_fit(X, concept, task=names)
+    with pytest.raises(ValueError, match="task holds the class 'other'"):
+        stream.partial_fit(X[:1], concept[:1], task=["other"])
+    assert stream.n_samples_seen_ == len(X)
+    early = SplinceTransformer().partial_fit(X[:9], concept[:9], task=names[:1].repeat(9), **announced)
+    with pytest.raises(NotFittedError, match="only 'benign' has come so far|only 'malignant' has come so far"):
+        early.transform(X)
+
+
+def test_numbers_stay_as_many_as_they_were() -> None:
+    X, y = data(load_diabetes)
+    stream = SplinceTransformer(kind="numbers").partial_fit(X, y, task=X[:, :2] ** 2)
+    before = stream.transform(X)
+    with pytest.raises(ValueError, match=r"task has shape \(442, 3\), expected \('n', 2\) as in earlier calls"):
+        stream.partial_fit(X, y, task=X[:, :3])
+    assert_array_equal(stream.transform(X), before)
+    assert stream.n_samples_seen_ == len(X) and stream.task_moments_.count == len(X)  # type: ignore[union-attr]
+
+
 def test_classes_move_where_they_are_sent() -> None:
     X, y = data(load_breast_cancer)
     means = [X[y == label].mean(0) for label in (0, 1)]
@@ -135,7 +169,7 @@ def test_a_stream_gives_the_bits_of_one_fit() -> None:
     assert_array_equal(again.transform(X), whole.transform(X))
 
 
-@pytest.mark.parametrize("estimator", [*COMPLETE[:-1], DifferenceInMeansTransformer, InlpTransformer])
+@pytest.mark.parametrize("estimator", [*COMPLETE, DifferenceInMeansTransformer, InlpTransformer])
 def test_the_first_rows_may_be_of_one_class(estimator) -> None:
     X, y = data(load_breast_cancer)
     order = np.argsort(y, kind="stable")

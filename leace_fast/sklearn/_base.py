@@ -31,11 +31,20 @@ class Concept(NamedTuple):
     targets: NDArray[Any]
     classes: NDArray[Any] | None
 
-    def moments(self, dim: int) -> Moments:
-        """Return empty statistics of rows of a width with these targets."""
-        if self.classes is not None:
-            return Moments(dim, len(self.classes))
-        return Moments(dim, target_dim=1 if self.targets.ndim == 1 else self.targets.shape[1])
+    @classmethod
+    def like(cls, moments: Moments, classes: NDArray[Any] | None) -> Concept:
+        """Return the concept of no rows, of the kind that some statistics hold."""
+        width = moments.target_dim or 1
+        return cls(np.empty((0, width) if width > 1 else 0), classes)
+
+    def moments_of(self, rows: Tensor, before: Moments | None = None) -> Moments:
+        """Return the statistics of rows with these targets, or those before with the rows added."""
+        dim = rows.shape[1]
+        if before is None and self.classes is not None:
+            before = Moments(dim, len(self.classes))
+        elif before is None:
+            before = Moments(dim, target_dim=1 if self.targets.ndim == 1 else self.targets.shape[1])
+        return before.update(rows, torch.from_numpy(self.targets))
 
 
 class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -104,7 +113,7 @@ class StreamingTransformer(ConceptTransformer):
         """
         rows = self._rows(X, reset=True)
         found = self._concept(rows, y, concept)
-        moments = found.moments(rows.shape[1]).update(rows, torch.from_numpy(found.targets))
+        moments = found.moments_of(rows)
         return self._keep(moments, found, self._fit_eraser(moments))
 
     def partial_fit(
@@ -131,10 +140,9 @@ class StreamingTransformer(ConceptTransformer):
         """
         first = not hasattr(self, "moments_")
         rows = self._rows(X, reset=first)
-        like = None if first else Concept(np.empty(0), self.classes_)
+        like = None if first else Concept.like(self.moments_, self.classes_)
         found = self._concept(rows, y, concept, classes, like)
-        moments = found.moments(rows.shape[1]) if first else self.moments_
-        return self._keep(moments.update(rows, torch.from_numpy(found.targets)), found, None)
+        return self._keep(found.moments_of(rows, None if first else self.moments_), found, None)
 
     @property
     def eraser_(self) -> Eraser:
@@ -146,12 +154,7 @@ class StreamingTransformer(ConceptTransformer):
         """
         check_is_fitted(self, "moments_")
         if self._fitted is None:
-            counts = self.moments_.class_counts
-            if self.classes_ is not None and int((counts > 0).sum()) < 2:
-                raise NotFittedError(
-                    f"of {self.classes_.tolist()} only {self.classes_[counts.argmax()].tolist()!r} has come so far: "
-                    "call partial_fit with rows of a second class first"
-                )
+            check_told_apart(self.moments_, self.classes_)
             self._fitted = self._fit_eraser(self.moments_)
         return self._fitted
 
@@ -186,6 +189,10 @@ def read_concept(
     elif kind == "auto":
         kind = "classes" if type_of_target(z, input_name=name) in ("binary", "multiclass") else "numbers"
     if kind == "numbers":
+        if like is not None and z.shape[1:] != like.targets.shape[1:]:
+            raise ValueError(
+                f"{name} has shape {z.shape}, expected {('n', *like.targets.shape[1:])} as in earlier calls"
+            )
         return Concept(np.asarray(z, dtype=np.float64), None)
     known = np.unique(z if classes is None else np.asarray(classes)) if like is None else like.classes
     assert known is not None
@@ -195,6 +202,16 @@ def read_concept(
             "may come later where partial_fit was told all, as classes="
         )
     return Concept(_codes(z, known, name), known)
+
+
+def check_told_apart(moments: Moments, classes: NDArray[Any] | None) -> None:
+    """Raise NotFittedError if rows of one class only have come."""
+    counts = moments.class_counts
+    if classes is not None and int((counts > 0).sum()) < 2:
+        raise NotFittedError(
+            f"of {classes.tolist()} only {classes[counts.argmax()].tolist()!r} has come so far: call partial_fit with "
+            "rows of a second class first"
+        )
 
 
 def _codes(z: NDArray[Any], classes: NDArray[Any], name: str) -> NDArray[np.int64]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from numpy.typing import ArrayLike
+from typing import Any
 
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..eraser import Eraser
 from ..methods import leace, splince
 from ..methods._whitening import Shrinkage
-from ._base import ConceptTransformer, Kind, read_concept
+from ..moments import Moments
+from ._base import Concept, Kind, StreamingTransformer, check_told_apart, read_concept
 
 
-class SplinceTransformer(ConceptTransformer):
+class SplinceTransformer(StreamingTransformer):
     """Takes a concept out of X, with the least change that keeps the covariance of X with a task.
 
     Args:
@@ -20,13 +24,14 @@ class SplinceTransformer(ConceptTransformer):
 
     Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
 
-    >>> import numpy as np
-    >>> X = np.random.default_rng(0).normal(size=(200, 4))
+    >>>     >>> X = np.random.default_rng(0).normal(size=(200, 4))
     >>> task, concept = X[:, 0], X[:, 0] + X[:, 1] > 0
     >>> kept = SplinceTransformer().fit(X, concept, task=task).transform(X)
     >>> np.allclose(np.cov(kept[:, 0], task)[0, 1], np.cov(X[:, 0], task)[0, 1])
     True
     """
+
+    task_moments_: Moments | None
 
     def __init__(
         self,
@@ -60,17 +65,68 @@ class SplinceTransformer(ConceptTransformer):
         Raises:
             ValueError: no concept is given, two tasks are, the two share a direction, or a number is not finite.
         """
-        if y is not None and concept is not None and task is not None:
-            raise ValueError("got y, concept and task, expected two of them: y is the concept or the task")
         rows = self._rows(X, reset=True)
-        found = self._concept(rows, y, concept)
-        moments = found.moments(rows.shape[1]).update(rows, torch.from_numpy(found.targets))
-        kept = y if task is None and concept is not None else task
+        found, aim = self._concept(rows, y, concept), self._task(rows, _given_task(y, concept, task))
+        moments, kept = found.moments_of(rows), None if aim is None else aim.moments_of(rows)
+        eraser = self._eraser_of(moments, kept)
+        return self._keep_both(moments, found, eraser, kept, aim)
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        concept: ArrayLike | None = None,
+        task: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        task_classes: ArrayLike | None = None,
+    ):
+        """Add rows and return self; a call that fails changes nothing. The eraser is made when it is next asked for.
+
+        Args:
+            X, y, concept, task: as in `fit`, and of the kinds of the first call.
+            classes: all classes of the concept that will come, in the first call; by default those of its rows.
+            task_classes: the same of the task.
+
+        Raises:
+            ValueError: as in `fit`, a class that the first call did not announce, or a task where it had none.
+        """
+        first = not hasattr(self, "moments_")
+        rows = self._rows(X, reset=first)
+        like = None if first else Concept.like(self.moments_, self.classes_)
+        given = _given_task(y, concept, task)
+        if not first and (given is None) != (self.task_moments_ is None):
+            came, before = ("no task", "one") if given is None else ("a task", "none")
+            raise ValueError(f"got {came}, but the first call had {before}: give it with every call or with none")
+        aim_like = Concept.like(self.task_moments_, self.task_classes_) if not first and self.task_moments_ else None
+        found, aim = self._concept(rows, y, concept, classes, like), self._task(rows, given, task_classes, aim_like)
+        moments = found.moments_of(rows, None if first else self.moments_)
+        kept = None if aim is None else aim.moments_of(rows, None if first else self.task_moments_)
+        return self._keep_both(moments, found, None, kept, aim)
+
+    def _task(self, rows: Tensor, given: Any, classes: Any = None, like: Concept | None = None) -> Concept | None:
+        """Return the task of some rows, if there is one."""
+        return None if given is None else read_concept("task", given, self.task_kind, rows, classes, like)
+
+    def _fit_eraser(self, moments: Moments) -> Eraser:
+        if self.task_moments_ is not None:
+            check_told_apart(self.task_moments_, self.task_classes_)
+        return self._eraser_of(moments, self.task_moments_)
+
+    def _eraser_of(self, moments: Moments, kept: Moments | None) -> Eraser:
         if kept is None:
-            eraser = leace(moments, shrinkage=self.shrinkage)
-        else:
-            aim = read_concept("task", kept, self.task_kind, rows)
-            task_moments = aim.moments(rows.shape[1]).update(rows, torch.from_numpy(aim.targets))
-            eraser = splince(moments, task_moments, shrinkage=self.shrinkage, max_cost_ratio=self.max_cost_ratio)
-        self.eraser_, self.classes_ = eraser, found.classes
-        return self
+            return leace(moments, shrinkage=self.shrinkage)
+        return splince(moments, kept, shrinkage=self.shrinkage, max_cost_ratio=self.max_cost_ratio)
+
+    def _keep_both(
+        self, moments: Moments, found: Concept, eraser: Eraser | None, kept: Moments | None, aim: Concept | None
+    ):
+        self.task_moments_, self.task_classes_ = kept, None if aim is None else aim.classes
+        return self._keep(moments, found, eraser)
+
+
+def _given_task(y: Any, concept: Any, task: Any) -> Any:
+    """Return what is kept, if anything: `task`, or y where it is not the concept."""
+    if y is not None and concept is not None and task is not None:
+        raise ValueError("got y, concept and task, expected two of them: y is the concept or the task")
+    return y if task is None and concept is not None else task
