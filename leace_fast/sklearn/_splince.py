@@ -24,7 +24,8 @@ class SplinceTransformer(StreamingTransformer):
 
     Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
 
-    >>>     >>> X = np.random.default_rng(0).normal(size=(200, 4))
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(200, 4))
     >>> task, concept = X[:, 0], X[:, 0] + X[:, 1] > 0
     >>> kept = SplinceTransformer().fit(X, concept, task=task).transform(X)
     >>> np.allclose(np.cov(kept[:, 0], task)[0, 1], np.cov(X[:, 0], task)[0, 1])
