@@ -54,7 +54,7 @@ def demo(
         Path | None, typer.Option(help="Folder with the model and the text; default: the package's.")
     ] = None,
 ) -> None:
-    """Erase a concept from a small language model, and see what is left and what it costs. Takes about a minute."""
+    """Erase a concept from a small language model, and see what is left and what it costs. Takes about 80 seconds."""
     with readable_errors():
         check_folder(out)
         from .demo.corpus import ASSETS
