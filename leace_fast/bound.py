@@ -10,8 +10,8 @@ from torch.compiler import is_dynamo_compiling
 
 from . import ops
 
-# Of a mode of torch, such as those that trace or fake tensors, and of `torch.jit.trace`.
-_count_modes, _trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+# By name, and asked one by one where they count: a call of a function of ours costs as much as two of these.
+_count_modes, _needs_gradients = torch._C._len_torch_dispatch_stack, torch.is_grad_enabled
 
 
 class Bound:
@@ -41,7 +41,7 @@ class Bound:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the erased rows x (..., d); what is raised is that of `project`."""
-        if self.kernel is not None and _unwatched() and not (torch.is_grad_enabled() and x.requires_grad):
+        if not is_dynamo_compiling() and not _count_modes() and not (_needs_gradients() and x.requires_grad):
             y = self.kernel(x)
             if y is not None:
                 return y
@@ -75,8 +75,11 @@ class BoundNorm:
 
     def __call__(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Return the erased norm of the rows x (..., d); what is raised is that of the operator."""
-        watched = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias))
-        if self.kernel is not None and not watched and _unwatched():
+        if (
+            not is_dynamo_compiling()
+            and not _count_modes()
+            and not (_needs_gradients() and any(p is not None and p.requires_grad for p in (x, weight, bias)))
+        ):
             y = self.kernel(x, weight, bias)
             if y is not None:
                 return y
@@ -87,13 +90,12 @@ class BoundNorm:
 
 
 def _direct(factors: tuple[Tensor, Tensor, Tensor | None], norm: tuple[bool, float, float] | None = None) -> Any:
-    """Return the kernel on tensors, or None: it is not built, or the factors do not lie as it reads them."""
+    """Return the kernel on tensors, or what takes none: it is not built, or cannot read the factors as they lie."""
     if not ops.EXTENSION.present or torch.compiler.is_compiling():
-        return None
+        return _no_kernel
     left, right, mean = factors
-    return ops.EXTENSION.module.direct(left.mT, right, mean, norm)
+    return ops.EXTENSION.module.direct(left.mT, right, mean, norm) or _no_kernel
 
 
-def _unwatched() -> bool:
-    """Return whether neither a compiler nor a mode nor a trace follows what is called."""
-    return not is_dynamo_compiling() and not _count_modes() and _trace() is None
+def _no_kernel(*tensors: Tensor | None) -> None:
+    return None

@@ -273,6 +273,47 @@ def test_a_module_that_was_replaced(fuse, llama, when):
     assert hooks(model) == 0
 
 
+@pytest.mark.parametrize("name", ["layer", "norm"])
+def test_what_holds_a_module_that_was_replaced_after_a_pass(fuse, llama, name):
+    model, batch, scrubber = llama
+    layers, layer = model.model.layers, model.model.layers[1]
+    with scrubber.attached(model, fuse=fuse):
+        outputs_of(model, batch)
+        if name == "layer":
+            layers[1] = models.build("llama").model.layers[1]
+        else:  # and is still held
+            layer.kept, layer.post_attention_layernorm = layer.post_attention_layernorm, nn.RMSNorm(16).double()
+        with pytest.raises(RuntimeError, match="without being erased at 'model.layers.1.*has taken the place"):
+            outputs_of(model, batch)
+
+
+class Stages(nn.Module):
+    """The first is left out when it has run once, as the encoder by `generate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.kept = Block(), Block(), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.first(x)
+        return self.second(x + self.kept)
+
+
+def test_passes_that_leave_out_a_site(fuse):
+    model: Any = Stages().eval()
+    x = torch.randn(5, 8)
+    sites = ["first.norm", "second.norm"]
+    with torch.no_grad(), Scrubber({site: eraser_of(site, 2, 8) for site in sites}).attached(model, fuse=fuse):
+        wanted = model(x)
+        assert torch.equal(model(x), wanted)
+        model.first = Wrapper(model.first)
+        assert torch.equal(model(x), wanted)
+        model.first = Block()
+        with pytest.raises(RuntimeError, match="'first.norm': another module has taken the place"):
+            model(x)
+
+
 def test_a_module_whose_forward_was_replaced_before(fuse, llama):
     """As offloading libraries do it."""
     model, batch, scrubber = llama

@@ -21,7 +21,7 @@ constexpr int64_t WORK_OF_ONE_THREAD = 1 << 18;
 
 // What is used of torch, for as long as the process lives.
 struct Torch {
-  PyObject *tensor, *parameter, *empty_like, *is_neg;
+  PyObject *tensor, *parameter, *empty_like, *is_neg, *numel;
   const dlpack::Exchange* exchange = nullptr;
 
   Torch() {
@@ -31,6 +31,7 @@ struct Torch {
     parameter = kept(torch.attr("nn").attr("Parameter"));
     empty_like = kept(torch.attr("empty_like"));
     is_neg = kept(torch.attr("Tensor").attr("is_neg"));
+    numel = kept(torch.attr("Tensor").attr("numel"));
     const py::object capsule = py::getattr(py::handle(tensor), dlpack::EXCHANGE_ATTRIBUTE, py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), dlpack::EXCHANGE_NAME)) return;
     const auto* found =
@@ -56,9 +57,17 @@ struct Torch {
       if (found->shape[i] != 1 && found->strides != nullptr && found->strides[i] != stride) return false;
       stride *= found->shape[i];
     }
-    const py::object negative = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg, object));
-    if (!negative) PyErr_Clear();
-    return negative.ptr() == Py_False;
+    return ask(is_neg, object).ptr() == Py_False;
+  }
+
+  // Whether `torch.jit.trace` follows what is called: it makes tensors of all numbers.
+  bool traced(PyObject* object) const { return !PyLong_CheckExact(ask(numel, object).ptr()); }
+
+ private:
+  static py::object ask(PyObject* method, PyObject* object) {
+    PyObject* answer = PyObject_CallOneArg(method, object);
+    if (answer == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(answer);
   }
 };
 
@@ -97,7 +106,7 @@ struct Direct {
   PyObject* operator()(PyObject* const* arguments) const {
     const Torch& torch = Torch::get();
     dlpack::Tensor x, y;
-    if (!torch.look(arguments[0], &x) || x.shape[x.ndim - 1] != factors.dim) return nullptr;
+    if (!torch.look(arguments[0], &x) || x.shape[x.ndim - 1] != factors.dim || torch.traced(arguments[0])) return nullptr;
     const auto dtype = floating(x);
     if (!dtype || compute_dtype(*dtype) != compute) return nullptr;
     int64_t rows = 1;
@@ -127,8 +136,13 @@ PyObject* call(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) 
     PyErr_SetString(PyExc_TypeError, "expected a tensor, or a tensor, a weight and a bias");
     return nullptr;
   }
-  PyObject* made = (*self)(arguments);
-  return made != nullptr || PyErr_Occurred() != nullptr ? made : Py_NewRef(Py_None);
+  try {
+    PyObject* made = (*self)(arguments);
+    return made != nullptr || PyErr_Occurred() != nullptr ? made : Py_NewRef(Py_None);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
 }
 
 }  // namespace

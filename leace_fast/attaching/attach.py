@@ -79,35 +79,50 @@ class Attachment:
 
 
 class _Check:
-    """A hook of the model: the first pass must have run every site, and every pass the modules that have erasers."""
+    """A hook of the model: the first pass must have run every site, and later ones only leave out what is in place."""
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> None:
-        parents = {site: model.get_submodule(site.rpartition(".")[0])._modules for site in modules if site}
-        self.places = [(site, parent, site.rpartition(".")[2], modules[site]) for site, parent in parents.items()]
-        self.inside = [(site, module) for site, module in modules.items() if wears(module, LAYER)]
-        self.erasures = dict(erasures)
+        self.model, self.modules, self.erasures, self.first = model, dict(modules), dict(erasures), True
+        self.ways = {site: _way(model, site) for site in modules}
         for erasure in self.erasures.values():
             erasure.ran = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        missing = []
         for site, erasure in self.erasures.items():
-            if not erasure.ran:
-                raise RuntimeError(
-                    f"the model ran without being erased at {site!r}: this forward pass does not call that module "
-                    "(replaced after it was attached, skipped, or its weights are read by a fused kernel)"
-                )
-        for site, parent, name, attached in self.places:
-            if parent.get(name) is not attached:
-                raise RuntimeError(
-                    f"the model ran without being erased at {site!r}: another module has taken the place of the one "
-                    "that the eraser was attached to"
-                )
-        for site, attached in self.inside:
-            if "forward" in attached.__dict__:
-                raise RuntimeError(
-                    f"the model ran without being erased at {site!r}: the module's forward was replaced after the "
-                    "eraser was attached; attach it again"
-                )
+            if erasure.ran:
+                erasure.ran = False
+            else:
+                missing.append(site)
+        for site in missing:  # as the encoder, in all passes of `generate` but the first
+            if reason := self._reason(site):
+                raise RuntimeError(f"the model ran without being erased at {site!r}: {reason}")
+        self.first = False
+
+    def _reason(self, site: str) -> str:
+        """Why a pass that left out the site may not."""
+        if self.first:
+            return (
+                "this forward pass does not call that module (replaced after it was attached, skipped, or its weights "
+                "are read by a fused kernel)"
+            )
+        attached = self.modules[site]
+        if wears(attached, LAYER) and "forward" in attached.__dict__:
+            return "the module's forward was replaced after the eraser was attached; attach it again"
+        *above, below = [modules.get(name) is child for modules, name, child in self.ways[site]] or [True]
+        # a wrapper may have come between the model and a module that this pass leaves out
+        if not below or not (all(above) or any(module is attached for module in self.model.modules())):
+            return "another module has taken the place of the one that the eraser was attached to"
+        return ""
+
+
+def _way(model: nn.Module, site: str) -> list[tuple[Mapping[str, Any], str, nn.Module]]:
+    """The modules from the model down to a site: where each is held, its name there, and itself."""
+    way = []
+    for name in site.split(".") if site else []:
+        way.append((model._modules, name, model.get_submodule(name)))
+        model = way[-1][-1]
+    return way
 
 
 def _attach(module: nn.Module, erasure: Erasure, fused: bool) -> Callable[[], None]:

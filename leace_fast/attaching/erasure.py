@@ -34,7 +34,7 @@ class Erasure:
         """Return the output of the module with its hidden states erased."""
         self.ran = True
         if isinstance(output, Tensor):
-            return self.eraser(output) if self.active else output
+            return self.eraser._bound_for(output)(output) if self.active else output
         hidden = hidden_of(output)
         if hidden is output:
             kind = type(output).__name__
