@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from cases import classes
 
 import leace_fast
@@ -37,3 +39,15 @@ def test_says_what_it_needs(name: str) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown method 'leece', expected one of leace, .*; did you mean 'leace'?"):
         moments_method("leece")
+
+
+NO_MOMENTS = (None, "rows", [(torch.ones(4, 2), torch.arange(4) % 2)])
+FROM_MOMENTS = sorted({*METHODS} - {"inlp", "rlace", "median", "swap", "normalize_quantiles"})
+
+
+@pytest.mark.parametrize("name", FROM_MOMENTS)
+@pytest.mark.parametrize("given", NO_MOMENTS, ids=["None", "str", "rows"])
+def test_what_is_no_moments_is_named(name: str, given: Any) -> None:
+    task = (classes(200, 5, 2).moments(),) if name == "splince" else ()
+    with pytest.raises(TypeError, match="got (None|a str|a list of tuple), expected .*Moments"):
+        METHODS[name].fit(given, *task)

@@ -6,6 +6,7 @@ import torch
 
 from ..eraser import Eraser
 from ..moments import Moments
+from ._concept import check_moments
 from ._fitted import check_rank, fitted
 from ._leace import leace
 from ._whitening import Shrinkage
@@ -49,6 +50,7 @@ def alf_qleace(
     >>> eraser.rank
     2
     """
+    check_moments(moments)
     check_rank(max_rank)
     if not 0 <= target <= 1:
         raise ValueError(f"target is {target}, expected a share from 0 to 1")

@@ -31,6 +31,18 @@ class Concept:
     absent: tuple[str, ...]
 
 
+def check_moments(moments: object) -> None:
+    """Raise TypeError for what is no `Moments`, such as the rows that other methods take."""
+    if not isinstance(moments, Moments):
+        raise TypeError(f"got {_kind_of(moments)}, expected Moments: Moments(dim, num_classes).update(x, y)")
+
+
+def _kind_of(given: object) -> str:
+    if isinstance(given, (list, tuple)):
+        return f"a {type(given).__name__} of {', '.join(sorted({type(item).__name__ for item in given})) or 'nothing'}"
+    return "None" if given is None else f"a {type(given).__name__}"
+
+
 def concepts_of(moments: Moments | Sequence[Moments]) -> list[Moments]:
     """Return the moments of one or several concepts of the same x as a list.
 
@@ -40,7 +52,7 @@ def concepts_of(moments: Moments | Sequence[Moments]) -> list[Moments]:
     """
     every = [moments] if isinstance(moments, Moments) else moments
     if not isinstance(every, Sequence) or not all(isinstance(one, Moments) for one in every):
-        raise TypeError(f"got {moments!r:.60}, expected Moments, or a sequence of Moments: one for each concept")
+        raise TypeError(f"got {_kind_of(moments)}, expected Moments, or a sequence of Moments: one for each concept")
     if not every:
         raise ValueError("got no moments, expected those of at least one concept")
     for name in ("dim", "device"):
@@ -59,8 +71,10 @@ def absent_of(moments: Moments) -> tuple[str, ...]:
     """Return a line on each class without rows, or constant target, of a concept that can be told apart at all.
 
     Raises:
+        TypeError: something else was given.
         ValueError: non-finite rows were met and are not to be skipped, there are no rows, or rows of one class only.
     """
+    check_moments(moments)
     moments.check_finite()
     counts = moments.class_counts.tolist()
     if not any(counts):

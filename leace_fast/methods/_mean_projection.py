@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..eraser import Eraser
 from ..moments import Moments
+from ._concept import check_moments
 from ._fitted import check_rank, fitted, warn_of
 from ._subspace import concept_subspace
 
@@ -33,6 +34,7 @@ def mean_projection(moments: Moments, *, rank: int | None = None) -> Eraser:
     >>> eraser.rank, eraser.mean, bool((eraser.left[0].abs() > 0.99).all())
     (1, None, True)
     """
+    check_moments(moments)
     check_rank(rank)
     if moments.num_classes is None:
         raise ValueError("the moments hold real-valued targets, expected classes: use orth for targets")

@@ -6,6 +6,7 @@ import dataclasses
 
 from ..eraser import Eraser
 from ..moments import Moments
+from ._concept import check_moments
 from ._fitted import check_class, mean_squared_change
 from ._leace import leace
 from ._whitening import Shrinkage
@@ -47,6 +48,7 @@ def switch(
     >>> torch.allclose(means, moments.class_means.flip(0))
     True
     """
+    check_moments(moments)
     if moments.num_classes is None:
         raise ValueError("the moments hold real-valued targets, expected classes: make them with num_classes")
     base = leace(moments, shrinkage=shrinkage, ridge=ridge)
