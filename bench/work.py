@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,3 +44,16 @@ class Work:
     bytes: int
     operations: int
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do a piece of work; `error` is that of its result, checked before it is timed."""
+
+    error: float
+    call: Callable[[], object]
+
+    def seconds(self) -> float:
+        begin = time.perf_counter()
+        self.call()
+        return time.perf_counter() - begin
