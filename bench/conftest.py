@@ -10,7 +10,7 @@ import pytest
 from work import Candidate, Work
 
 MAX_ROUNDS = 2000
-TURNS = 7  # rounds in turn: what holds up one or two of them does not move the median
+TURNS = 5  # rounds in turn: what holds up one or two of them does not move the median
 OURS = "leace-fast"
 
 
