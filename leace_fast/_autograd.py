@@ -13,12 +13,12 @@ def _dense_like(x: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("leace_fast::project")
-def _(x, left, right, mean=None, index=None):
+def _(x, left, right, mean=None, index=None, packed=None):
     return _dense_like(x)
 
 
 @torch.library.register_fake("leace_fast::project_")
-def _(x, left, right, mean=None, index=None):
+def _(x, left, right, mean=None, index=None, packed=None):
     return None
 
 
@@ -38,12 +38,12 @@ def _through_eraser(gradient: Tensor, left: Tensor, right: Tensor, index: Tensor
 
 
 def _project_setup(ctx, inputs, output) -> None:
-    _, left, right, _, index = inputs
+    _, left, right, _, index, _ = inputs
     ctx.save_for_backward(left, right, index)
 
 
 def _project_backward(ctx, gradient: Tensor):
-    return _through_eraser(gradient, *ctx.saved_tensors), None, None, None, None
+    return _through_eraser(gradient, *ctx.saved_tensors), *[None] * 5
 
 
 def _norm_backward(

@@ -30,11 +30,12 @@ class Bound:
     tensor([0., 1.])
     """
 
-    __slots__ = ("factors", "kernel")
+    __slots__ = ("factors", "packed", "kernel")
 
     def __init__(self, left: Tensor, right: Tensor, mean: Tensor | None) -> None:
         self.factors = left, right, mean
-        self.kernel = _direct(self.factors)
+        self.packed = None if torch.compiler.is_compiling() else ops.pack(left, right)
+        self.kernel = _direct(self.factors, packed=self.packed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.factors  # a copy has memory of its own
@@ -45,7 +46,11 @@ class Bound:
             y = self.kernel(x)
             if y is not None:
                 return y
-        return ops.project(x, *self.factors)
+        return ops.project(x, *self.factors, packed=self.packed)
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """Erase rows x (..., d) in place and return x; what is raised is that of `project_`."""
+        return ops.project_(x, *self.factors, packed=self.packed)
 
 
 class BoundNorm:
@@ -89,12 +94,16 @@ class BoundNorm:
         return ops.add_rms_norm_project(x, None, weight, self.eps, *self.factors, weight_offset=offset)[0]
 
 
-def _direct(factors: tuple[Tensor, Tensor, Tensor | None], norm: tuple[bool, float, float] | None = None) -> Any:
+def _direct(
+    factors: tuple[Tensor, Tensor, Tensor | None],
+    norm: tuple[bool, float, float] | None = None,
+    packed: Tensor | None = None,
+) -> Any:
     """Return the kernel on tensors, or what takes none: it is not built, or cannot read the factors as they lie."""
     if not ops.EXTENSION.present or torch.compiler.is_compiling():
         return _no_kernel
     left, right, mean = factors
-    return ops.EXTENSION.module.direct(left.mT, right, mean, norm) or _no_kernel
+    return ops.EXTENSION.module.direct(left.mT, right, mean, norm, packed) or _no_kernel
 
 
 def _no_kernel(*tensors: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .bound import Bound
 from .files import load_tensors, save_tensors
-from .ops import check_project, project_
+from .ops import check_project
 from .reference import compute_dtype
 from .report import Report
 
@@ -170,7 +170,7 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         """
         if x.requires_grad and x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: call eraser(x) instead")
-        return project_(x, *self._factors_for(x))
+        return self._bound_for(x).apply_(x)
 
     def isolate(self, x: Tensor) -> Tensor:
         """Return the erased part of x (..., d), that is `((x - mean) R') L'`.

@@ -22,7 +22,15 @@ if EXTENSION.present:
     from . import _autograd  # noqa: F401  (registers fake kernels and gradients
 
 
-def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+def project(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+    *,
+    packed: Tensor | None = None,
+) -> Tensor:
     """Return `x - ((x - mean) R') L'`, computed in the factors' dtype and rounded once to that of x.
 
     Differentiable in x; the factors are constants. A row's result depends on that row and its eraser alone.
@@ -34,6 +42,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
         mean: (d,), likewise, or None for zero.
         index: int64 of the leading shape of x, which eraser a row meets, or -1 for none: that row comes out as it
             is. The factors are then stacked: left (E, d, k), right (E, k, d), mean (E, d).
+        packed: what `pack` made of these factors, or None.
 
     Raises:
         TypeError: x is not floating, the factors are not of the compute dtype, or index is not int64.
@@ -55,7 +64,7 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     """
     if _has_kernel(x, left):
         try:
-            return _called(torch.ops.leace_fast.project.default, (x, left, right, mean, index), _watched(x))
+            return _called(torch.ops.leace_fast.project.default, (x, left, right, mean, index, packed), _watched(x))
         except RuntimeError:
             check_project(x, left, right, mean, index)
             raise
@@ -63,7 +72,15 @@ def project(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, 
     return reference.project(x, left, right, mean, index)
 
 
-def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+def project_(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    mean: Tensor | None = None,
+    index: Tensor | None = None,
+    *,
+    packed: Tensor | None = None,
+) -> Tensor:
     """Do what `project` does, in place; return x, whose memory may be strided but not overlap.
 
     Raises:
@@ -81,17 +98,17 @@ def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None,
     if torch.is_grad_enabled() and x.requires_grad:
         if x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: use project(x, ...)")
-        return x.copy_(project(x, left, right, mean, index))
+        return x.copy_(project(x, left, right, mean, index, packed=packed))
     if not _has_kernel(x, left):
         check_project(x, left, right, mean, index)
         check_apart(x)
         return x.copy_(reference.project(x, left, right, mean, index))
     try:
         if _watched(x):
-            torch.ops.leace_fast.project_.default(x, left, right, mean, index)
+            torch.ops.leace_fast.project_.default(x, left, right, mean, index, packed)
             return x
         with _BelowAutograd():
-            torch.ops.leace_fast.project_.default(x, left, right, mean, index)
+            torch.ops.leace_fast.project_.default(x, left, right, mean, index, packed)
     except RuntimeError:
         check_project(x, left, right, mean, index)
         check_apart(x)
@@ -99,6 +116,32 @@ def project_(x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None,
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return x
+
+
+def pack(left: Tensor, right: Tensor) -> Tensor | None:
+    """Return factors as matrix units take them, for rows of 16-bit numbers; None where no kernel has a use for that.
+
+    Such rows have other bits with packed factors than without, and errors as small. The bytes belong to this process.
+
+    Args:
+        left: (d, k), the transpose of a contiguous tensor.
+        right: (k, d), contiguous.
+
+    >>> import torch
+    >>> left, x = torch.eye(64)[:, :32], torch.ones(2, 64, dtype=torch.bfloat16)
+    >>> bool((project(x, left, left.mT, packed=pack(left, left.mT.contiguous()))[:, :32] == 0).all())
+    True
+    """
+    dense = left.mT.is_contiguous() and right.is_contiguous()
+    if not (EXTENSION.present and dense and left.is_cpu and left.dtype == torch.float32):
+        return None
+    kernels, (dim, rank) = EXTENSION.module, left.shape
+    size = kernels.packed_size(dim, rank)
+    if not size:
+        return None
+    packed = torch.empty(size, dtype=torch.uint8)
+    kernels.pack(left.data_ptr(), right.data_ptr(), dim, rank, packed.data_ptr())
+    return packed
 
 
 def add_rms_norm_project(

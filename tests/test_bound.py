@@ -45,7 +45,7 @@ def test_both_ways_give_the_same_bits(dtype: torch.dtype) -> None:
 
 @needs_kernels
 def test_goes_straight_where_nothing_watches(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*arguments: object) -> Tensor:
+    def forbidden(*arguments: object, **options: object) -> Tensor:
         raise AssertionError("the operator was called")
 
     erase = as_kept(torch.float32)

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "features.h"
@@ -11,10 +12,15 @@
 namespace leace_fast::cpu {
 namespace {
 
-// Handing work to another thread costs some microseconds: give it at least this many multiplications.
-constexpr int64_t WORK_PER_THREAD = 1 << 18;
-constexpr int64_t FEW_ROWS = 4;          // up to here threads divide ranks and columns
-constexpr int64_t COLUMNS_OF_TASK = 64;  // a multiple of every number of lanes
+// How work is divided among threads: handing it to another one costs some microseconds.
+struct Division {
+  int64_t work;      // multiplications that a thread is given at least
+  int64_t rows;      // in one piece
+  int64_t ranks;     // in one piece, where there are few rows, and threads divide ranks and columns
+  int64_t few_rows;  // up to here they do
+};
+constexpr Division PLAIN{1 << 18, 1, 1, 4}, PACKED{1 << 19, 16, 16, 16};
+constexpr int64_t COLUMNS_OF_TASK = 64;  // a multiple of every number of lanes, and of a tile
 
 struct Chosen {
   const char* name;
@@ -35,22 +41,40 @@ const Chosen& chosen() {
 }
 
 template <typename Row>
-const RowKernels<Row>& kernels();
-template <>
-const RowKernels<float>& kernels() {
-  return chosen().kernels->float32;
+const RowKernels<Row>& plain_kernels() {
+  const Kernels& all = *chosen().kernels;
+  if constexpr (std::is_same_v<Row, float>) return all.float32;
+  else if constexpr (std::is_same_v<Row, double>) return all.float64;
+  else if constexpr (std::is_same_v<Row, bfloat16>) return all.bfloat16_;
+  else return all.float16_;
 }
-template <>
-const RowKernels<double>& kernels() {
-  return chosen().kernels->float64;
+
+// Null where there are none on this machine.
+const PackedKernels* packed_kernels() {
+#ifdef LEACE_FAST_AMX
+  static const bool present = has_instruction_set("amx");
+  if (present) return &amx_kernels;
+#endif
+  return nullptr;
 }
-template <>
-const RowKernels<bfloat16>& kernels() {
-  return chosen().kernels->bfloat16_;
+
+int64_t packed_size(int64_t dim, int64_t rank) {
+  return packed_kernels() == nullptr ? 0 : packed_kernels()->size(dim, rank);
 }
-template <>
-const RowKernels<float16>& kernels() {
-  return chosen().kernels->float16_;
+
+template <typename Row>
+bool uses_packed(const leace_fast_factors& factors) {
+  return sizeof(Row) == 2 && factors.packed != nullptr && packed_size(factors.dim, factors.rank) > 0;
+}
+
+template <typename Row>
+const RowKernels<Row>& kernels(bool packed) {
+  if constexpr (std::is_same_v<Row, bfloat16>) {
+    if (packed) return packed_kernels()->bfloat16_;
+  } else if constexpr (std::is_same_v<Row, float16>) {
+    if (packed) return packed_kernels()->float16_;
+  }
+  return plain_kernels<Row>();
 }
 
 // Calls work(b, e) for ranges that cover begin..end.
@@ -93,31 +117,33 @@ struct Groups {
 };
 
 // The eraser of that number, or one of rank 0 for -1.
-template <typename Number>
-Eraser<Number> eraser(const leace_fast_factors& factors, int64_t number) {
-  if (number < 0) return {nullptr, nullptr, nullptr, factors.dim, 0};
+template <typename Row>
+Eraser<Compute<Row>> eraser(const leace_fast_factors& factors, int64_t number) {
+  using Number = Compute<Row>;
+  if (number < 0) return {nullptr, nullptr, nullptr, nullptr, factors.dim, 0};
   const int64_t size = factors.rank * factors.dim;
   const auto* mean = static_cast<const Number*>(factors.mean);
+  const auto* packed = static_cast<const char*>(factors.packed);
   return {static_cast<const Number*>(factors.left_t) + number * size,
           static_cast<const Number*>(factors.right) + number * size,
-          mean == nullptr ? nullptr : mean + number * factors.dim, factors.dim, factors.rank};
+          mean == nullptr ? nullptr : mean + number * factors.dim,
+          packed == nullptr ? nullptr : packed + number * packed_size(factors.dim, factors.rank), factors.dim,
+          factors.rank};
 }
 
 // Calls work(order, eraser's number, begin, end) for all rows, on many threads where there is enough to do.
 template <typename Work>
-leace_fast_status by_eraser(const int64_t* index, int64_t rows, const leace_fast_factors& factors,
+leace_fast_status by_eraser(const int64_t* index, int64_t rows, const leace_fast_factors& factors, Division division,
                             leace_fast_parallel_for parallel_for, const Work& work) {
-  const int64_t grain = std::max<int64_t>(1, WORK_PER_THREAD / (factors.dim * (2 * factors.rank + 4) + 1));
-  if (index == nullptr) {
-    parallel(parallel_for, rows, grain,
-             [&](int64_t begin, int64_t end) { work(static_cast<const int64_t*>(nullptr), 0, begin, end); });
-    return LEACE_FAST_OK;
-  }
   Groups groups;
-  if (!groups.sort(index, rows, factors.erasers)) return LEACE_FAST_BAD_INDEX;
-  parallel(parallel_for, rows, grain, [&](int64_t begin, int64_t end) {
-    groups.each(begin, end, [&](int64_t group, int64_t first, int64_t last) {
-      work(groups.order.data(), group - 1, first, last);
+  if (index != nullptr && !groups.sort(index, rows, factors.erasers)) return LEACE_FAST_BAD_INDEX;
+  const int64_t piece = division.rows, pieces = (rows + piece - 1) / piece;
+  const int64_t work_of_piece = piece * (factors.dim * (2 * factors.rank + 4) + 1);
+  parallel(parallel_for, pieces, std::max<int64_t>(1, division.work / work_of_piece), [&](int64_t first, int64_t last) {
+    const int64_t begin = first * piece, end = std::min(last * piece, rows);
+    if (index == nullptr) return work(static_cast<const int64_t*>(nullptr), 0, begin, end);
+    groups.each(begin, end, [&](int64_t group, int64_t from, int64_t to) {
+      work(groups.order.data(), group - 1, from, to);
     });
   });
   return LEACE_FAST_OK;
@@ -125,17 +151,21 @@ leace_fast_status by_eraser(const int64_t* index, int64_t rows, const leace_fast
 
 // A few rows and large factors: threads divide the ranks, then the columns, and each reads a part of the factors.
 template <typename Row>
-void project_few(RowView<const Row> x, RowView<Row> y, int64_t rows, const Eraser<Compute<Row>>& eraser,
-                 leace_fast_parallel_for parallel_for) {
+void project_few(RowView<const Row> x, RowView<Row> y, int64_t rows, const Eraser<Compute<Row>>& eraser, bool packed,
+                 Division division, leace_fast_parallel_for parallel_for) {
   std::vector<Compute<Row>> coordinates(rows * eraser.rank);
-  const auto grain = [&](int64_t work) { return std::max<int64_t>(1, WORK_PER_THREAD / (work * rows)); };
-  parallel(parallel_for, eraser.rank, grain(eraser.dim), [&](int64_t first, int64_t last) {
-    kernels<Row>().coordinates(x, 0, rows, eraser, first, last, coordinates.data());
+  const auto divide = [&](int64_t count, int64_t piece, int64_t work_of_one, const auto& work) {
+    const int64_t grain = std::max<int64_t>(1, division.work / (piece * work_of_one * rows));
+    parallel(parallel_for, (count + piece - 1) / piece, grain, [&](int64_t first, int64_t last) {
+      work(first * piece, std::min(last * piece, count));
+    });
+  };
+  const RowKernels<Row>& use = kernels<Row>(packed);
+  divide(eraser.rank, division.ranks, eraser.dim, [&](int64_t first, int64_t last) {
+    use.coordinates(x, 0, rows, eraser, first, last, coordinates.data());
   });
-  const int64_t tasks = (eraser.dim + COLUMNS_OF_TASK - 1) / COLUMNS_OF_TASK;
-  parallel(parallel_for, tasks, grain(eraser.rank * COLUMNS_OF_TASK), [&](int64_t first, int64_t last) {
-    kernels<Row>().subtract(x, y, 0, rows, eraser, first * COLUMNS_OF_TASK,
-                            std::min(last * COLUMNS_OF_TASK, eraser.dim), coordinates.data());
+  divide(eraser.dim, COLUMNS_OF_TASK, eraser.rank, [&](int64_t first, int64_t last) {
+    use.subtract(x, y, 0, rows, eraser, first, last, coordinates.data());
   });
 }
 
@@ -145,17 +175,19 @@ leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t 
                           leace_fast_parallel_for parallel_for) {
   const RowView<const Row> x{static_cast<const Row*>(from), x_stride, nullptr};
   const RowView<Row> y{static_cast<Row*>(to), y_stride, nullptr};
-  if (index == nullptr && parallel_for != nullptr && rows <= FEW_ROWS &&
-      rows * factors.dim * factors.rank >= WORK_PER_THREAD) {
-    project_few(x, y, rows, eraser<Compute<Row>>(factors, 0), parallel_for);
+  const bool packed = uses_packed<Row>(factors);
+  const Division division = packed ? PACKED : PLAIN;
+  if (index == nullptr && parallel_for != nullptr && rows <= division.few_rows &&
+      rows * factors.dim * factors.rank >= division.work) {
+    project_few(x, y, rows, eraser<Row>(factors, 0), packed, division, parallel_for);
     return LEACE_FAST_OK;
   }
-  return by_eraser(index, rows, factors, parallel_for,
+  return by_eraser(index, rows, factors, division, parallel_for,
                    [&](const int64_t* order, int64_t number, int64_t begin, int64_t end) {
                      const RowView<const Row> in{x.data, x_stride, order};
                      const RowView<Row> out{y.data, y_stride, order};
                      if (number >= 0)
-                       return kernels<Row>().project(in, out, begin, end, eraser<Compute<Row>>(factors, number));
+                       return kernels<Row>(packed).project(in, out, begin, end, eraser<Row>(factors, number));
                      if (in.data != out.data)
                        for (int64_t row = begin; row < end; ++row)
                          std::memcpy(out[row], in[row], factors.dim * sizeof(Row));
@@ -170,11 +202,11 @@ leace_fast_status add_norm_project(RowView<const Row> x, RowView<const Row> resi
   const Norm<Number> typed{norm.layer != 0, static_cast<const Number*>(norm.weight),
                            static_cast<const Number*>(norm.bias), norm.eps,
                            static_cast<Number>(norm.weight_offset)};
-  return by_eraser(index, rows, factors, parallel_for,
+  return by_eraser(index, rows, factors, PLAIN, parallel_for,
                    [&](const int64_t* order, int64_t number, int64_t begin, int64_t end) {
-                     kernels<Row>().norm({x.data, x.stride, order}, {residual.data, residual.stride, order},
+                     plain_kernels<Row>().norm({x.data, x.stride, order}, {residual.data, residual.stride, order},
                                          {summed.data, summed.stride, order}, {y.data, y.stride, order}, begin, end,
-                                         typed, eraser<Number>(factors, number));
+                                         typed, eraser<Row>(factors, number));
                    });
 }
 
@@ -224,6 +256,17 @@ leace_fast_status leace_fast_add_norm_project(leace_fast_dtype dtype, const void
         RowView<Row>{static_cast<Row*>(summed), summed_stride, nullptr},
         RowView<Row>{static_cast<Row*>(y), y_stride, nullptr}, rows, *norm, *factors, index, parallel_for);
   });
+}
+
+int64_t leace_fast_packed_size(int64_t dim, int64_t rank, int64_t erasers) {
+  return erasers * leace_fast::cpu::packed_size(dim, rank);
+}
+
+void leace_fast_pack(const leace_fast_factors* factors, void* packed) {
+  const int64_t size = leace_fast::cpu::packed_size(factors->dim, factors->rank);
+  for (int64_t e = 0; size > 0 && e < factors->erasers; ++e)
+    leace_fast::cpu::packed_kernels()->pack(leace_fast::cpu::eraser<float>(*factors, e),
+                                            reinterpret_cast<uint32_t*>(static_cast<char*>(packed) + e * size));
 }
 
 const char* leace_fast_instruction_set(void) { return leace_fast::cpu::chosen().name; }

@@ -3,6 +3,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace leace_fast::cpu {
 namespace {
 
@@ -37,6 +42,17 @@ bool has_all(Names... names) {
   return (has(names) && ...);
 }
 
+// Linux lends the tile registers to processes that ask.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+  static const bool permitted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Features features() {
@@ -58,7 +74,7 @@ bool has_instruction_set(const char* set) {
   if (std::strcmp(set, "avx2") == 0) return true;
   if (!has_all("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")) return false;
   if (std::strcmp(set, "avx512") == 0) return true;
-  return std::strcmp(set, "amx") == 0 && has_all("amx-tile", "amx-bf16");
+  return std::strcmp(set, "amx") == 0 && has_all("amx-tile", "amx-bf16") && may_use_tiles();
 }
 
 }  // namespace leace_fast::cpu

@@ -3,10 +3,6 @@
 //     INSTRUCTION_SET   its name
 //     TILE_ROWS, TILE_RANKS, TILE_VECTORS   what its registers hold: rows x ranks and rows x vectors of sums
 
-#define INLINE __attribute__((always_inline)) inline
-#define INLINE_LAMBDA __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 namespace leace_fast::cpu {
 namespace INSTRUCTION_SET {
 namespace {
@@ -19,13 +15,6 @@ namespace {
 constexpr int64_t SMALL_FACTOR_BYTES = 256 << 10;
 constexpr int64_t CHUNK_BYTES = 768 << 10;
 constexpr int64_t PANEL = 512;  // columns of `left` that serve all rows of a chunk before the next
-
-// Memory that a thread keeps: fresh pages would cost more than the work on a few rows.
-template <typename Number>
-Number* scratch(int64_t bytes) {
-  static thread_local Scratch kept;
-  return static_cast<Number*>(kept.at_least(bytes));
-}
 
 // Calls work(integer constant ROWS, first row of the block), for blocks of at most TILE_ROWS rows.
 template <typename Work>

@@ -40,17 +40,28 @@ INLINE Vector<double> load(const double* from) { return read<Vector<double>>(fro
 INLINE void store(Vector<float> lanes, float* to) { write(lanes, to); }
 INLINE void store(Vector<double> lanes, double* to) { write(lanes, to); }
 
+// To the nearest, ties to even; NaN stays NaN. The processor's own instruction takes subnormal numbers for zeros.
+#if defined(__AVX512F__)
+INLINE Vector<float> load(const bfloat16* from) {
+  return as<Vector<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read<__m256i>(from)), 16));
+}
+INLINE void store(Vector<float> lanes, bfloat16* to) {
+  const Bits bits = as<Bits>(lanes);
+  const __m512i rounded = as<__m512i>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(as<__m512>(lanes), as<__m512>(lanes), _CMP_UNORD_Q);
+  write(_mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, rounded, _mm512_set1_epi32(0x7fc0))), to);
+}
+#else
 INLINE Vector<float> load(const bfloat16* from) {
   return as<Vector<float>>(__builtin_convertvector(read<HalfBits>(from), Bits) << 16);
 }
-
-// To the nearest, ties to even; NaN stays NaN. The processor's own instruction takes subnormal numbers for zeros.
 INLINE void store(Vector<float> lanes, bfloat16* to) {
   const Bits bits = as<Bits>(lanes);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Bits is_nan = as<Bits>((bits & 0x7fffffffu) > 0x7f800000u);
   write(__builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), HalfBits), to);
 }
+#endif
 
 #if defined(__AVX512F__)
 INLINE Vector<float> load(const float16* from) { return as<Vector<float>>(_mm512_cvtph_ps(read<__m256i>(from))); }
@@ -105,6 +116,15 @@ INLINE void store_part(Vector<Compute<Row>> lanes, Row* to, int64_t count) {
   Row part[Lanes<Compute<Row>>::count];
   store(lanes, part);
   __builtin_memcpy(to, part, count * sizeof(Row));
+}
+
+// The same of rows that may go on for longer.
+template <typename Row>
+INLINE void store_some(Vector<Compute<Row>> lanes, Row* to, int64_t count) {
+  if (count >= Lanes<Compute<Row>>::count)
+    store(lanes, to);
+  else
+    store_part(lanes, to, count);
 }
 
 // The sum of the lanes, by halves.

@@ -13,8 +13,6 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define LEACE_FAST_X86 1
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace leace_fast::moments {
@@ -98,7 +96,7 @@ namespace amx {
 
 Level find_level() {
 #ifdef LEACE_FAST_X86
-  if (cpu::has_instruction_set("amx") && amx::permitted()) return Level::AMX;
+  if (cpu::has_instruction_set("amx")) return Level::AMX;
   if (cpu::has_instruction_set("avx512")) return Level::AVX512;
   if (cpu::has_instruction_set("avx2")) return Level::AVX2;
 #endif

@@ -252,9 +252,3 @@ alignas(64) const Configuration configuration;
 void configure() { _tile_loadconfig(&configuration); }
 
 void release() { _tile_release(); }
-
-// Linux lends the tile registers to processes that ask.
-bool permitted() {
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
-  return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}

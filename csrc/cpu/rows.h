@@ -5,6 +5,10 @@
 
 #include "number_formats.h"
 
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define LEACE_FAST_AMX 1
+#endif
+
 namespace leace_fast::cpu {
 
 // The dtype that rows of a dtype are computed in.
@@ -19,12 +23,13 @@ struct ComputeOf<double> {
 template <typename Row>
 using Compute = typename ComputeOf<Row>::type;
 
-// One eraser; `mean` may be null.
+// One eraser; `mean` may be null, and so may `packed`: the factors once more, as the matrix units take them.
 template <typename Number>
 struct Eraser {
   const Number* left_t;  // (rank, dim)
   const Number* right;   // (rank, dim)
   const Number* mean;    // (dim)
+  const void* packed;
   int64_t dim;
   int64_t rank;
 };
@@ -75,9 +80,21 @@ struct Kernels {
   RowKernels<float16> float16_;
 };
 
+// The functions for rows of 16-bit numbers and erasers whose factors are packed, without those for norms: again the same
+// bits for a row however they are called, if ranks and columns are divided at multiples of 16.
+struct PackedKernels {
+  int64_t (*size)(int64_t dim, int64_t rank);  // bytes; 0 where the other kernels serve as well
+  void (*pack)(const Eraser<float>& eraser, uint32_t* to);
+  RowKernels<bfloat16> bfloat16_;
+  RowKernels<float16> float16_;
+};
+
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+#ifdef LEACE_FAST_AMX
+extern const PackedKernels amx_kernels;
 #endif
 
 }  // namespace leace_fast::cpu

@@ -9,6 +9,10 @@
 #include <sys/mman.h>
 #endif
 
+#define INLINE __attribute__((always_inline)) inline
+#define INLINE_LAMBDA __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
 namespace leace_fast::cpu {
 
 template <int VALUE>
@@ -47,5 +51,13 @@ class Scratch {
   void* memory_ = nullptr;
   int64_t size_ = 0;
 };
+
+// Memory that a thread keeps, for the innermost function that asks: fresh pages would cost more than the work on a few
+// rows. Static, since each file is compiled for another instruction set.
+template <typename Number>
+static Number* scratch(int64_t bytes) {
+  static thread_local Scratch kept;
+  return static_cast<Number*>(kept.at_least(bytes));
+}
 
 }  // namespace leace_fast::cpu

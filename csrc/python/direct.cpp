@@ -78,7 +78,7 @@ leace_fast_dtype compute_dtype(leace_fast_dtype rows) {
 }
 
 struct Direct {
-  py::object left_t, right, mean;  // whose memory `factors` points to
+  py::object left_t, right, mean, packed;  // whose memory `factors` points to
   leace_fast_dtype compute;
   leace_fast_factors factors;
   std::optional<leace_fast_norm> norm;
@@ -111,7 +111,8 @@ struct Direct {
     if (!dtype || compute_dtype(*dtype) != compute) return nullptr;
     int64_t rows = 1;
     for (int32_t i = 0; i + 1 < x.ndim; ++i) rows *= x.shape[i];
-    if (rows > most_rows) return nullptr;
+    const bool quick = factors.packed != nullptr && (dtype == LEACE_FAST_BFLOAT16 || dtype == LEACE_FAST_FLOAT16);
+    if (rows > (quick ? 2 : 1) * most_rows) return nullptr;
     leace_fast_norm formula{};
     static thread_local std::vector<float> weight, bias;
     if (norm) {
@@ -147,11 +148,12 @@ PyObject* call(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) 
 
 }  // namespace
 
-py::object direct(const py::object& left_t, const py::object& right, const py::object& mean, const py::object& norm) {
+py::object direct(const py::object& left_t, const py::object& right, const py::object& mean, const py::object& norm,
+                  const py::object& packed) {
   const Torch& torch = Torch::get();
-  dlpack::Tensor left, read, centre{};
+  dlpack::Tensor left, read, centre{}, bytes{};
   if (torch.exchange == nullptr || !torch.look(left_t.ptr(), &left) || !torch.look(right.ptr(), &read) ||
-      !(mean.is_none() || torch.look(mean.ptr(), &centre)))
+      !(mean.is_none() || torch.look(mean.ptr(), &centre)) || !(packed.is_none() || torch.look(packed.ptr(), &bytes)))
     return py::none();
   const auto dtype = floating(left);
   if (!dtype || *dtype != compute_dtype(*dtype) || floating(read) != dtype || left.ndim != 2 || read.ndim != 2 ||
@@ -159,9 +161,11 @@ py::object direct(const py::object& left_t, const py::object& right, const py::o
       !(mean.is_none() || (floating(centre) == dtype && centre.ndim == 1 && centre.shape[0] == left.shape[1])))
     return py::none();
   const int64_t rank = left.shape[0], dim = left.shape[1];
+  if (!packed.is_none() && (bytes.ndim != 1 || bytes.shape[0] != leace_fast_packed_size(dim, rank, 1))) return py::none();
   auto made = std::make_unique<Direct>();
-  *made = {left_t, right, mean, *dtype, {start(left), start(read), mean.is_none() ? nullptr : start(centre), dim, rank, 1},
-           std::nullopt, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4))};
+  const leace_fast_factors factors{start(left), start(read), mean.is_none() ? nullptr : start(centre), dim, rank, 1,
+                                   packed.is_none() ? nullptr : start(bytes)};
+  *made = {left_t, right, mean, packed, *dtype, factors, std::nullopt, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4))};
   if (!norm.is_none()) {
     const auto [layer, eps, offset] = norm.cast<std::tuple<bool, double, double>>();
     made->norm = {layer, nullptr, nullptr, eps, offset};

@@ -11,8 +11,8 @@ namespace leace_fast::python {
 // or compiler follows the call. None in its place if torch does not offer what it takes, or a factor is not dense.
 //
 // left_t (rank, dim), right (rank, dim), mean (dim) or None: tensors, which are kept. norm: None, or whether it is a
-// layer norm, eps and what is added to the weight.
+// layer norm, eps and what is added to the weight. packed: None, or bytes of leace_fast_pack, for rows without a norm.
 pybind11::object direct(const pybind11::object& left_t, const pybind11::object& right, const pybind11::object& mean,
-                        const pybind11::object& norm);
+                        const pybind11::object& norm, const pybind11::object& packed);
 
 }  // namespace leace_fast::python

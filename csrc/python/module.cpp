@@ -94,7 +94,7 @@ struct Factors {
     if (index && (!index->int64 || index->shape != std::vector<int64_t>(x.shape.begin(), x.shape.end() - 1)))
       throw py::value_error("index must be int64, of the leading shape of x");
     left_t = compute == LEACE_FAST_FLOAT64 ? transposed<double>(left, erasers) : transposed<float>(left, erasers);
-    plain = {left_t.data(), right.data, mean ? mean->data : nullptr, dim, rank, erasers};
+    plain = {left_t.data(), right.data, mean ? mean->data : nullptr, dim, rank, erasers, nullptr};
   }
 
   const int64_t* numbers() const { return index ? reinterpret_cast<const int64_t*>(index->data) : nullptr; }
@@ -215,7 +215,20 @@ PYBIND11_MODULE(_C, module) {
              arg("eps"), arg("left"), arg("right"), arg("mean") = py::none(), arg("index") = py::none(),
              arg("out") = py::none(), arg("summed") = py::none(),
              "Return the erased layer norm of x + residual, and that sum.");
+  module.def(
+      "packed_size", [](int64_t dim, int64_t rank) { return leace_fast_packed_size(dim, rank, 1); }, arg("dim"),
+      arg("rank"), "Return the bytes of packed factors, 0 where no kernel has a use for them on this processor.");
+  module.def(
+      "pack",
+      [](uintptr_t left_t, uintptr_t right, int64_t dim, int64_t rank, uintptr_t packed) {
+        const leace_fast_factors factors{reinterpret_cast<const void*>(left_t), reinterpret_cast<const void*>(right),
+                                         nullptr, dim, rank, 1, nullptr};
+        leace_fast_pack(&factors, reinterpret_cast<void*>(packed));
+      },
+      arg("left_t"), arg("right"), arg("dim"), arg("rank"), arg("packed"),
+      "Pack the factors at the addresses left_t and right into memory at `packed`; nothing is checked.");
   module.def("direct", &direct, arg("left_t"), arg("right"), arg("mean") = py::none(), arg("norm") = py::none(),
+             arg("packed") = py::none(),
              "Return a function from a dense tensor to its erased rows, or None where torch offers no way to it.");
 }
 

@@ -23,8 +23,16 @@ void check(leace_fast_status status) {
 
 void project_into(const Tensor& from, const Tensor& to, const Factors& factors) {
   if (factors.plain.dim == 0) return;
+  leace_fast_factors plain = factors.plain;
+  if (factors.packed.has_value()) {
+    STD_TORCH_CHECK(factors.packed->is_contiguous() && factors.packed->scalar_type() == ScalarType::Byte &&
+                        factors.packed->numel() ==
+                            leace_fast_packed_size(plain.dim, plain.rank, plain.erasers),
+                    "project: packed does not fit the factors");
+    plain.packed = data(factors.packed);
+  }
   check(leace_fast_project(dtype_of(from), from.const_data_ptr(), *row_stride(from), to.mutable_data_ptr(),
-                           *row_stride(to), count_rows(from), &factors.plain, factors.numbers(), &parallel_for));
+                           *row_stride(to), count_rows(from), &plain, factors.numbers(), &parallel_for));
 }
 
 std::tuple<Tensor, Tensor> add_norm_project(const Tensor& x, const Optional& residual, leace_fast_norm norm,

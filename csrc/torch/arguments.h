@@ -62,10 +62,12 @@ inline Tensor regular(const Tensor& x) { return row_stride(x).has_value() ? x : 
 // The factors of one call, checked, and held for as long as the kernels need them.
 struct Factors {
   Tensor left_t, right;
-  Optional mean, index;
+  Optional mean, index, packed;
   leace_fast_factors plain;
 
-  Factors(const Tensor& x, const Tensor& left, const Tensor& right_, const Optional& mean_, const Optional& index_) {
+  Factors(const Tensor& x, const Tensor& left, const Tensor& right_, const Optional& mean_, const Optional& index_,
+          const Optional& packed_ = std::nullopt)
+      : packed(packed_) {
     const int64_t stack = index_.has_value() ? 1 : 0;
     STD_TORCH_CHECK(x.dim() >= 1 && left.dim() == 2 + stack && right_.dim() == 2 + stack,
                     "project: expected x (..., d), left (d, k) and right (k, d), stacked where there is an index");
@@ -92,7 +94,7 @@ struct Factors {
     right = dense(right_);
     mean = dense(mean_);
     index = dense(index_);
-    plain = {left_t.const_data_ptr(), right.const_data_ptr(), data(mean), dim, rank, erasers};
+    plain = {left_t.const_data_ptr(), right.const_data_ptr(), data(mean), dim, rank, erasers, nullptr};
   }
 
   const int64_t* numbers() const { return static_cast<const int64_t*>(data(index)); }

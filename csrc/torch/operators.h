@@ -7,12 +7,17 @@
 namespace leace_fast {
 
 // Rows x (..., d); left (d, k), right (k, d), mean (d,). With `index`, an eraser's number for each row and -1 for none,
-// the factors are stacked: (E, d, k), (E, k, d), (E, d). The second output of the norms is x + residual, and empty
+// the factors are stacked: (E, d, k), (E, k, d), (E, d). `packed` are the bytes of leace_fast_pack, for the CPU alone. The
+// second output of the norms is x + residual, and empty
 // where there is no residual.
 template <typename Library>
 void define_operators(Library& m) {
-  m.def("project(Tensor x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> Tensor");
-  m.def("project_(Tensor(a!) x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None) -> ()");
+  m.def(
+      "project(Tensor x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None, "
+      "Tensor? packed=None) -> Tensor");
+  m.def(
+      "project_(Tensor(a!) x, Tensor left, Tensor right, Tensor? mean=None, Tensor? index=None, "
+      "Tensor? packed=None) -> ()");
   m.def(
       "add_rms_norm_project(Tensor x, Tensor? residual, Tensor? weight, float eps, Tensor left, Tensor right, "
       "Tensor? mean=None, Tensor? index=None, float weight_offset=0.0) -> (Tensor, Tensor)");
@@ -22,8 +27,9 @@ void define_operators(Library& m) {
 }
 
 template <void (*PROJECT_INTO)(const Tensor& from, const Tensor& to, const Factors& factors)>
-Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
+Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index,
+               const Optional& packed) {
+  const Factors factors(x, left, right, mean, index, packed);
   const Tensor from = regular(x);
   Tensor to = empty_rows(x);
   PROJECT_INTO(from, to, factors);
@@ -31,8 +37,9 @@ Tensor project(const Tensor& x, const Tensor& left, const Tensor& right, const O
 }
 
 template <void (*PROJECT_INTO)(const Tensor& from, const Tensor& to, const Factors& factors)>
-void project_(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index) {
-  const Factors factors(x, left, right, mean, index);
+void project_(const Tensor& x, const Tensor& left, const Tensor& right, const Optional& mean, const Optional& index,
+              const Optional& packed) {
+  const Factors factors(x, left, right, mean, index, packed);
   check_no_overlap(x);
   if (row_stride(x).has_value()) return PROJECT_INTO(x, x, factors);
   Tensor copy = torch::stable::contiguous(x), target = x;

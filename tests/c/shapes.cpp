@@ -16,6 +16,10 @@ namespace {
 using leace_fast::bfloat16;
 using leace_fast::float16;
 
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
 double to_double(float x) { return x; }
 double to_double(double x) { return x; }
 double to_double(bfloat16 x) { return leace_fast::cpu::widen(x); }
@@ -71,7 +75,10 @@ void check(leace_fast_dtype dtype, double tolerance, int64_t rows, int64_t dim, 
   const auto mean = numbers<Number>(erasers * dim, 5), weight = numbers<Number>(dim, 6);
   std::unique_ptr<int64_t[]> index(new int64_t[rows]);
   for (int64_t row = 0; row < rows; ++row) index[row] = (row * 7) % (erasers + 1) - 1;
-  const leace_fast_factors factors{left_t.get(), right.get(), mean.get(), dim, rank, erasers};
+  leace_fast_factors factors{left_t.get(), right.get(), mean.get(), dim, rank, erasers, nullptr};
+  const int64_t bytes = sizeof(Row) == 2 ? leace_fast_packed_size(dim, rank, erasers) : 0;
+  const std::unique_ptr<void, Free> packed(std::aligned_alloc(64, bytes));
+  if (bytes > 0) leace_fast_pack(&factors, packed.get());
   const leace_fast_norm norm{1, weight.get(), weight.get(), 1e-5, 1.0};
 
   const auto erased = [&](std::vector<double> row, int64_t number) {
@@ -93,7 +100,10 @@ void check(leace_fast_dtype dtype, double tolerance, int64_t rows, int64_t dim, 
     return true;
   };
 
-  for (const bool indexed : {false, true}) {
+  for (const int way : {0, 1, 2, 3}) {
+    const bool indexed = way & 1;
+    if (way & 2 && bytes == 0) continue;
+    factors.packed = way & 2 ? packed.get() : nullptr;
     for (const leace_fast_parallel_for threads : {leace_fast_parallel_for(nullptr), &on_threads}) {
       std::unique_ptr<Row[]> y(new Row[size]);
       const int64_t* names = indexed ? index.get() : nullptr;
@@ -132,7 +142,7 @@ void check(leace_fast_dtype dtype, double tolerance, int64_t rows, int64_t dim, 
 }  // namespace
 
 int main() {
-  for (const int64_t rows : {0, 1, 3, 6, 13})
+  for (const int64_t rows : {0, 1, 3, 6, 13, 37})
     for (const int64_t dim : {1, 7, 16, 17, 1100})
       for (const int64_t rank : {0, 1, 5, 8, 70}) {
         check<float, float>(LEACE_FAST_FLOAT32, 2e-5, rows, dim, rank);
