@@ -107,7 +107,7 @@ def test_a_promotion_that_is_folded_away_is_seen() -> None:
 def test_no_number_of_rows_is_compiled_in() -> None:
     """What changes from batch to batch is an argument like any other, also where it is 1 or a multiple of 16."""
     varying = {"rows", "begin", "count", "first", "length", "segments", "again", "fetched", "plane_rows"}
-    varying.add("chunk_room")
+    varying |= {"chunk_room", "rows_in_all"}
     for launch in compiled.launches(HOPPER, torch.float32):
         named = {
             launch.kernel.arg_names[one] if isinstance(one, int) else one for one in launch.kernel.do_not_specialize

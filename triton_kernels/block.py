@@ -18,6 +18,7 @@ from .update import add_partials, rank_update
 
 COUNTERS = ("infinite", *LEFT_OUT)  # of rows that are left out, by reason
 LABEL_ROWS, COPY_ROWS, INGEST_ROWS, FOLD_ROWS = 512, 8, 16, 8
+INGEST_COLUMNS, INGEST_STAGES = 128, 4
 LOCATE_COLUMNS, ADD_ROWS, COUNT_ROWS = 16, 16, 2048
 
 
@@ -182,13 +183,12 @@ class BlockKernels:
         source = (begin, length, x.outer, x.inner, x.column, self.dim, self.width)
         as_is = self._may_fetch and x.tensor.dtype == self.config.dtype and not weighted
         fetched = x.fetched(begin, length, rows, self.dim) if as_is else None
-        self._locate(state, x.tensor, source, waiting)
-        columns = 256 if self.width % 256 == 0 else 128
+        self._locate(state, x.tensor, source, waiting, rows)
         chunk_programs = rows // configs.CHUNK + min(self.classes, rows) + 1
         for again in (0, 1):
             launch(
                 ingest,
-                (chunk_programs, self.width // columns, 1 + self.targets),
+                (chunk_programs, self.width // INGEST_COLUMNS, 1 + self.targets),
                 *(x.tensor, waiting.weights, waiting.targets, self.order, self.starts, self.tile_starts, self.chunks),
                 *(self.bad, self.as_is, state.shift, state.target_shift, self.shift, self.scale, self.tile, self.sums),
                 *(self.rest, self.low, *source, self.plane_rows, self.chunk_room, again, int(fetched is not None)),
@@ -202,8 +202,8 @@ class BlockKernels:
                 STEP=self.config.step,
                 CHUNK=configs.CHUNK,
                 ROWS=INGEST_ROWS,
-                COLUMNS=columns,
-                warps=8,
+                COLUMNS=INGEST_COLUMNS,
+                STAGES=INGEST_STAGES,
             )
         launch(
             fold,
@@ -246,7 +246,7 @@ class BlockKernels:
         launch(
             scan_counts,
             (1,),
-            *(self.counts, self.starts, self.tile_starts, self.chunks, left_out, self.as_is, segments, rows),
+            *(self.counts, self.starts, self.tile_starts, self.chunks, left_out, self.as_is, segments),
             CLASSES=self.classes,
             BINS=bins,
             WIDE=min(bins, configs.CLASS_COLUMNS),
@@ -257,12 +257,13 @@ class BlockKernels:
         )
         launch(place_rows, (segments,), codes, self.counts, self.order, rows, BINS=bins, SEGMENT=segment)
 
-    def _locate(self, state: Any, x: Tensor, source: tuple[int, ...], waiting: Waiting) -> None:
+    def _locate(self, state: Any, x: Tensor, source: tuple[int, ...], waiting: Waiting, rows: int) -> None:
         """Choose where the block is centred, and if it is the first, where the state is."""
         launch(
             locate,
             (self.width // LOCATE_COLUMNS,),
-            *(x, self.order, self.starts, state.counts, state.shift, self.shift, self.scale, self.as_is, *source),
+            *(x, self.order, self.starts, state.counts, state.shift, self.shift, self.scale, self.as_is, rows),
+            *source,
             CLASSES=self.classes,
             CLASS_BINS=self.bins,
             THRESHOLD=self.config.threshold,

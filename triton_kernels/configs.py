@@ -9,7 +9,7 @@ import torch
 SEGMENT = 128  # rows that one program counts and places
 CHUNK = 128  # rows of one class whose sums are formed together
 WIDTH = 128  # tiles are padded to a multiple of this
-CODE_BINS, CLASS_COLUMNS = 16, 64  # least histogram; codes whose counts are scanned together
+CODE_BINS, CLASS_COLUMNS = 16, 32  # least histogram; codes whose counts are scanned together
 ORDINARY = 32  # columns of a spread from 2^-32 to 2^32 need no scale
 SAMPLES = 256  # rows of a block whose median centres it
 PARTIAL_BYTES = 256 << 20  # of the products of several classes, at most

@@ -26,7 +26,7 @@ def at_rank(keys, there, rank, FIRST: tl.constexpr, COLUMNS: tl.constexpr):
     return high
 
 
-@triton.jit(do_not_specialize=["begin", "length", "x_outer", "x_inner"])
+@triton.jit(do_not_specialize=["rows_in_all", "begin", "length", "x_outer", "x_inner"])
 def locate(
     x,
     order,  # int32: which row stands at each place
@@ -35,7 +35,8 @@ def locate(
     state_shift,  # (dim,) float64: written where they hold none
     shift,  # (width,) float32: of this block
     scale,  # (width,) float32: powers of two
-    as_is,  # (1,) int32: cleared where a column is shifted or scaled
+    as_is,  # (1,) int32: cleared where a row is left out, or a column shifted or scaled
+    rows_in_all,
     begin,
     length,
     x_outer,
@@ -87,7 +88,7 @@ def locate(
     unmoved = (shifted == 0) & (exponent > 127 - ORDINARY) & (exponent < 127 + ORDINARY)
     factor = tl.where(unmoved, 1.0, tl.minimum(factor, MAX_SCALE))
     tl.store(scale + column, factor, mask=column < width)
-    if tl.min((unmoved | (column >= dim)).to(tl.int32), 0) == 0:
+    if (tl.min((unmoved | (column >= dim)).to(tl.int32), 0) == 0) | (rows < rows_in_all):
         tl.store(as_is, 0)
 
     classes = tl.arange(0, CLASS_BINS)
@@ -96,7 +97,7 @@ def locate(
         tl.store(state_shift + column, median.to(tl.float64), mask=column < dim)
 
 
-@triton.jit(do_not_specialize=["begin", "length", "x_outer", "x_inner", "plane_rows", "chunk_room", "again", "fetched"])
+@triton.jit(do_not_specialize=["begin", "length", "plane_rows", "chunk_room", "again", "fetched"])
 def ingest(
     x,
     weights,  # (rows,) float64
@@ -137,6 +138,7 @@ def ingest(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write one chunk of the tile and its sums.
 
@@ -180,7 +182,8 @@ def ingest(
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float64)
     beyond = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for step in range(first, stop, ROWS):
+    # Which row is next depends on the order: loads are on their way for some steps.
+    for step in tl.range(first, stop, ROWS, num_stages=STAGES):
         place = step + tl.arange(0, ROWS)
         used = place < end
         row = tl.load(order + place, mask=used, other=0)

@@ -17,8 +17,7 @@ MOST_WEIGHT = tl.constexpr(1e30)  # or one divided by it: products of weighted r
 @triton.jit
 def place_of(row, length, outer, inner):
     """Return the offset of a row of a (..., length) tensor whose last two row axes have the strides outer, inner."""
-    row = row.to(tl.int64)
-    return (row // length) * outer + (row % length) * inner
+    return (row // length).to(tl.int64) * outer + (row % length).to(tl.int64) * inner
 
 
 @triton.jit(
@@ -94,7 +93,7 @@ def stage_targets(
     tl.store(codes + first + at, code, mask=there)
 
 
-@triton.jit(do_not_specialize=["begin", "count", "first", "length", "x_outer", "x_inner"])
+@triton.jit(do_not_specialize=["begin", "count", "first", "length"])
 def stage_rows(
     x,
     block,  # (rows, dim), of the dtype of x
@@ -138,16 +137,15 @@ def count_segments(
     tl.store(bad + at, clean, mask=at == 0)
 
 
-@triton.jit(do_not_specialize=["segments", "rows"])
+@triton.jit(do_not_specialize=["segments"])
 def scan_counts(
     counts,  # (segments, BINS) int32; becomes the place of the first row of each code in each segment
     starts,  # (CLASSES + 1,) int32: place of the first row of each class, and of those left out
     tile_starts,  # (CLASSES + 1,) int32: the same in the tile, where classes start at multiples of ALIGN
     chunks,  # (CLASSES + 1,) int32: number of the first chunk of each class, and of the chunks in all
     left_out,  # (1 + REASONS,) int64: rows that were not finite, then rows by reason; all that ever came
-    as_is,  # (1,) int32: whether no row is left out; `locate` goes on with it
+    as_is,  # (1,) int32: set, for `locate` to clear
     segments,
-    rows,
     CLASSES: tl.constexpr,
     BINS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -159,7 +157,6 @@ def scan_counts(
     place = 0
     tile_place = 0
     chunk = 0
-    used = 0
     row = tl.arange(0, SEGMENTS)[:, None]
     for begin in range(0, BINS, WIDE):
         code = begin + tl.arange(0, WIDE)
@@ -177,11 +174,10 @@ def scan_counts(
         reason = (code >= CLASSES) & (code < CLASSES + REASONS)
         slot = left_out + 1 + code - CLASSES
         tl.store(slot, tl.load(slot, mask=reason, other=0) + total, mask=reason)
-        used += tl.sum(tl.where(code < CLASSES, total, 0), 0)
         place += tl.sum(total, 0)
         tile_place += tl.sum(room, 0)
         chunk += tl.sum(pieces, 0)
-    tl.store(as_is, (used == rows).to(tl.int32))
+    tl.store(as_is, 1)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -165,7 +165,7 @@ def main() -> int:
     session.run("apply", lambda: apply.rows(device, rates))
     result = session.result
     print(plot.table(result["rows"]))
-    plot.draw(result, arguments.out.with_suffix(".png"))
+    plot.draw(result | {"rates": rates}, arguments.out.with_suffix(".png"))
     print(f"{result['seconds']:.0f} s; left out: {', '.join(result['left_out']) or 'nothing'}")
     print(f"failed: {', '.join(result['failures']) or 'nothing'}")
     return 1 if result["failures"] else 0

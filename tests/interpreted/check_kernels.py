@@ -87,7 +87,7 @@ def check_shift_is_the_median_and_scale_a_power_of_two(dtype: torch.dtype) -> No
     one, state = kernels(6, 2, dtype=dtype), State.empty(6, 2, 0, False, CPU)
     one._order(torch.zeros(512).int(), 201, torch.zeros(len(block.COUNTERS)).long())
     waiting = block.Waiting(*(torch.zeros(1) for _ in range(3)))
-    one._locate(state, x, (0, 201, 0, 6, 1, 6, one.width), waiting)
+    one._locate(state, x, (0, 201, 0, 6, 1, 6, one.width), waiting, 201)
     rows = x[(torch.arange(configs.SAMPLES) * 201) // configs.SAMPLES].float()
     median = rows.nanmedian(0).values
     assert torch.equal(state.shift, median.double())
