@@ -128,6 +128,8 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
     for here, label in enumerate(present):
         worst = 0.0
         for there, to in enumerate(present):
+            if to == label:
+                continue
             moved, error = audited(maps[label, to], gaussians.covariances[here], gaussians.factors[there])
             gap = gaussians.means[there] - gaussians.means[here]
             change += float(gaussians.shares[here] * gaussians.shares[there] * (moved + gap.square().sum()))
