@@ -141,6 +141,9 @@ def test_too_few_rows_are_named() -> None:
     with pytest.warns(UserWarning, match="class 2: its covariance is off by .*, it has 5 rows"):
         eraser = quadratic(moments)
     assert eraser.report is not None and len(eraser.report.not_erased) == 1
+    with pytest.warns(UserWarning, match="class 2: its covariance is off by .*, it has 5 rows") as warned:
+        quadratic_editor(moments)
+    assert warned[0].filename == __file__, "the warning points to the line that asked"
     with pytest.warns(UserWarning, match="class 3: it has no rows"):
         eraser = quadratic(Moments(7, 4, per_class=True).update(data.x, data.y % 3))
     rows = data.x[:4]

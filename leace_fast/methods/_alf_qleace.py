@@ -36,8 +36,8 @@ def alf_qleace(
     Raises:
         ValueError: no class covariances, or target or max_rank out of range; or as in `leace`.
 
-    Source: Quirke and Belrose 2025, https://arxiv.org/abs/2502.02820 (approximate label-free quadratic LEACE), as the
-        code that EleutherAI published with it has it, but for this: there class moments are sums, so that larger
+    Source: Quirke and Belrose 2025, https://arxiv.org/abs/2502.02820 (approximate label-free quadratic LEACE), as
+        EleutherAI's code of it (alf_qleace.py) has it, but for this: there class moments are sums, so that larger
         classes differ more, and are projected by `P S P`, though LEACE's P is oblique; each step takes the class of
         the largest eigenvalue; and the directions are dropped about the origin. Here they are covariances, projected
         by `P S P'`; the class that is farthest in the Frobenius norm, which is what must fall; and about the mean.

@@ -12,8 +12,8 @@ from ._concept import absent_of
 from ._fitted import check_class, warn_of
 from ._transport import (
     ClassGaussians,
-    audited,
     class_gaussians,
+    mapping_error,
     maps_to_barycentre,
     transport_maps,
 )
@@ -126,15 +126,14 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
             maps[label, to], maps[to, label] = both
     change = 0.0
     for here, label in enumerate(present):
-        worst = 0.0
+        covariance, share = gaussians.covariances[here], gaussians.shares[here]
         for there, to in enumerate(present):
-            if to == label:
-                continue
-            moved, error = audited(maps[label, to], gaussians.covariances[here], gaussians.factors[there])
             gap = gaussians.means[there] - gaussians.means[here]
-            change += float(gaussians.shares[here] * gaussians.shares[there] * (moved + gap.square().sum()))
-            worst = max(worst, error)
-        not_erased += _missed(moments, label, worst)
+            difference = maps[label, to] - eye
+            moved = gap.square().sum() + ((difference @ covariance) * difference).sum()
+            change += float(share * gaussians.shares[there] * moved)
+        # Whether a class is met by the maps that lead to it, and by those that start from it, is told by its factor.
+        not_erased += _missed(moments, label, mapping_error(covariance, gaussians.factors[here]))
     warn_of(not_erased)
     report = Report("quadratic_editor", dim, dim, moments.count, change, not_erased=tuple(not_erased))
     return ConditionalEraser(source, target, maps, method="quadratic_editor", report=report)
@@ -151,16 +150,19 @@ def _eraser(
 ) -> ConditionalEraser:
     """Return the eraser of the classes with rows; one without rows stays as it is, and is named."""
     not_erased, change = list(absent), 0.0
+    eye = torch.eye(moments.dim, dtype=maps.dtype, device=maps.device)
     gaps = (targets - gaussians.means).square().sum(1)
     parts = zip(gaussians.present.tolist(), gaussians.shares, gaps, maps, gaussians.covariances, goals, strict=True)
     for label, share, gap, transport, covariance, goal in parts:
-        moved, error = audited(transport, covariance, goal)
-        change += float(share * (gap + moved))
-        not_erased += _missed(moments, label, error)
+        difference = transport - eye
+        moved = difference @ covariance
+        change += float(share * (gap + (moved * difference).sum()))
+        mapped = covariance + moved + moved.mT + moved @ difference.mT
+        not_erased += _missed(moments, label, mapping_error(mapped, goal))
     warn_of(not_erased, depth=1)
     k, dim = moments.num_classes or 0, moments.dim
     source, target = (maps.new_zeros(k, dim) for _ in range(2))
-    every = torch.eye(dim, dtype=maps.dtype, device=maps.device).repeat(k, 1, 1)
+    every = eye.repeat(k, 1, 1)
     source[gaussians.present], target[gaussians.present], every[gaussians.present] = gaussians.means, targets, maps
     report = Report(method, dim, dim, moments.count, change, not_erased=tuple(not_erased))
     return ConditionalEraser(source, target, every, method=method, report=report)
