@@ -10,6 +10,7 @@ import torch
 from models import build
 from torch import Tensor
 
+from leace_fast._audit import plots
 from leace_fast._audit.loss import batch_nats, bits_per_byte
 from leace_fast._audit.plots import short_names
 from leace_fast._audit.present import loss_table, probe_table, stage_line, verdict, write_study
@@ -160,6 +161,26 @@ def test_tables_have_a_row_for_each_site_and_condition():
     assert study.loss
     assert probe_table(study).row_count == 1
     assert loss_table(study.loss).row_count == 4
+
+
+def test_one_place_without_a_second_way_has_no_empty_column_nor_a_line_of_one_point(tmp_path, monkeypatch):
+    site = SiteResult("activations", 8, 2, 0.9, 0.4, 0.4, None)
+    study = Study((site,), None, NAMES, {}, {}, {})
+    assert [str(column.header) for column in probe_table(study).columns][-1] == "constant"
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    plots.plot_probes([site], tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["best constant", "erased", "before"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([40, 40, 90])
+
+
+def test_no_rise_is_not_minus_zero(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    plots.plot_loss(Loss(1.0, 0.99999, 1.3, (1.1, 1.2), 100, 100), tmp_path / "a.png")
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert sum("+0.000" in text for text in texts) == 1 and not any("-" in text for text in texts)
 
 
 def test_short_names():

@@ -20,6 +20,8 @@ LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps gri
 
 def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], concept: str = "the concept") -> None:
     """Draw probe accuracy by site, before and after scrubbing, with the best constant as a line; write a PNG."""
+    if len(sites) == 1:
+        return _plot_one_site(sites[0], path, concept)
     figure, axes = _figure(4.4)
     x = range(len(sites))
     constant = [100 * site.constant for site in sites]
@@ -38,7 +40,7 @@ def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], conce
         ends.append((name, colour, percent[-1]))
     low = min(min(100 * s.after, 100 * s.constant, 100 * (1 if s.one_pass is None else s.one_pass)) for s in sites)
     axes.set_ylim(max(0.0, 10 * (low // 10) - 10), 102)
-    axes.set_xlim(-0.4, len(sites) - 0.4 if len(sites) > 1 else 0.6)
+    axes.set_xlim(-0.4, len(sites) - 0.4)
     step = -(-len(sites) // MOST_TICKS)
     names = short_names([site.site for site in sites])
     axes.set_xticks(list(x)[::step], names[::step], rotation=32, ha="right", rotation_mode="anchor")
@@ -46,6 +48,30 @@ def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], conce
     _title(axes, f"How well a linear probe reads {concept}, by site")
     _label_ends(axes, ends)
     _save(figure, path)
+
+
+def _plot_one_site(site: SiteResult, path: str | os.PathLike[str], concept: str) -> None:
+    """Draw the accuracies of one place as bars; write a PNG."""
+    figure, axes = _figure(2.4)
+    rows = [("before", site.before, BEFORE), ("erased", site.after, AFTER), ("best constant", site.constant, CONSTANT)]
+    if site.one_pass is not None:
+        rows.insert(2, ("erased in one pass", site.one_pass, ONE_PASS))
+    _bars(axes, [(name, 100 * value, colour, f"{100 * value:.1f}") for name, value, colour in rows])
+    axes.set_xlim(0, 105)
+    axes.set_xlabel("held-out accuracy, %")
+    _title(axes, f"How well a linear probe reads {concept}")
+    _save(figure, path)
+
+
+def _bars(axes: Axes, rows: Sequence[tuple[str, float, str, str]]) -> None:
+    """Draw horizontal bars, the first on top: name, length, colour and what is written beside it."""
+    for y, (_, value, colour, text) in enumerate(reversed(rows)):
+        axes.barh(y, value, color=colour, height=0.56, zorder=2)
+        axes.annotate(text, (value, y), (7, 0), textcoords="offset points", va="center", color=INK, bbox=LABEL_BOX)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e8eaee", zorder=0)
 
 
 def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the concept") -> None:
@@ -61,25 +87,15 @@ def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the conc
         mean = sum(random) / len(random)
         rows.insert(1, (f"random subspaces\nof the same rank\n({len(random)} seeds)", mean, BEFORE))
     clean = loss.bits(loss.clean)
-    for y, (name, value, colour) in enumerate(reversed(rows)):
-        axes.barh(y, value, color=colour, height=0.56, zorder=2)
+
+    def written(name: str, value: float) -> str:
         spread = f" ({min(random):.3f} to {max(random):.3f})" if name.startswith("random") else ""
-        rise = "" if name == "clean" else f"   +{value - clean:.3f}" if value >= clean else f"   {value - clean:.3f}"
-        axes.annotate(
-            f"{value:.3f}{rise}{spread}",
-            (value, y),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-            bbox=LABEL_BOX,
-        )
-        if name.startswith("random"):
-            axes.scatter(random, [y] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e8eaee", zorder=0)
+        rise = round(value - clean, 3) + 0.0  # no minus zero
+        return f"{value:.3f}" + ("" if name == "clean" else f"   {rise:+.3f}") + spread
+
+    _bars(axes, [(name, value, colour, written(name, value)) for name, value, colour in rows])
+    if random:
+        axes.scatter(random, [2] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4)
     axes.set_xlim(0, max(value for _, value, _ in rows) * 1.4)
     axes.set_xlabel("bits per byte of held-out text (lower is better)")
     _title(axes, f"What scrubbing {concept} costs the language model")

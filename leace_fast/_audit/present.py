@@ -24,13 +24,14 @@ def probe_table(study: Study) -> Table:
     prefix = study.sites[0].site.removesuffix(names[0])
     where = f" ({prefix}*)" if prefix else ""
     table = Table(title=f"Held-out accuracy of a linear probe, %{where}", title_justify="left")
-    for name in ("site", "rank", "before", "scrubbed", "constant", "one pass"):
+    both = any(site.one_pass is not None for site in study.sites)
+    for name in ("site", "rank", "before", "scrubbed", "constant", *(["one pass"] if both else [])):
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
     for site, name in zip(study.sites, names, strict=True):
         values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
         values[1] = f"[{'green' if site.guarded else 'red'}]{values[1]}[/]"
-        one_pass = "" if site.one_pass is None else f"{100 * site.one_pass:.1f}"
-        table.add_row(name, str(site.rank), *values, one_pass)
+        values += ["" if site.one_pass is None else f"{100 * site.one_pass:.1f}"] if both else []
+        table.add_row(name, str(site.rank), *values)
     return table
 
 
