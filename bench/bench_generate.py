@@ -63,7 +63,7 @@ def folded(scrubber: lf.Scrubber, model: Any) -> Iterator[None]:
 
 
 WAYS: dict[str, Callable[[lf.Scrubber, Any], AbstractContextManager[Any]]] = {
-    "hooked": lambda scrubber, model: scrubber.attached(model),
+    "attached": lambda scrubber, model: scrubber.attached(model),
     "fused": lambda scrubber, model: scrubber.attached(model, fuse=True),
     "folded": folded,
     "untouched": lambda scrubber, model: nullcontext(),  # the noise of the comparison

@@ -40,7 +40,9 @@ struct Torch {
   }
 
   static const Torch& get() {
-    static const auto* once = new Torch;
+    // Under the GIL. A static object of its own would be waited for with the GIL held, while the import gives it up.
+    static const Torch* once = nullptr;
+    if (once == nullptr) once = new Torch;
     return *once;
   }
 
