@@ -11,7 +11,7 @@ from ..eraser import Eraser
 from ..moments import Moments
 from ..report import Report
 from ._concept import canonical_columns, concept_of, concepts_of, fullest, union_of
-from ._fitted import check_rank, mean_squared_change, warn_of
+from ._fitted import check_rank, warn_of
 from ._span import described, span_of
 from ._whitening import Shrinkage, Whitening, whitening_of
 
@@ -83,12 +83,11 @@ def leace(
     right = refined(white.readers(basis), left)
     # A constant column is left alone without an offset too: it could serve as one, but only while it stays constant.
     whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
-    # The mean squared change is tr L (R S R') L', and R S R' = U'U = I for the S that was whitened with.
-    as_it_is = not white.shrinkage and ridge is None
-    change, ratio = float(left.square().sum()) if as_it_is else mean_squared_change(main, left, right, mean), 1.0
+    # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I for the S that was whitened with.
+    change, ratio = float(left.square().sum()), 1.0
     if not affine:
         right = refined(_without_mean(basis, whitened_mean, white), left)
-        linear = mean_squared_change(main, left, right, None)
+        linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
         if ratio > max_cost_ratio:
             raise ValueError(
@@ -131,3 +130,9 @@ def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
     """
     taken = mean * ((mean.mT @ basis) / (1 + mean.square().sum()))
     return white.readers(basis - taken)
+
+
+def _change(left: Tensor, right: Tensor, white: Whitening) -> float:
+    """Return the mean squared change of centred rows, `tr L (R S R') L'`, with the S that was whitened with."""
+    spread = (right * white.scale) @ white.factor
+    return float(((left.mT @ left) * (spread @ spread.mT)).sum())
