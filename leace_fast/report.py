@@ -16,7 +16,7 @@ class Report:
         dim: width of x.
         rank: rank of the erasure.
         rows: rows that it was fitted on.
-        change: mean squared change of x on the data fitted; of `leace` for the covariance as shrinkage and ridge left it.
+        change: mean squared change of x on the data fitted; by `leace`, were its covariance the shrunk one.
         ridge: added to the diagonal of the correlation matrix.
         shrinkage: weight of the identity in the correlation matrix, 0 for none.
         smallest_eigenvalue: of the correlation matrix that was factored, estimated; 1 if the method needs none.

@@ -83,7 +83,7 @@ def leace(
     right = refined(white.readers(basis), left)
     # A constant column is left alone without an offset too: it could serve as one, but only while it stays constant.
     whitened_mean = white.whiten(torch.where(white.constant, 0.0, mean)[:, None])
-    # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I for the S that was whitened with.
+    # The mean squared change of centred rows is tr L (R S R') L', and R S R' = U'U = I for the S that was whitened.
     change, ratio = float(left.square().sum()), 1.0
     if not affine:
         right = refined(_without_mean(basis, whitened_mean, white), left)
@@ -133,6 +133,6 @@ def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
 
 
 def _change(left: Tensor, right: Tensor, white: Whitening) -> float:
-    """Return the mean squared change of centred rows, `tr L (R S R') L'`, with the S that was whitened with."""
+    """Return the mean squared change of centred rows, `tr L (R S R') L'`, for the S that was whitened."""
     spread = (right * white.scale) @ white.factor
     return float(((left.mT @ left) * (spread @ spread.mT)).sum())
