@@ -19,7 +19,8 @@ struct Division {
   int64_t ranks;     // in one piece, where there are few rows, and threads divide ranks and columns
   int64_t few_rows;  // up to here they do
 };
-constexpr Division PLAIN{1 << 18, 1, 1, 4}, PACKED{1 << 19, 16, 16, 16};
+constexpr Division PLAIN{1 << 18, 1, 1, 4}, PACKED{1 << 18, 16, 16, 16};
+constexpr int64_t FEW_ROWS_WORK = 1 << 16;  // then in place of `work`: factors are read for it, which takes longer
 constexpr int64_t COLUMNS_OF_TASK = 64;  // a multiple of every number of lanes, and of a tile
 
 struct Chosen {
@@ -155,7 +156,7 @@ void project_few(RowView<const Row> x, RowView<Row> y, int64_t rows, const Erase
                  Division division, leace_fast_parallel_for parallel_for) {
   std::vector<Compute<Row>> coordinates(rows * eraser.rank);
   const auto divide = [&](int64_t count, int64_t piece, int64_t work_of_one, const auto& work) {
-    const int64_t grain = std::max<int64_t>(1, division.work / (piece * work_of_one * rows));
+    const int64_t grain = std::max<int64_t>(1, FEW_ROWS_WORK / (piece * work_of_one * rows));
     parallel(parallel_for, (count + piece - 1) / piece, grain, [&](int64_t first, int64_t last) {
       work(first * piece, std::min(last * piece, count));
     });

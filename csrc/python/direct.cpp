@@ -2,6 +2,7 @@
 // and a look costs less than one attribute of a tensor in Python.
 #include "direct.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -164,10 +165,13 @@ py::object direct(const py::object& left_t, const py::object& right, const py::o
     return py::none();
   const int64_t rank = left.shape[0], dim = left.shape[1];
   if (!packed.is_none() && (bytes.ndim != 1 || bytes.shape[0] != leace_fast_packed_size(dim, rank, 1))) return py::none();
+  // One row is for one thread, unless its factors are so large that others should read a part of them.
+  const int64_t one = dim * rank < WORK_OF_ONE_THREAD;
+  const int64_t most_rows = std::max(one, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4)));
   auto made = std::make_unique<Direct>();
   const leace_fast_factors factors{start(left), start(read), mean.is_none() ? nullptr : start(centre), dim, rank, 1,
                                    packed.is_none() ? nullptr : start(bytes)};
-  *made = {left_t, right, mean, packed, *dtype, factors, std::nullopt, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4))};
+  *made = {left_t, right, mean, packed, *dtype, factors, std::nullopt, most_rows};
   if (!norm.is_none()) {
     const auto [layer, eps, offset] = norm.cast<std::tuple<bool, double, double>>();
     made->norm = {layer, nullptr, nullptr, eps, offset};
