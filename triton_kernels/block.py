@@ -18,7 +18,7 @@ from .update import add_partials, rank_update
 
 COUNTERS = ("infinite", *LEFT_OUT)  # of rows that are left out, by reason
 LABEL_ROWS, COPY_ROWS, INGEST_ROWS, FOLD_ROWS = 512, 8, 16, 8
-INGEST_COLUMNS, INGEST_STAGES = 128, 4
+INGEST_COLUMNS, INGEST_STAGES = 128, 5
 LOCATE_COLUMNS, ADD_ROWS, COUNT_ROWS = 16, 16, 2048
 
 

@@ -29,6 +29,8 @@ def rows(
     ranks: tuple[int, ...] = RANKS,
 ) -> Iterator[dict[str, Any]]:
     """Yield one measurement after the other; each peer has first agreed with float64."""
+    if device.type == "cuda" and "cuda" not in ops.EXTENSION.devices:
+        raise RuntimeError("the CUDA kernels of the erasure are not built here: python setup.py build_ext --inplace")
     rates = rates or ceilings(device)
     for count in prefill:
         for rank in ranks:
