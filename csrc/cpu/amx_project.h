@@ -110,8 +110,8 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<f
 }
 
 template <typename Row>
-void subtract(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<float>& eraser, int64_t first,
-              int64_t last, const float* coordinates) {
+void subtract(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, const Eraser<float>& eraser,
+              int64_t first, int64_t last, const float* coordinates) {
   const Layout layout(eraser.dim, eraser.rank);
   const auto* left = static_cast<const uint32_t*>(eraser.packed) + layout.left;
   const int64_t parts_size = layout.rank_blocks * PARTS * TILE, all_parts_size = count_groups(end - begin) * parts_size;

@@ -2,7 +2,7 @@
 //
 // Included by amx.cpp inside a namespace: no include guard, no include.
 //
-// Two parts keep 16 bits of a number, of which rows of 16-bit numbers, and so results, keep 11 at most. (Rows of float32
+// Two parts keep 16 bits of a number, of which rows of 16-bit numbers, and so results, keep 11 at most. (Float32 rows
 // would need three parts, six products instead of three and half as much memory again, which leaves no gain.) A pair is
 // the two numbers 16 apart in a block of 32: what the units multiply at a time.
 

@@ -1,13 +1,14 @@
 // The matrix units (AMX): eight tiles of up to 16 rows of 64 bytes, and the product of two of them.
 //
-// Included by amx.cpp inside a namespace: no include guard, no include. The intrinsics of the compiler take the number of
-// a tile as a literal only, which would leave no loop over tiles.
+// Included by amx.cpp inside a namespace: no include guard, no include. The intrinsics of the compiler take the number
+// of a tile as a literal only, which would leave no loop over tiles.
 
 constexpr int64_t TILE = 256;    // pairs of bfloat16 numbers, or float32 numbers, in a tile
 constexpr int64_t TILE_ROWS = 16;
 constexpr int64_t TILE_ROW = 64;  // bytes
 
-// How many rows each tile has: `count` in those of sums and left operands, all in right operands, which are the last two.
+// How many rows each tile has: `count` in those of sums and left operands, all in right operands, which are the last
+// two.
 struct Configuration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};

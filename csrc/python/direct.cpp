@@ -164,7 +164,8 @@ py::object direct(const py::object& left_t, const py::object& right, const py::o
       !(mean.is_none() || (floating(centre) == dtype && centre.ndim == 1 && centre.shape[0] == left.shape[1])))
     return py::none();
   const int64_t rank = left.shape[0], dim = left.shape[1];
-  if (!packed.is_none() && (bytes.ndim != 1 || bytes.shape[0] != leace_fast_packed_size(dim, rank, 1))) return py::none();
+  if (!packed.is_none() && (bytes.ndim != 1 || bytes.shape[0] != leace_fast_packed_size(dim, rank, 1)))
+    return py::none();
   // One row is for one thread, unless its factors are so large that others should read a part of them.
   const int64_t one = dim * rank < WORK_OF_ONE_THREAD;
   const int64_t most_rows = std::max(one, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4)));
