@@ -321,7 +321,7 @@ class Moments(Derived):
     @property
     def _block_rows(self) -> int:
         """Rows in a block: a function of the width alone, so that no batch size changes a bit."""
-        return max(1024, min(4096, 2**22 // self.dim))
+        return max(1024, min(2048, 2**21 // self.dim))
 
     def _absorb(self, rows: Rows) -> None:
         self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
