@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
+from .arguments import check_project
 from .bound import Bound
 from .files import load_tensors, save_tensors
-from .ops import check_project
 from .reference import compute_dtype
 from .report import Report
 

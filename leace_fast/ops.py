@@ -1,4 +1,4 @@
-"""Every operation of the apply: sent to its kernel, or to plain torch; and what is said of arguments that do not fit.
+"""Every operation of the apply: sent to its kernel, or to plain torch.
 
 Kernels check their arguments themselves; what they refuse is looked at here once more, to say what does not fit.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import reference
 from ._extension import load
+from .arguments import check_apart, check_norm, check_project
 
 EXTENSION = load()
 MOST_GPU_RANKS = 64  # MAX_RANK of csrc/cuda/apply.h
@@ -289,57 +290,3 @@ def _called(operator: Callable[..., Any], arguments: tuple[Any, ...], watched: b
         return operator(*arguments)
     with _BelowAutograd():
         return operator(*arguments)
-
-
-def check_apart(x: Tensor) -> None:
-    """Raise ValueError if rows of x share memory: they cannot change in place."""
-    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
-        raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
-
-
-def check_project(
-    x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None
-) -> None:
-    """Raise TypeError, ValueError or IndexError unless the arguments of `project` fit together."""
-    if x.dtype not in reference.ROW_DTYPES:
-        raise TypeError(
-            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
-        )
-    stack, names = ((), "(d, k) and (k, d)") if index is None else (left.shape[:1], "(E, d, k) and (E, k, d)")
-    if left.ndim != 2 + len(stack) or right.shape != (*stack, left.shape[-1], left.shape[-2]):
-        raise ValueError(f"left {tuple(left.shape)} and right {tuple(right.shape)}, expected {names}")
-    if x.ndim == 0 or x.shape[-1] != left.shape[-2]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected (..., {left.shape[-2]}): its last dimension must be that of left"
-        )
-    if mean is not None and mean.shape != left.shape[:-1]:
-        raise ValueError(f"mean has shape {tuple(mean.shape)}, expected {tuple(left.shape[:-1])}")
-    expected = reference.compute_dtype(x.dtype)
-    if any(part is not None and part.dtype != expected for part in (left, right, mean)):
-        raise TypeError(f"the factors have dtype {left.dtype}, expected {expected} for x of {x.dtype}")
-    if index is None:
-        return
-    if index.dtype != torch.int64:
-        raise TypeError(f"index has dtype {index.dtype}, expected torch.int64")
-    if index.shape != x.shape[:-1]:
-        raise ValueError(
-            f"index has shape {tuple(index.shape)}, expected {tuple(x.shape[:-1])}: one number for each row"
-        )
-    readable = index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if readable and index.numel():
-        least, most = (int(bound) for bound in index.aminmax())
-        if least < -1 or most >= len(left):
-            raise IndexError(f"index holds {least} to {most}, expected -1 (none) or one of {len(left)} erasers")
-
-
-def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise TypeError or ValueError unless what is added and normed fits x."""
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"residual has shape {tuple(residual.shape)}, expected {tuple(x.shape)}, that of x")
-    if residual is not None and residual.dtype != x.dtype:
-        raise TypeError(f"residual has dtype {residual.dtype}, expected {x.dtype}, that of x")
-    for name, part in (("weight", weight), ("bias", bias)):
-        if part is not None and part.shape != x.shape[-1:]:
-            raise ValueError(f"{name} has shape {tuple(part.shape)}, expected {tuple(x.shape[-1:])}")
-        if part is not None and part.dtype not in reference.ROW_DTYPES:
-            raise TypeError(f"{name} has dtype {part.dtype}, expected a floating dtype of 16 bits or more")

@@ -20,6 +20,7 @@ FLOORS = {
     "_extension": 1,
     "_autograd": 1,
     "reference": 1,
+    "arguments": 1,
     "ops": 1,
     "bound": 1,
     "sums": 1,
