@@ -10,7 +10,7 @@ import pytest
 from work import Candidate, Work
 
 MAX_ROUNDS = 2000
-TURNS = 5  # rounds in turn: what holds up one or two of them does not move the median
+TURNS = 4  # rounds in turn: what holds up one of them does not move the median much
 OURS = "leace-fast"
 
 
@@ -39,7 +39,9 @@ def measure(benchmark, request, rates: dict[str, float]) -> Callable[[Work, str,
 def measure_in_turn(benchmark, rates: dict[str, float]) -> Callable[[Work, dict[str, Candidate]], None]:
     """Return a function that times all peers round by round, for work so long that a busy machine disturbs some rounds.
 
-    What comes and goes then meets every peer. The round of ours is the benchmark's own, the others' its preparation.
+    What comes and goes then meets every peer. Each runs once before it is timed: threads of the one before may still
+    spin on its cores, and its caches hold another's data. The round of ours is the benchmark's own, all else its
+    preparation.
     """
 
     def run(work: Work, candidates: dict[str, Candidate]) -> None:
@@ -48,7 +50,9 @@ def measure_in_turn(benchmark, rates: dict[str, float]) -> Callable[[Work, dict[
 
         def turn() -> None:
             for peer, candidate in others.items():
+                candidate.call()
                 times[peer].append(candidate.seconds())
+            candidates[OURS].call()
 
         benchmark.group = work.group
         benchmark.extra_info.update(peer=OURS, error=candidates[OURS].error, **needs(work, rates))
