@@ -104,17 +104,14 @@ def project_(
         check_project(x, left, right, mean, index)
         check_apart(x)
         return x.copy_(reference.project(x, left, right, mean, index))
+    watched = _watched(x)
     try:
-        if _watched(x):
-            torch.ops.leace_fast.project_.default(x, left, right, mean, index, packed)
-            return x
-        with _BelowAutograd():
-            torch.ops.leace_fast.project_.default(x, left, right, mean, index, packed)
+        _called(torch.ops.leace_fast.project_.default, (x, left, right, mean, index, packed), watched)
     except RuntimeError:
         check_project(x, left, right, mean, index)
         check_apart(x)
         raise
-    if not x.is_inference():
+    if not watched and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return x
 
@@ -181,10 +178,8 @@ def add_rms_norm_project(
     (tensor([0.0000, 0.4472]), tensor([3., 1.]))
     """
     if _has_kernel(x, left):
-        operator, arguments = (
-            torch.ops.leace_fast.add_rms_norm_project.default,
-            (x, residual, weight, eps, left, right, mean, index, weight_offset),
-        )
+        operator = torch.ops.leace_fast.add_rms_norm_project.default
+        arguments = (x, residual, weight, eps, left, right, mean, index, weight_offset)
         try:
             y, summed = _called(operator, arguments, _watched(x, residual, weight))
         except RuntimeError:
@@ -234,10 +229,8 @@ def add_layer_norm_project(
     tensor([ 0., -1.])
     """
     if _has_kernel(x, left):
-        operator, arguments = (
-            torch.ops.leace_fast.add_layer_norm_project.default,
-            (x, residual, weight, bias, eps, left, right, mean, index),
-        )
+        operator = torch.ops.leace_fast.add_layer_norm_project.default
+        arguments = (x, residual, weight, bias, eps, left, right, mean, index)
         try:
             y, summed = _called(operator, arguments, _watched(x, residual, weight, bias))
         except RuntimeError:
