@@ -93,6 +93,9 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"an eraser is frozen: cannot delete {name!r}, make another Eraser instead")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_bound": {}}  # the devices of where it is loaded may be others
+
     # ------------------------------------------------------------ what it is
 
     @property

@@ -134,8 +134,9 @@ class Scrubber(Mapping[str, Eraser]):
     def attach_(self, model: nn.Module, fuse: bool = False) -> None:
         """Erase at every site from now on, as inside `attached`, until `detach_`.
 
-        A deep copy of the model stays erased, or refuses to run where a hook erases: where something was attached
-        before, or the `forward` of a module had been replaced. Its `state_dict` is that of the clean model.
+        A deep copy of the model, and what `torch.load` or another process makes of a pickled one, stays erased for
+        good. Where a hook erases, as something was attached there before or the `forward` had been replaced, the copy
+        refuses to run and pickling raises TypeError. A `state_dict` is that of the clean model.
 
         Raises:
             ValueError, RuntimeError: as `attached`.
@@ -181,7 +182,10 @@ class Scrubber(Mapping[str, Eraser]):
 
     def _of(self, model: nn.Module) -> Attachment:
         if model not in self._attached:
-            raise ValueError("this scrubber is not attached to this model: call attach_(model) first")
+            raise ValueError(
+                "this scrubber is not attached to this model: call attach_(model) first (the erasers in a copy or in a "
+                "loaded model cannot be detached: load its state_dict, which is clean, into a new model)"
+            )
         return self._attached[model]
 
     def fold_(self, model: nn.Module, example: Mapping[str, Any] | Tensor | None = None, **options: Any) -> FoldReport:

@@ -232,8 +232,14 @@ class _Acts:
             return output
         return (hidden, *output[1:]) if type(output) is tuple else hidden
 
+    def __deepcopy__(self, memo: Any) -> _Copied:
+        return _Copied()
+
     def __reduce__(self) -> Any:
-        return _Copied, ()
+        raise TypeError(
+            "erasers or recordings are attached by hooks, which cannot be pickled: leave their `with` block, or detach "
+            "them, first; the erasers themselves can be saved, and attached to what is loaded"
+        )
 
     def remove(self) -> None:
         self.handle.remove()

@@ -50,7 +50,7 @@ class Attachment:
             for site, before in clean.items():
                 if before is not None:
                     _test(erasers[site], before, _run(modules[site], rows[site]))
-            stack.callback(model.register_forward_hook(_Check(model, modules, self.erasures)).remove)
+            stack.callback(_Check(model, modules, self.erasures).handle.remove)
             self.end = stack.pop_all().close
 
     def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
@@ -86,6 +86,11 @@ class _Check:
         self.ways = {site: _way(model, site) for site in modules}
         for erasure in self.erasures.values():
             erasure.ran = False
+        # kept, as a handle keeps the number of this hook from being given again where the model is loaded
+        self.handle = model.register_forward_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "first": True}  # what a copy lost on its way is found in its first pass
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         missing = []

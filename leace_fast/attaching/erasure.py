@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +40,8 @@ class Erasure:
             raise ValueError(f"the output of {self.eraser.site!r} is a {kind}, expected one float tensor")
         return (self(hidden), *output[1:])
 
-    def __deepcopy__(self, memo: Any) -> Erasure:
-        return Erasure(self.eraser, self.norm)
+    def __reduce__(self) -> Any:
+        return Erasure, (self.eraser, self.norm)  # a copy has not run
 
 
 def erase_in(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
@@ -59,25 +58,25 @@ def erase_in(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
     if "forward" in vars(module):
         raise ValueError("its forward has been replaced")
     try:
-        put_on(module, LAYER, forward=_forward_over(type(module)))
+        put_on(module, LAYER, forward=_forward_over)
     except TypeError as error:
         raise ValueError(f"its type cannot change ({error})") from error
     vars(module)["_erasure"] = erasure
 
     def end() -> None:
-        # first: without it the module is its own again, also under a type that cannot be taken off
-        vars(module).pop("_erasure", None)
-        take_off(module, LAYER)
+        # first: so the module is its own again, also under a type that cannot be taken off
+        vars(module)["_erasure"] = None
+        if take_off(module, LAYER):
+            del vars(module)["_erasure"]
 
     return end
 
 
-@functools.cache
 def _forward_over(kind: type[nn.Module]) -> Callable[..., Any]:
     original = kind.forward
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        erasure = getattr(self, "_erasure", None)
+        erasure: Any = self._erasure  # raises in a copy that lost it
         if erasure is None:
             return original(self, *args, **kwargs)
         if erasure.norm is not None and erasure.active and len(args) == 1 and not kwargs:

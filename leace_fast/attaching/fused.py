@@ -62,6 +62,9 @@ class FusedNorm:
         self.formula, self.eraser = formula, eraser
         self._bound: dict[Any, BoundNorm] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_bound": {}}  # the devices of where it is loaded may be others
+
     def __call__(self, module: nn.Module, x: Any) -> Tensor | None:
         """Return the erased norm of x, or None: the module has to run, under autocast or for another dtype."""
         formula = self.formula
