@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .eraser import Eraser
 from .folding.agreement import check_agrees, example_of, hooked_output, output_of, share
 from .folding.edits import Edits, add_biases, check_weight
+from .folding.padding import with_padding
 from .folding.readers import Reader, readings_of
 from .sites import forget_compiled, tapped
 
@@ -76,13 +77,16 @@ def fold_(
     """Fold erasers into the weights of every layer that reads their sites.
 
     A site all of whose readers have a bias keeps its offset; at any other the linear map of
-    `Eraser.without_offset` is folded. The folded model is then compared with the hooked one on the example.
+    `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
+    state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
+    The folded model is then compared with the hooked one on the example.
 
     Args:
         model: changed in place; on any failure it is restored to the bit.
         erasers: by the name of the site.
         example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
-        add_bias: give biases to readers that lack them, with the flags of the config that make them.
+        add_bias: give biases to readers that lack them, with the flags of the config that make them; not where a mask
+            multiplies what they read.
         max_cost_ratio: refuse a linear map that changes x more than so many times the affine one.
         keep_originals: keep the original weights in host memory, as `unfold_` needs them.
 
@@ -165,7 +169,7 @@ def plan(
     if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
         raise ValueError("autocast keeps rounded copies of the weights: fold outside of it")
     plans = []
-    for site, reading in readings_of(model, erasers, example).items():
+    for site, reading in readings_of(model, erasers, *with_padding(model, example)).items():
         eraser = erasers[site]
         if reading.others or not reading.readers:
             others = "; ".join(reading.others) or "no linear layer"
@@ -178,13 +182,17 @@ def plan(
             if width != eraser.dim:
                 raise ValueError(f"{reader.module!r} reads {site!r} at width {width}, its eraser has {eraser.dim}")
         ratio = eraser.report.cost_ratio if eraser.report else 1.0
-        biased = reuse_bias and all(reader.bias for reader in reading.readers)
-        if eraser.mean is not None and not (biased or add_bias):
-            lacking = next((r.module for r in reading.readers if not (reuse_bias and r.bias)), "")
+        lacking = next((r.module for r in reading.readers if not (add_bias or reuse_bias and r.bias)), "")
+        if eraser.mean is not None and (lacking or reading.scaled):
+            reason = f"{lacking!r}, which takes no bias"
+            if reading.scaled:
+                reason = f"{reading.readers[0].module!r} after a factor, as of a padding mask, which a bias would miss"
             try:
                 ratio, eraser = eraser.linear_cost_ratio, eraser.without_offset(max_cost_ratio)
             except ValueError as error:
-                raise ValueError(f"{site!r} is read by {lacking!r}, which takes no bias, and {error}") from error
+                raise ValueError(
+                    f"{site!r} is read by {reason}, and {error}; or attach the scrubber, which keeps every offset"
+                ) from error
         plans.append(Plan(site, eraser, reading.readers, ratio))
     return plans
 

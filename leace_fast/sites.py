@@ -316,7 +316,7 @@ class _Trace:
         """An operation made `output` of its operands: the owner of one is that of the output if rows stay rows."""
         for operand, factors in zip(operands, ([*operands[1:]], [*operands[:1]]), strict=False):
             name = self.owner(operand) if isinstance(operand, Tensor) else None
-            if name and operand.shape == output.shape and all(_by_row(factor) for factor in factors):
+            if name and operand.shape == output.shape and all(by_row(factor) for factor in factors):
                 self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()), scaled=True)
 
     def has_own_space(self, norm: str) -> bool:
@@ -349,7 +349,7 @@ class _Follow(TorchDispatchMode):
         return output
 
 
-def _by_row(factor: Any) -> bool:
+def by_row(factor: Any) -> bool:
     """Whether a factor, or a mask, is the same in all columns."""
     return not isinstance(factor, Tensor) or factor.ndim == 0 or factor.shape[-1] == 1
 

@@ -66,15 +66,34 @@ TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
 DECODERS = tuple(name for name in TABLE if name not in ("bert", "t5", "vit", "albert"))
 ARCHITECTURES = tuple(name for name in TABLE if name != "albert")
 
+_STATE = {**_IDS, "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2}
+_MIXED = {**_without("head_dim", "sliding_window"), "tie_word_embeddings": False}
+_JAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}
+_BAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_chunk_size": 4}
+_MAMBA2 = {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 4}
 
-def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-    """A random model of the table, in evaluation mode, the same in every dtype; no norm's weight is one."""
+# models that multiply rows by the mask of padding before they read them
+STATE_SPACE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", "MambaForCausalLM", {**_STATE, "state_size": 4, "time_step_rank": 4}),
+    "mamba2": ("Mamba2Config", "Mamba2ForCausalLM", {**_STATE, **_MAMBA2}),
+    "jamba": ("JambaConfig", "JambaForCausalLM", {**_MIXED, **_JAMBA, "experts_implementation": "eager"}),
+    "bamba": ("BambaConfig", "BambaForCausalLM", {**_MIXED, **_BAMBA, "attn_layer_indices": [1]}),
+    "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", {**_MIXED, "layer_types": ["conv", "full_attention"]}),
+}
+TABLE |= STATE_SPACE
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Any:
+    """A random model of the table, in evaluation mode, the same in every dtype; no norm's weight is one.
+
+    The options go to its config.
+    """
     import transformers
 
     config, model, arguments = TABLE[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = getattr(transformers, model)(getattr(transformers, config)(**arguments))
+        built = getattr(transformers, model)(getattr(transformers, config)(**arguments, **options))
         for parameter in built.parameters():
             if parameter.ndim == 1:
                 parameter.data.add_(0.3 * torch.randn_like(parameter))

@@ -317,11 +317,11 @@ def share_weight(model: Any) -> None:
 
 
 def hook_reader(model: Any) -> None:
-    model.model.layers[1].mlp.up_proj.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    model.model.layers[1].mlp.up_proj.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
 
 
 def hook_site(model: Any) -> None:
-    model.get_submodule(UP).register_forward_hook(lambda module, args, output: output * 2)
+    model.get_submodule(UP).register_forward_hook(lambda module, args, output: output + 1)
 
 
 def swap_columns(model: Any) -> None:
@@ -342,8 +342,8 @@ def parametrise(model: Any) -> None:
             "'model.layers.0.mlp.up_proj', whose weight also serves 'model.layers.0.mlp.up_proj' by mm",
         ),
         (share_weight, "'model.layers.1.mlp.up_proj', whose weight also serves"),
-        (hook_reader, "'model.layers.1.mlp.up_proj' by mul"),
-        (hook_site, f"'{UP}' by mul"),
+        (hook_reader, "'model.layers.1.mlp.up_proj' by add"),
+        (hook_site, f"'{UP}' by add"),
         (swap_columns, "'model.layers.1.mlp.up_proj' by index"),
         (parametrise, "'model.layers.1.mlp.up_proj' by mm"),
     ],

@@ -55,6 +55,7 @@ class Reads(nn.Module):
 UP = (Reader("up", "up.weight", -1, "up.bias"),)
 TURNED = (Reader("up", "up.weight", -2, "up.bias"),)
 SHARED = "'up', whose weight also serves"
+PADDING = torch.tensor([[True, False, False], [False, False, True]])[..., None]
 WAYS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "twice": (lambda m, x: m.up(x) + m.up(x.reshape(-1, 4)).reshape(x.shape), UP, ()),
     "cast and back": (lambda m, x: m.up(x.float().double()), UP, ()),
@@ -77,6 +78,12 @@ WAYS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
         UP,
         ("'up', whose weight also serves 'the model' by sum",),
     ),
+    "times its norm": (lambda m, x: m.up(x * x.norm(dim=-1, keepdim=True)), UP, ("'the model' by linalg_vector_norm",)),
+    "times its first column": (lambda m, x: m.up(x * x[..., :1]), (), ("'the model' by mul",)),
+    "times columns": (lambda m, x: m.up(x * torch.arange(4.0)), (), ("'the model' by mul",)),
+    "times itself": (lambda m, x: m.up(x * x), (), ("'the model' by mul",)),
+    "times a weight": (lambda m, x: m.up(x * m.up.weight[:1, :1]), (), ("'the model' by mul",)),
+    "filled with ones": (lambda m, x: m.up(x.masked_fill(PADDING, 1.0)), (), ("'the model' by masked_fill",)),
     "handed out": (lambda m, x: (m.up(x), x), UP, ("the output of the model",)),
     "never": (lambda m, x: m.up(torch.ones(2, 4).double()), (), ()),
 }
@@ -89,6 +96,28 @@ def test_ways_to_read(way: str) -> None:
     reading = readings_of(Reads(read).double(), ["norm"], x)["norm"]
     assert reading.others == others
     assert reading.readers == readers
+
+
+SCALED: dict[str, Any] = {
+    "a mask": lambda m, x: m.up(x * PADDING),
+    "on the other side": lambda m, x: m.up((PADDING.float() * x).to(x.dtype)),
+    "filled with zeros": lambda m, x: m.up(x.masked_fill(PADDING, 0.0)),
+    "a number": lambda m, x: m.up(2 * x),
+    "one of two times": lambda m, x: m.up(x) + m.up(x * PADDING),
+}
+
+
+@pytest.mark.parametrize("way", SCALED)
+def test_rows_times_a_number_are_still_read(way: str) -> None:
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert readings_of(Reads(SCALED[way]).double(), ["norm"], x)["norm"] == Reading(UP, (), scaled=True)
+
+
+def test_what_one_of_two_examples_shows_is_seen() -> None:
+    model = Reads(lambda m, x: m.up(x * PADDING) if len(x) == 2 else m.up(x)).double()
+    one, two = (torch.randn(rows, 3, 4, dtype=torch.float64) for rows in (1, 2))
+    assert readings_of(model, ["norm"], one)["norm"] == Reading(UP, ())
+    assert readings_of(model, ["norm"], two, one)["norm"] == Reading(UP, (), scaled=True)
 
 
 def test_sites_that_run_never_or_twice_or_give_no_tensor() -> None:

@@ -84,7 +84,8 @@ def export_lora(
         model: the unquantised model; it is run, and not changed.
         erasers: by the name of the site.
         example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
-        lora_bias: keep the offset in biases of the adapter, which PEFT itself reads.
+        lora_bias: keep the offset in biases of the adapter, which PEFT itself reads; not where a mask of padding
+            multiplies what the layer reads.
         split: False for plain factors of rank k, which in 16 bits leave 0.5 to 10 % of the concept.
         dtype: of the adapter; None for that of the weights.
         max_cost_ratio: refuse a linear map that changes x more than so many times the affine one.
@@ -121,7 +122,7 @@ def export_lora(
         factors = _Factors(p.eraser, rows[p.site], kind, split)
         damage = max(damage, factors.damage)
         for reader in p.readers:
-            adapters[reader.module] = factors.adapter(_matrix(model, reader))
+            adapters[reader.module] = factors.adapter(_matrix(model, reader), lora_bias)
             leak = max(leak, adapters[reader.module].leak)
     with _adapted(model, adapters):
         got = output_of(model, example)
@@ -197,13 +198,14 @@ class _Factors:
         exact = centred @ self.exact_right.mT @ self.exact_left.mT
         return share(centred @ self.right.mT @ self.left.mT, exact) ** 2 - 1 if exact.any() else 0.0
 
-    def adapter(self, weight: Tensor) -> Adapter:
-        """The adapter of a layer with a weight (out, in) in float64."""
+    def adapter(self, weight: Tensor, with_bias: bool) -> Adapter:
+        """The adapter of a layer with a weight (out, in) in float64; without an offset its bias is zero."""
         high, low = _split(-(weight @ self.left), self.dtype)
         up = torch.cat([high, low, high][: self.parts], dim=1)
         bias = None
-        if self.mean is not None:
-            bias = (weight @ self.left @ (self.right @ self.mean)).to(self.dtype)
+        if with_bias:
+            mean = torch.zeros_like(weight[0]) if self.mean is None else self.mean
+            bias = (weight @ self.left @ (self.right @ mean)).to(self.dtype)
         seen = weight @ self.exact_left
         remains = up.double() @ (self.down.double() @ self.exact_left) + seen @ (self.exact_right @ self.exact_left)
         return Adapter(self.down, up, bias, share(remains, seen))

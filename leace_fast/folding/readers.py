@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..sites import is_hidden, run_example, submodules
+from ..sites import by_row, is_hidden, run_example, submodules
 
 # operands of products, and the axes that they sum over
 PRODUCTS = {"mm": (0, 1, -1, -2), "addmm": (1, 2, -1, -2), "bmm": (0, 1, -1, -2), "baddbmm": (1, 2, -1, -2)}
 PRODUCTS |= {"linear": (0, 1, -1, -1), "mv": (0, 1, -1, -1), "addmv": (1, 2, -1, -1), "matmul": (0, 1, -1, -2)}
 # new tensors that hold whole rows of the old one, once or more often, maybe in another dtype
 COPIES = {"clone", "_to_copy", "index", "index_select", "cat", "stack", "repeat", "contiguous", "expand_copy"}
+SCALES = ("mul", "masked_fill")  # new tensors of the same rows, each times a number, if the factor is one for each row
 NO_VALUES = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "new_zeros", "new_ones", "new_empty"}
 NO_VALUES |= {"new_full", "new_empty_strided", "sym_size", "sym_stride", "sym_numel", "is_same_size"}
 
@@ -43,14 +44,19 @@ class Reader:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that reads one site: weights, and others in words, such as "'model.layers.0' by add"."""
+    """All that reads one site: weights, and others in words, such as "'model.layers.0' by add".
+
+    `scaled` says that rows are read times a number each, such as 0 for padding: linear maps of x are linear maps of
+    these too, but where an offset is zero a bias is not.
+    """
 
     readers: tuple[Reader, ...]
     others: tuple[str, ...]
+    scaled: bool = False
 
 
-def readings_of(model: nn.Module, sites: Iterable[str], example: Mapping[str, Any] | Tensor) -> dict[str, Reading]:
-    """Return what reads each site's output, from one forward pass on `example`, in order of the sites given.
+def readings_of(model: nn.Module, sites: Iterable[str], *examples: Mapping[str, Any] | Tensor) -> dict[str, Reading]:
+    """Return what reads each site's output in one forward pass on each example, in order of the sites given.
 
     Modules of a list that did not run, such as experts that no token chose, count as their siblings that did. A
     weight that also serves something else than this site is no reader but one of the others.
@@ -65,11 +71,12 @@ def readings_of(model: nn.Module, sites: Iterable[str], example: Mapping[str, An
     """
     modules = submodules(model, sites)
     trace = _Trace(model, modules)
-    trace.run(example)
+    for example in examples:
+        trace.run(example)
     siblings = _Siblings(model, trace.ran)
     readings = {}
     for site in modules:
-        readers, others = set(), list(dict.fromkeys(trace.others[site]))
+        readers, others = set(), list(trace.others[site])
         for weight, axis in trace.products[site]:
             module, leaf = weight.rpartition(".")[::2]
             for twin in siblings.of(module, site):
@@ -82,7 +89,7 @@ def readings_of(model: nn.Module, sites: Iterable[str], example: Mapping[str, An
                 if shared:
                     users = ", ".join(sorted(shared))
                     others.append(f"{twin!r}, whose weight also serves {users}")
-        readings[site] = Reading(tuple(sorted(readers)), tuple(others))
+        readings[site] = Reading(tuple(sorted(readers)), tuple(dict.fromkeys(others)), site in trace.scaled)
     return readings
 
 
@@ -95,20 +102,21 @@ class _Trace(TorchDispatchMode):
         self.sites = {module: name for name, module in sites.items()}
         self.products: dict[str, set[tuple[str, int]]] = {name: set() for name in sites}
         self.others: dict[str, list[str]] = {name: [] for name in sites}
+        self.scaled: set[str] = set()
         self.uses: dict[str, set[str]] = {}  # weight -> sites, or modules that use it in another way
         self.ran: set[str] = set()
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         first = {parameter: name for name, parameter in reversed(self.parameters.items())}
         self.aliases = {name: first[parameter] for name, parameter in self.parameters.items()}
+
+    def run(self, example: Any) -> None:
         self.rows: dict[int, tuple[str, int]] = {}  # memory -> site, width
         self.weights: dict[int, list[tuple[str, Tensor]]] = {}  # memory -> weights, or copies of them, that lie in it
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if parameter.ndim > 1 and parameter.numel():
                 self.weights.setdefault(memory_of(parameter), []).append((name, parameter))
         self.kept: list[Tensor] = []  # alive, lest their memory be given to others
         self.stack = [""]
-
-    def run(self, example: Any) -> None:
         handles = []
         try:
             for name, module in self.model.named_modules():
@@ -169,6 +177,8 @@ class _Trace(TorchDispatchMode):
             return output
         if name in COPIES and not mixes(name, args) and self._copy(rows, weights, inputs, outputs[0]):
             return output
+        if name in SCALES and self._scale(name, args, output):
+            return output
         read = self._product(name, args) if rows else None
         for tensor in rows:
             if tensor is not read:
@@ -192,6 +202,21 @@ class _Trace(TorchDispatchMode):
             if output.ndim >= 2 and output.shape[-2:] == base.shape[-2:] == weights[0].shape[-2:]:
                 self.kept.append(output)
                 self.weights.setdefault(memory_of(output), []).append((name, output))
+                return True
+        return False
+
+    def _scale(self, name: str, args: Any, output: Tensor) -> bool:
+        """Whether the output holds whole rows of one site, each times a number, which are followed."""
+        if name == "masked_fill" and bool(args[2] != 0):
+            return False
+        for rows, factor in (args[:2], args[1::-1]) if name == "mul" else (args[:2],):
+            if memory_of(rows) not in self.rows or not by_row(factor):
+                continue
+            site, width = self.rows[memory_of(rows)]
+            free = memory_of(factor) not in self.rows and not self._weight(factor)
+            if free and rows.shape == output.shape and whole_rows(rows, -1, width) and whole_rows(output, -1, width):
+                self._keep(output, (site, width))
+                self.scaled.add(site)
                 return True
         return False
 
