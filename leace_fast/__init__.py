@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._version import __version__
+from .acts import tap
 from .attaching.inductor import inductor
 from .conditional import ConditionalEraser, TargetEraser
 from .eraser import Eraser
@@ -38,7 +39,7 @@ from .record import record
 from .report import Report
 from .scrubber import Scrubber
 from .scrubbing.scrub import scrub
-from .sites import Site, find_sites, tap
+from .sites import Site, find_sites
 from .table import EraserTable
 
 __all__ = [

@@ -14,11 +14,13 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from ._audit.loss import ROWS, bits_per_byte
 from ._audit.probe import Probe, linear_probe
+from .acts import tap
 from .eraser import Eraser
 from .labels import MASK, BatchLabels, decoder_sites
+from .modules import LABELS, check_inputs, evaluating
 from .progress import Track, untracked
 from .scrubber import Scrubber
-from .sites import LABELS, Site, check_inputs, evaluating, find_sites, tap
+from .sites import Site, find_sites
 
 PROBE_ROWS = 20_000
 IGNORED = -100

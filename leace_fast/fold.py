@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .acts import forget_compiled, tapped
 from .eraser import Eraser
 from .folding.agreement import check_agrees, example_of, hooked_output, output_of, share
 from .folding.edits import Edits, add_biases, check_weight
 from .folding.padding import with_padding
 from .folding.readers import Reader, readings_of
-from .sites import forget_compiled, tapped
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sites import LABELS, submodules
+from .modules import LABELS, submodules
 
 MASK = "attention_mask"
 DECODER_MASK = "decoder_attention_mask"

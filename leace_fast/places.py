@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .modules import is_norm
+
 GROUPS = ("residual", "attention_out", "mlp_out")
 ATTENTION = ("attention", "attn")  # in the names of its types and modules
 
@@ -141,7 +143,7 @@ def _outermost(runs: dict[str, _Run], layer: str, name: str, width: int) -> str:
     """The largest module around a linear layer that returns hidden states and holds no norm: one of mixed experts."""
     for outer in _around(name, layer):
         run = runs.get(outer)
-        norms = any("norm" in type(inner).__name__.lower() for inner in run.module.modules()) if run else True
+        norms = any(map(is_norm, run.module.modules())) if run else True
         if run and not norms and run.width == width and run.can_act:
             return outer
     return name

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .acts import tap
 from .labels import MASK, BatchLabels, decoder_sites
+from .modules import LABELS
 from .moments import Moments
-from .sites import LABELS, Site, find_sites, tap
+from .sites import Site, find_sites
 from .statistics.device import DTYPES, serves
 from .statistics.rows import check_kinds
 from .statistics.streams import Aside

@@ -7,30 +7,20 @@ the linear layers that read them.
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
-from weakref import ref
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .modules import describe, hidden_of, is_hidden, is_norm, run_example, unknown
 from .places import GROUPS, find_places
-from .subtypes import put_on, take_off, wears
 
-Callback = Callable[[str, Tensor], "Tensor | None"]
-Act = Callable[[Any], Any]  # from the output of a module to what takes its place
-
-LAYER = "hooked"  # of modules with acts: see `subtypes`
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `_Trace.follow`
 EXPECTED = f"norms, {', '.join(GROUPS)}, names of modules or patterns"
-LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,7 @@ def find_sites(
         ValueError: a name or pattern that no module has (the nearest names are offered), a module that runs more
             than once in a pass or whose output is no float tensor, or a model in which nothing is found.
 
+    >>> import torch
     >>> layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2))
     >>> [site.name for site in find_sites(nn.Sequential(*layers), torch.ones(1, 3, 4))]
     ['0.0', '1.0']
@@ -111,175 +102,6 @@ def find_sites(
                 "distributions, which one eraser cannot serve; choose other sites by name"
             )
     return [Site(name, width, tuple(trace.readers[name])) for name, width in trace.widths.items() if name in chosen]
-
-
-@contextmanager
-def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> Iterator[None]:
-    """Calls `callback(name, output)` after each forward of each site, inside the `with` block.
-
-    The callback returns None, or a tensor of the same shape and dtype that takes the output's place. A tap inside
-    another acts on what the outer one left, and all taps act before any other hook of the module, so that captured
-    hidden states are those that the model goes on with.
-
-    Raises:
-        ValueError: an unknown site; while running: an output that is no float tensor, or a replacement that does
-            not fit.
-
-    >>> norm = nn.LayerNorm(4)
-    >>> with tap(norm, [""], lambda name, output: output + 1):
-    ...     norm(torch.zeros(4)).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
-    modules = submodules(model, [site if isinstance(site, str) else site.name for site in sites])
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.callback(add_act(module, _Checked(name, callback)))
-        yield
-
-
-def add_act(module: nn.Module, act: Act) -> Callable[[], None]:
-    """Let `act(output)` take the place of each output of a module from now on; returns what ends that.
-
-    The acts of a module follow each other in the order in which they were added, before any other hook.
-    """
-    acts = acts_of(module) or _Acts(module)
-    acts.entries = (*acts.entries, act)
-
-    def end() -> None:
-        # by identity: an equal act of another owner must stay
-        acts.entries = tuple(entry for entry in acts.entries if entry is not act)
-        if not acts.entries:
-            acts.remove()
-
-    return end
-
-
-def acts_of(module: nn.Module) -> _Acts | None:
-    """The acts that were added to a module, if any."""
-    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _Acts)), None)
-
-
-def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The modules of `model` by name; a ValueError offers the nearest names for one that it lacks."""
-    known = dict(model.named_modules(remove_duplicate=False))
-    for name in (names := list(names)):
-        if name not in known:
-            raise ValueError(unknown("site", name, known))
-    return {name: known[name] for name in names}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module gets its own mode back."""
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-@torch.no_grad()
-def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
-    """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
-    with evaluating(model):  # dropout would copy what the linear layers read
-        if isinstance(example, Tensor):
-            return model(example)
-        if isinstance(example, Mapping):
-            return model(**{name: value for name, value in example.items() if name != LABELS})
-    raise TypeError(f"example must be a batch (a dict) or a tensor, got {_describe(example)}")
-
-
-def check_inputs(model: Any, batches: Any) -> None:
-    """Raise TypeError for a model that is no module, such as its name, and for one batch in the place of many."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
-    if isinstance(batches, (Mapping, Tensor)):
-        raise TypeError(f"batches is {_describe(batches)}, expected several batches: for one, pass [batch]")
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not among the `known` ones, with the nearest of these."""
-    known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    if f"_orig_mod.{name}" in known:
-        return f"no {kind} {name!r} in what torch.compile returned: pass the model it was made of, which it follows"
-    return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
-
-
-class _Acts:
-    """The one hook of a module that runs all its acts; meanwhile the module has a type of its own."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = ref(module)
-        self.entries: tuple[Act, ...] = ()
-        self.handle = module.register_forward_hook(self, prepend=True)
-        try:
-            put_on(module, LAYER)
-        except TypeError:
-            forget_compiled()
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.module() is not module:
-            raise RuntimeError(
-                "this module was copied while erasers or recordings were attached; copy it outside of them"
-            )
-        hidden = hidden_of(output)
-        for act in self.entries:
-            hidden = act(hidden)
-        if hidden is hidden_of(output):
-            return output
-        return (hidden, *output[1:]) if type(output) is tuple else hidden
-
-    def __deepcopy__(self, memo: Any) -> _Copied:
-        return _Copied()
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "erasers or recordings are attached by hooks, which cannot be pickled: leave their `with` block, or detach "
-            "them, first; the erasers themselves can be saved, and attached to what is loaded"
-        )
-
-    def remove(self) -> None:
-        self.handle.remove()
-        if (module := self.module()) is not None and not take_off(module, LAYER):
-            forget_compiled()
-
-
-class _Copied(_Acts):
-    """What copies of a module get: whoever copied an erased module would believe the copy to be erased."""
-
-    def __init__(self) -> None:
-        self.module = lambda: None  # type: ignore[assignment]
-
-
-class _Checked:
-    """The act of a tap: what came and what goes on are checked."""
-
-    def __init__(self, name: str, callback: Callback) -> None:
-        self.name, self.callback = name, callback
-
-    def __call__(self, output: Any) -> Any:
-        if not is_hidden(output):
-            raise ValueError(f"the output of {self.name!r} is {_describe(output)}, expected one float tensor")
-        changed = self.callback(self.name, output)
-        if changed is None:
-            return output
-        if not isinstance(changed, Tensor) or changed.shape != output.shape or changed.dtype != output.dtype:
-            raise ValueError(f"the output of {self.name!r}, {_describe(output)}, cannot become {_describe(changed)}")
-        return changed
-
-
-def tapped(model: nn.Module) -> bool:
-    """Whether erasers or recordings are attached anywhere in the model, by hooks or inside its norms."""
-    return any(wears(module) for module in model.modules())
-
-
-def forget_compiled() -> None:
-    """Have torch compile again: code compiled before a hook came or went does not look for it."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
 
 
 class _Owner(NamedTuple):
@@ -370,7 +192,7 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
         trace.calls[name] = trace.calls.get(name, 0) + 1
         output = hidden_of(output)
         if not is_hidden(output):
-            trace.refused[name] = f"its output is {_describe(output)}, expected one float tensor"
+            trace.refused[name] = f"its output is {describe(output)}, expected one float tensor"
             return
         trace.widths[name] = output.shape[-1]
         trace.readers.setdefault(name, [])
@@ -386,21 +208,6 @@ def _trace(model: nn.Module, example: Any, names: dict[nn.Module, str], kept: Ca
         for handle in handles:
             handle.remove()
     return trace
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether the type of a module names it a norm."""
-    return "norm" in type(module).__name__.lower()
-
-
-def is_hidden(output: Any) -> bool:
-    """Whether an output is one float tensor of rows."""
-    return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
-
-
-def hidden_of(output: Any) -> Any:
-    """The hidden states in the output of a module: the output itself, or the first item of a tuple."""
-    return output[0] if type(output) is tuple and output and is_hidden(output[0]) else output
 
 
 def _is_reader(module: nn.Module, width: int) -> bool:
@@ -419,9 +226,3 @@ def _stack(names: dict[nn.Module, str]) -> tuple[str, ...]:
     """Prefixes of the names inside layers: the items of lists of modules. A bare head in a list has nothing inside."""
     lists = (nn.ModuleList, nn.Sequential)
     return tuple(f"{names[item]}." for module in names if isinstance(module, lists) for item in module)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
-    return f"a {type(value).__name__}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from leace_fast import Scrubber
-from leace_fast.sites import tap
+from leace_fast.acts import tap
 
 pytestmark = pytest.mark.parametrize("fuse", [False, True], ids=["hooked", "fused"])
 

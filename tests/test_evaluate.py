@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from leace_fast import Scrubber, evaluate, random_like, scrub
 from leace_fast._audit.probe import linear_probe
+from leace_fast.acts import tap
 from leace_fast.evaluate import is_causal
-from leace_fast.sites import tap
 
 CLASSES = 3
 

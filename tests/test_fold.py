@@ -18,7 +18,7 @@ from leace_fast import fold as fold_module
 from leace_fast.folding.agreement import output_of
 from leace_fast.folding.edits import Edits
 from leace_fast.folding.readers import readings_of
-from leace_fast.sites import submodules
+from leace_fast.modules import submodules
 
 ROWS = 40
 UP = "model.layers.1.post_attention_layernorm"  # of the Llama

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leace_fast import Eraser, Scrubber, export_lora, find_sites, fold_, leace, record, unfold_
 from leace_fast.folding.agreement import output_of
 from leace_fast.folding.padding import with_padding
-from leace_fast.sites import submodules
+from leace_fast.modules import submodules
 
 BIAS = {"mamba": "use_bias", "mamba2": "use_bias", "lfm2": "conv_bias"}  # of the layer that reads masked rows
 

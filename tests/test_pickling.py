@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from leace_fast import Eraser, Scrubber, fold_, unfold_
+from leace_fast.acts import tap
 from leace_fast.attaching.fused import FusedNorm, find_formula
-from leace_fast.sites import tap
 
 IN_A_FRESH_PROCESS = """
 import sys, torch

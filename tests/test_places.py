@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from leace_fast.modules import submodules
 from leace_fast.places import GROUPS, find_places
-from leace_fast.sites import find_sites, submodules
+from leace_fast.sites import find_sites
 
 # of each layer: what it is called, and what attention and MLP end in
 EXPECTED = {

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from leace_fast import Eraser, Moments
+from leace_fast.modules import submodules
 from leace_fast.record import record
 from leace_fast.scrubber import Scrubber
-from leace_fast.sites import find_sites, submodules
+from leace_fast.sites import find_sites
 
 CLASSES = 3
 FIRST = "model.layers.0.input_layernorm"  # of the Llama

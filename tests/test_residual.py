@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber, fold_residual_, unfold_
 from leace_fast.folding.agreement import output_of
-from leace_fast.sites import is_norm
+from leace_fast.modules import is_norm
 
 FOLDABLE = ("llama", "mistral", "qwen2", "qwen3", "phi", "gpt_neox", "gpt2", "opt", "falcon")
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from leace_fast import Eraser, leace
+from leace_fast.modules import submodules
 from leace_fast.record import record
 from leace_fast.scrubber import Scrubber
-from leace_fast.sites import find_sites, submodules
+from leace_fast.sites import find_sites
 
 FIRST, LAST = "model.layers.0.input_layernorm", "model.layers.1.post_attention_layernorm"  # of the Llama
 

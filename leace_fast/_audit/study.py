@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..acts import tap
 from ..eraser import Eraser
 from ..evaluate import random_like
 from ..methods import moments_method
 from ..progress import Track, untracked
 from ..scrubbing.scrub import scrub
-from ..sites import Site, find_sites, tap
+from ..sites import Site, find_sites
 from .loss import batch_nats, bits_per_byte
 from .probe import linear_probe
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..acts import add_act
 from ..eraser import Eraser
-from ..sites import add_act, evaluating, hidden_of, is_norm, run_example, submodules
+from ..modules import evaluating, hidden_of, is_norm, run_example, submodules
 from ..subtypes import wears
 from .erasure import LAYER, Erasure, erase_in
 from .fused import FusedNorm, find_formula

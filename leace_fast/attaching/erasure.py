@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..acts import acts_of
 from ..eraser import Eraser
-from ..sites import acts_of, hidden_of
+from ..modules import hidden_of
 from ..subtypes import put_on, take_off, wears
 
 LAYER = "erased"  # of modules: see `subtypes`

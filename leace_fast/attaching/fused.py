@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..bound import BoundNorm
 from ..eraser import Eraser
+from ..modules import is_hidden
 from ..reference import ROW_DTYPES, layer_norm, rms_norm
-from ..sites import is_hidden
 
 TINY = 1e-8  # rows of this size are far below the root of any eps, and their squares are no subnormal numbers
 EPS_DIGITS = 1e-4  # relative; within that an attribute of the module is taken to be its eps

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..sites import is_norm, tap
+from ..acts import tap
+from ..modules import is_norm
 from .leace import LeaceEraser
 from .utils import assert_type, mangle_module_path
 

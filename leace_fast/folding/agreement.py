@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..acts import tap
 from ..eraser import Eraser
-from ..sites import run_example, tap
+from ..modules import run_example
 
 
 def example_of(model: nn.Module) -> dict[str, Any]:

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..acts import tap
 from ..eraser import Eraser
 from ..files import write_bytes
 from ..fold import Plan, plan
-from ..sites import tap
 from .agreement import check_agrees, example_of, output_of, share
 from .readers import Reader
 

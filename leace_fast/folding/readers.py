@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..sites import by_row, is_hidden, run_example, submodules
+from ..modules import is_hidden, run_example, submodules
+from ..sites import by_row
 
 # operands of products, and the axes that they sum over
 PRODUCTS = {"mm": (0, 1, -1, -2), "addmm": (1, 2, -1, -2), "bmm": (0, 1, -1, -2), "baddbmm": (1, 2, -1, -2)}

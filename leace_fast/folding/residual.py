@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..acts import forget_compiled, tapped
 from ..eraser import Eraser
 from ..fold import FOLDED, FoldReport, undone_on_error
-from ..sites import forget_compiled, tapped
 from .agreement import check_agrees, example_of, hooked_output, output_of, share
 from .edits import Edits, check_weight
 from .readers import tensors_in

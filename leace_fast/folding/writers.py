@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..sites import is_norm, run_example
+from ..modules import is_norm, run_example
 from .readers import COPIES, NO_VALUES, PRODUCTS, memory_of, mixes, tensors_in, whole_rows
 
 

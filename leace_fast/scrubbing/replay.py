@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..sites import LABELS, evaluating, tap
+from ..acts import tap
+from ..modules import LABELS, evaluating
 from .buffer import Buffer, Slot
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..acts import tap
 from ..eraser import Eraser
 from ..labels import MASK, BatchLabels, decoder_sites
 from ..methods import moments_method
+from ..modules import LABELS, check_inputs, evaluating
 from ..moments import Moments
 from ..progress import Track, progress_bars
 from ..scrubber import Scrubber
-from ..sites import LABELS, Site, check_inputs, evaluating, find_sites, tap
+from ..sites import Site, find_sites
 from .buffer import Buffer, give_back_memory
 from .checkpoint import Checkpoint, Digest, fingerprint
 from .replay import Batch, Replay, Stop, without_cache

@@ -1,0 +1,84 @@
+"""Modules of any model: by name, on one batch, and the hidden states in what they return."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
+
+
+def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The modules of `model` by name; a ValueError offers the nearest names for one that it lacks."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name in (names := list(names)):
+        if name not in known:
+            raise ValueError(unknown("site", name, known))
+    return {name: known[name] for name in names}
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not among the `known` ones, with the nearest of these."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    if f"_orig_mod.{name}" in known:
+        return f"no {kind} {name!r} in what torch.compile returned: pass the model it was made of, which it follows"
+    return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module gets its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
+    """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
+    with evaluating(model):  # dropout would copy what the linear layers read
+        if isinstance(example, Tensor):
+            return model(example)
+        if isinstance(example, Mapping):
+            return model(**{name: value for name, value in example.items() if name != LABELS})
+    raise TypeError(f"example must be a batch (a dict) or a tensor, got {describe(example)}")
+
+
+def check_inputs(model: Any, batches: Any) -> None:
+    """Raise TypeError for a model that is no module, such as its name, and for one batch in the place of many."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
+    if isinstance(batches, (Mapping, Tensor)):
+        raise TypeError(f"batches is {describe(batches)}, expected several batches: for one, pass [batch]")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the type of a module names it a norm."""
+    return "norm" in type(module).__name__.lower()
+
+
+def is_hidden(output: Any) -> bool:
+    """Whether an output is one float tensor of rows."""
+    return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+
+
+def hidden_of(output: Any) -> Any:
+    """The hidden states in the output of a module: the output itself, or the first item of a tuple."""
+    return output[0] if type(output) is tuple and output and is_hidden(output[0]) else output
+
+
+def describe(value: Any) -> str:
+    """What came, in words: dtype and shape of a tensor, the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
+    return f"a {type(value).__name__}"
