@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ._audit.study import Study
     from .progress import Track
 
+LABEL_COLUMN = "label"  # where none is named
+
 app = typer.Typer(help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False)
 
 
@@ -66,6 +68,20 @@ def demo(
         show(console, study, out, facts, CONCEPT, "leace-fast demo model")
 
 
+LABEL = Annotated[
+    list[str] | None,
+    typer.Option(help="The column of labels: strings, integers or booleans; default: label.", show_default=False),
+]
+LABELS = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A column of labels: strings, integers or booleans; repeatable: the union of the concepts is erased; "
+        "default: label.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def fit(
     source: Annotated[
@@ -73,7 +89,7 @@ def fit(
     ],
     data: Annotated[Path | None, typer.Option(help="Texts for a model: .jsonl, .jsonl.gz or .parquet.")] = None,
     text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="The column of labels: strings, integers or booleans.")] = "label",
+    label: LABEL = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and the erasers.")] = Path("leace-fit"),
     sites: Annotated[
         list[str] | None, typer.Option(help="Where to erase: module names or patterns; repeatable.")
@@ -96,6 +112,7 @@ def fit(
         check_folder(out)
         from ._audit.jobs import is_shards, study_shards, study_texts
 
+        concept = only(label)
         console, track = screen()
         if is_shards(source):
             options = {"--data": data, "--sites": sites, "--max-tokens": max_tokens, "--device": device}
@@ -112,14 +129,14 @@ def fit(
                 source,
                 data,
                 text=text,
-                label=label,
+                label=concept,
                 sites=sites or "norms",
                 method=method,
                 max_tokens=max_tokens,
                 device=device,
                 track=track,
             )
-        show(console, study, out, {"source": source, "data": str(data or source)}, repr(label), source)
+        show(console, study, out, {"source": source, "data": str(data or source)}, repr(concept), source)
 
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
@@ -178,7 +195,6 @@ def export_lora(
 
 DATA = Annotated[Path, typer.Option(help="Texts: .jsonl, .jsonl.gz or .parquet.")]
 TEXT = Annotated[str, typer.Option(help="The column of texts.")]
-LABEL = Annotated[str, typer.Option(help="The column of labels: strings, integers or booleans.")]
 LAST = Annotated[bool, typer.Option(help="A text's label is that of its last token alone, not of all.")]
 TOKENS = Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")]
 MODEL_OPTION = Annotated[str, typer.Option(metavar="MODEL", help="A model's folder or hub id.")]
@@ -190,7 +206,7 @@ def scrub(
     data: DATA,
     out: Annotated[Path, typer.Option(help="Folder for the erasers.")] = Path("leace-scrub"),
     text: TEXT = "text",
-    label: LABEL = "label",
+    label: LABELS = None,
     last_token: LAST = False,
     sites: Annotated[
         list[str] | None,
@@ -205,9 +221,10 @@ def scrub(
     max_tokens: TOKENS = None,
     device: DEVICE = None,
 ) -> None:
-    """Scrub a concept from every layer of a model: fit an eraser at each site on what the earlier ones leave.
+    """Scrub concepts from every layer of a model: fit an eraser at each site on what the earlier ones leave.
 
-    30 % of the texts of each class are held out, by a hash of the text, for `leace-fast eval` on the same data.
+    30 % of the texts of each class are held out, by a hash of the text, for `leace-fast eval` on the same data. A text
+    without a label of one concept counts for the others.
     """
     with readable_errors():
         check_folder(out)
@@ -215,7 +232,13 @@ def scrub(
 
         console, track = screen()
         batches = read_batches(
-            model, data, text=text, label=label, last_token=last_token, max_tokens=max_tokens, device=device
+            model,
+            data,
+            text=text,
+            label=label or LABEL_COLUMN,
+            last_token=last_token,
+            max_tokens=max_tokens,
+            device=device,
         )
         try:
             scrubber = scrub_texts(
@@ -243,7 +266,7 @@ def evaluate(
     data: DATA,
     erasers: Annotated[Path | None, typer.Option(help="The folder of a scrubber; none for the clean model.")] = None,
     text: TEXT = "text",
-    label: LABEL = "label",
+    label: LABEL = None,
     last_token: LAST = False,
     max_tokens: TOKENS = None,
     device: DEVICE = None,
@@ -259,7 +282,7 @@ def evaluate(
         _, track = screen()
         scrubber = Scrubber.from_pretrained(erasers) if erasers else None
         batches = read_batches(
-            model, data, text=text, label=label, last_token=last_token, max_tokens=max_tokens, device=device
+            model, data, text=text, label=only(label), last_token=last_token, max_tokens=max_tokens, device=device
         )
         found = evaluate_texts(batches, scrubber, track)
         if as_json:
@@ -268,6 +291,14 @@ def evaluate(
             typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes}, indent=1))
         else:
             typer.echo(str(found))
+
+
+def only(columns: list[str] | None) -> str:
+    """The one column of labels; ValueError for several, which a study and an evaluation do not know."""
+    if columns and len(columns) > 1:
+        given = ", ".join(columns)
+        raise ValueError(f"one concept is measured at a time, got {given}: give one --label (scrub takes several)")
+    return columns[0] if columns else LABEL_COLUMN
 
 
 def check_folder(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Texts with a label column, cut into windows and batches for a language model."""
+"""Texts with columns of labels, cut into windows and batches for a language model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 MOST_CLASSES = 1000  # more distinct labels than this are taken for identifiers or numbers
+NO_CLASS = -100
 
 
 class Texts(NamedTuple):
-    """Texts, the class of each, and the classes' names as they stood in the file."""
+    """Texts, the classes of each, one for each concept, and the classes' names as they stood in the file."""
 
     texts: list[str]
-    labels: list[int]
-    class_names: tuple[str, ...]
+    labels: list[tuple[int, ...]]  # -100 where a text has no class of a concept
+    class_names: dict[str, tuple[str, ...]]  # by concept
 
 
 class Window(NamedTuple):
@@ -33,34 +34,48 @@ class Window(NamedTuple):
 
     input_ids: Tensor  # (length,) int64
     scored: int  # only the last `scored` tokens count; those before are context
-    concept_labels: Tensor  # (length,) int64 class of each token, -100 where it has none
+    concept_labels: Tensor  # (length,) or (length, concepts) int64 class of each token, -100 where it has none
 
 
-def read_texts(path: str | os.PathLike[str], text: str = "text", label: str = "label") -> Texts:
-    """Read a column of texts and a column of labels from a .jsonl, .jsonl.gz or .parquet file.
+def read_texts(path: str | os.PathLike[str], text: str = "text", label: str | Sequence[str] = "label") -> Texts:
+    """Read a column of texts and one or several columns of labels from a .jsonl, .jsonl.gz or .parquet file.
 
-    Labels may be strings, integers or booleans; classes are numbered in sorted
-    order. Rows whose text or label is missing or empty are left out.
+    Labels may be strings, integers or booleans; the classes of each column are numbered in sorted order. Rows whose
+    text is missing or empty, or all of whose labels are, are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, lacks a column, or its labels are not classes.
     """
     path = Path(path)
+    columns = [label] if isinstance(label, str) else list(label)
+    if not columns or len(set(columns)) < len(columns):
+        named = f"{', '.join(map(repr, columns)) or 'none'}"
+        raise ValueError(f"the columns of labels are {named}, expected one or several, each once: name them by --label")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}, expected texts with labels: {', '.join(TEXT_SUFFIXES)}")
     if path.name.endswith(".parquet"):
-        pairs = _read_parquet(path, text, label)
+        rows = _read_parquet(path, text, columns)
     elif path.name.endswith(TEXT_SUFFIXES):
-        pairs = _read_json_lines(path, text, label)
+        rows = _read_json_lines(path, text, columns)
     else:
         raise ValueError(f"{path} is of an unknown kind, expected one of {', '.join(TEXT_SUFFIXES)}")
-    kept = [(a, b) for a, b in pairs if a is not None and a != "" and b is not None and b != ""]
-    for value, _ in kept:
+    kept = [row for row in rows if _given(row[0]) and any(map(_given, row[1:]))]
+    for value, *_ in kept:
         if not isinstance(value, str):
             raise ValueError(f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text")
-    labels, names = as_classes([value for _, value in kept], f"column {label!r} of {path}")
-    return Texts([value for value, _ in kept], labels, names)
+    classes, names = [], {}
+    for place, column in enumerate(columns, 1):
+        numbers, names[column] = as_classes(
+            [row[place] for row in kept if _given(row[place])], f"column {column!r} of {path}"
+        )
+        found = iter(numbers)
+        classes.append([next(found) if _given(row[place]) else NO_CLASS for row in kept])
+    return Texts([row[0] for row in kept], list(zip(*classes, strict=True)), names)
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value != ""
 
 
 def as_classes(values: Sequence[Any], where: str) -> tuple[list[int], tuple[str, ...]]:
@@ -96,29 +111,38 @@ def as_classes(values: Sequence[Any], where: str) -> tuple[list[int], tuple[str,
 def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
     """Split into (fit, held out): in each class, the texts whose hash comes first are held out.
 
-    Copies of one text fall on one side. The order of both parts is that of the hash.
+    What is held out for one concept is held out for all. Copies of one text fall on one side. The order of both parts
+    is that of the hash.
 
     Raises:
-        ValueError: a class has fewer than two distinct texts.
+        ValueError: a class has fewer than two distinct texts, or none to fit on.
 
-    >>> fit, test = split_texts(Texts(["a", "b", "c", "d"], [0, 0, 1, 1], ("x", "y")))
+    >>> fit, test = split_texts(Texts(["a", "b", "c", "d"], [(0,), (0,), (1,), (1,)], {"kind": ("x", "y")}))
     >>> fit.labels, test.labels
-    ([1, 0], [1, 0])
+    ([(1,), (0,)], [(1,), (0,)])
     """
     rows = sorted(zip(data.texts, data.labels, strict=True), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    classes = [
+        (place, index, f"{name!r} of {concept!r}")
+        for place, (concept, names) in enumerate(data.class_names.items())
+        for index, name in enumerate(names)
+    ]
     test_texts: set[str] = set()
-    for index, name in enumerate(data.class_names):
-        distinct = list(dict.fromkeys(text for text, label in rows if label == index))
+    for place, index, name in classes:
+        distinct = list(dict.fromkeys(text for text, labels in rows if labels[place] == index))
         if len(distinct) < 2:
             raise ValueError(
-                f"the class {name!r} has {len(distinct)} distinct text, expected 2 or more: one to fit on, one held out"
+                f"the class {name} has {len(distinct)} distinct text, expected 2 or more: one to fit on, one held out"
             )
         test_texts.update(distinct[: max(1, round(held_out * len(distinct)))])
     parts = [[row for row in rows if (row[0] in test_texts) == side] for side in (False, True)]
     fit, test = (Texts([a for a, _ in part], [b for _, b in part], data.class_names) for part in parts)
-    if missing := set(range(len(data.class_names))) - set(fit.labels):
-        names = ", ".join(repr(data.class_names[i]) for i in sorted(missing))
-        raise ValueError(f"all texts of {names} also bear other labels, expected texts of its own in each class")
+    left = {pair for labels in fit.labels for pair in enumerate(labels)}
+    if missing := [name for place, index, name in classes if (place, index) not in left]:
+        raise ValueError(
+            f"all texts of {', '.join(missing)} also bear other labels, for which they are held out, expected texts of "
+            "its own in each class"
+        )
     return fit, test
 
 
@@ -131,14 +155,14 @@ def text_windows(
 ) -> tuple[list[Window], int]:
     """Cut whole texts into windows of at most `length` tokens and return them with the bytes of text they score.
 
-    Each token bears its text's class, or the last one alone. From a text's second window on, one token
+    Each token bears its text's classes, or the last one alone. From a text's second window on, one token
     of context comes first, so that each token is scored once. Texts are taken
     in order until the next one would pass `max_tokens` (at least one is).
     """
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
     windows: list[Window] = []
     total = text_bytes = 0
-    for text, label in zip(data.texts, data.labels, strict=True):
+    for text, labels in zip(data.texts, data.labels, strict=True):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if max_tokens is not None and windows and total + len(tokens) > max_tokens:
             break
@@ -150,10 +174,10 @@ def text_windows(
         done = 1
         while done < len(ids):
             piece = ids[done - 1 : done - 1 + length]
-            classes = torch.full_like(piece, label)
+            classes = torch.tensor(labels).repeat(len(piece), 1)
             done += len(piece) - 1
             if last_token:
-                classes[: -1 if done == len(ids) else None] = -100
+                classes[: -1 if done == len(ids) else None] = NO_CLASS
             windows.append(Window(piece, len(piece) - 1, classes))
     return windows, text_bytes
 
@@ -162,7 +186,8 @@ def batched(items: Sequence[Window], size: int, pad: int) -> Iterator[dict[str, 
     """Yield padded batches of windows, those of like length together.
 
     Keys: `input_ids`, `attention_mask`, `concept_labels` and `labels` (-100
-    where a token is context or padding), each (batch, length) int64.
+    where a token is context or padding), each (batch, length) int64; where
+    windows have several concepts, their labels have an axis of these more.
     """
     order = sorted(range(len(items)), key=lambda i: -len(items[i].input_ids))
     for at in range(0, len(order), size):
@@ -172,7 +197,7 @@ def batched(items: Sequence[Window], size: int, pad: int) -> Iterator[dict[str, 
             "input_ids": torch.full(shape, pad),
             "attention_mask": torch.zeros(shape, dtype=torch.int64),
             "labels": torch.full(shape, -100),
-            "concept_labels": torch.full(shape, -100),
+            "concept_labels": torch.full((*shape, *chunk[0].concept_labels.shape[1:]), NO_CLASS),
         }
         for row, item in enumerate(chunk):
             n = len(item.input_ids)
@@ -183,8 +208,8 @@ def batched(items: Sequence[Window], size: int, pad: int) -> Iterator[dict[str, 
         yield batch
 
 
-def _read_json_lines(path: Path, text: str, label: str) -> list[tuple[Any, Any]]:
-    pairs = []
+def _read_json_lines(path: Path, text: str, labels: Sequence[str]) -> list[tuple[Any, ...]]:
+    rows = []
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
@@ -197,16 +222,17 @@ def _read_json_lines(path: Path, text: str, label: str) -> list[tuple[Any, Any]]
                     raise ValueError(f"line {number} of {path} is no JSON ({error}), expected an object") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} of {path} is no object, expected one object a line")
-                for option, column in (("--text", text), ("--label", label)):
+                for column in (text, *labels):
                     if column not in row:
+                        option = "--text" if column == text else "--label"
                         raise ValueError(_missing(column, row, option, f"line {number} of {path}"))
-                pairs.append((row[text], row[label]))
+                rows.append((row[text], *(row[label] for label in labels)))
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}), expected JSON lines in UTF-8") from error
-    return pairs
+    return rows
 
 
-def _read_parquet(path: Path, text: str, label: str) -> list[tuple[Any, Any]]:
+def _read_parquet(path: Path, text: str, labels: Sequence[str]) -> list[tuple[Any, ...]]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
@@ -216,11 +242,12 @@ def _read_parquet(path: Path, text: str, label: str) -> list[tuple[Any, Any]]:
     except ArrowInvalid as error:
         raise ValueError(f"{path} cannot be read ({error}), expected a parquet file") from error
     with file:
-        for option, column in (("--text", text), ("--label", label)):
+        for column in (text, *labels):
             if column not in file.schema_arrow.names:
+                option = "--text" if column == text else "--label"
                 raise ValueError(_missing(column, file.schema_arrow.names, option, str(path)))
-        table = file.read([text, label])
-    return list(zip(table[text].to_pylist(), table[label].to_pylist(), strict=True))
+        table = file.read([text, *labels])
+    return list(zip(*(table[column].to_pylist() for column in (text, *labels)), strict=True))
 
 
 def _missing(column: str, present: Any, option: str, where: str) -> str:

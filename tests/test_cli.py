@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +191,56 @@ def test_scrub_of_the_last_token(workplace, tmp_path):
     assert all(eraser.report.rows == 42 for eraser in scrubber.values() if eraser.report)  # 70 % of 60 texts
 
 
+@pytest.fixture(scope="module")
+def two_concepts(workplace):
+    """Texts of a kind and a size; some have no size, and one of these no kind either."""
+    rows: list[dict[str, Any]] = [{**row, "size": ["small", "big"][i // 2 % 2]} for i, row in enumerate(texts(120))]
+    for row in rows:
+        row["body"] += " tiny tiny" if row["size"] == "small" else " huge huge"
+    rows[3]["size"], rows[4]["size"], rows[4]["kind"] = None, None, ""
+    path = workplace / "two.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_scrub_of_several_concepts_erases_each(workplace, two_concepts, tmp_path, mode):
+    common = ("--model", workplace / "model", "--data", two_concepts, "--text", "body")
+    sites = ("--sites", "model.layers.0.input_layernorm", "--mode", mode)
+    both, one = ("--label", "kind", "--label", "size"), ("--label", "kind")
+    for columns, out in ((both, tmp_path / "both"), (one, tmp_path / "one")):
+        result = run("scrub", *common, *columns, *sites, "--out", out)
+        assert result.exit_code == 0, result.output
+    ((site, eraser),) = Scrubber.from_pretrained(tmp_path / "both").items()
+    assert eraser.rank == 2 and eraser.report is not None
+    assert eraser.report.concepts == ("concept 0: 1 direction", "concept 1: 1 direction")
+    probes = {}
+    for name in ("both", "one"):
+        for column in ("kind", "size"):
+            result = run("eval", *common, "--label", column, "--erasers", tmp_path / name, "--json")
+            assert result.exit_code == 0, result.output
+            probes[name, column] = json.loads(result.stdout)["probes"][site]
+    gain = {key: probe["accuracy"] - probe["constant"] for key, probe in probes.items()}
+    assert gain["one", "size"] > 0.1 > max(abs(gain["both", "kind"]), abs(gain["both", "size"])), gain
+
+
+def test_the_union_is_that_of_the_python_api(workplace, two_concepts, tmp_path):
+    from leace_fast import scrub
+    from leace_fast._audit.jobs import read_batches
+
+    columns = ["size", "kind"]
+    batches = read_batches(str(workplace / "model"), two_concepts, text="body", label=columns)
+    assert batches.class_names == {"size": ("big", "small"), "kind": ("fruit", "tool")}
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches.fit]
+    assert all(list(batch["concept_labels"]) == columns for batch in inputs)
+    site = "model.layers.0.input_layernorm"
+    wanted = scrub(batches.model, inputs, sites=site)[site]
+    arguments = ("--model", workplace / "model", "--data", two_concepts, "--text", "body", "--sites", site)
+    assert run("scrub", *arguments, "--label", "size", "--label", "kind", "--out", tmp_path).exit_code == 0
+    (got,) = Scrubber.from_pretrained(tmp_path).values()
+    assert torch.equal(got.left, wanted.left) and torch.equal(got.right, wanted.right)
+
+
 def test_erasers_of_another_model_are_refused(workplace, tmp_path):
     common = ("--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
     assert run("scrub", "--model", workplace / "model", *common, "--out", tmp_path).exit_code == 0
@@ -228,7 +279,7 @@ MISTAKES = {
         "no column 'label'; its columns: 'body', 'kind'; name one with --label",
     ),
     "one class": (("fit", "model", "--data", "one.jsonl"), "only the class 'a'"),
-    "one text of a class": (("fit", "model", "--data", "few.jsonl"), "class 'b' has 1 distinct text"),
+    "one text of a class": (("fit", "model", "--data", "few.jsonl"), "class 'b' of 'label' has 1 distinct text"),
     "no such method": (("fit", "acts.safetensors", "--method", "magic"), "unknown method 'magic'"),
     "method that needs labels": (
         ("fit", "acts.safetensors", "--method", "oracle"),
@@ -254,6 +305,29 @@ MISTAKES = {
         (*("scrub", "--model", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--mode", "all"),
         "mode is 'all'",
     ),
+    "scrub of a column twice": (
+        ("scrub", "--model", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind", "--label", "kind"),
+        "the columns of labels are 'kind', 'kind', expected one or several, each once",
+    ),
+    "scrub of a column that is missing": (
+        ("scrub", "--model", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind", "--label", "size"),
+        "no column 'size'; its columns: 'body', 'kind'; name one with --label",
+    ),
+    "scrub of several concepts by a method for one": (
+        (
+            *("scrub", "--model", "model", "--data", "two.jsonl", "--text", "body", "--method", "inlp"),
+            *("--label", "kind", "--label", "size"),
+        ),
+        "the method 'inlp' erases one concept, the batches have kind, size: use leace or orth",
+    ),
+    "eval of several concepts": (
+        ("eval", "--model", "model", "--data", "data.jsonl", "--label", "kind", "--label", "size"),
+        "one concept is measured at a time, got kind, size: give one --label",
+    ),
+    "fit of several concepts": (
+        ("fit", "model", "--data", "data.jsonl", "--label", "kind", "--label", "size"),
+        "give one --label (scrub takes several)",
+    ),
     "eval without erasers": (
         ("eval", "--model", "model", "--data", "data.jsonl", "--erasers", "empty"),
         "holds no scrubber.json",
@@ -263,6 +337,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("two_concepts")
 def test_a_mistake_gets_one_clear_line(workplace, monkeypatch, mistake):
     monkeypatch.chdir(workplace)
     (workplace / "data.csv").write_text("a,b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 
 import numpy as np
@@ -37,9 +38,26 @@ WRITERS = {"a.jsonl": write_lines, "a.jsonl.gz": write_lines, "a.parquet": write
 @pytest.mark.parametrize("name", WRITERS)
 def test_reads_texts_and_names_of_classes(tmp_path, name):
     data = read_texts(WRITERS[name](tmp_path / name, ROWS))
-    assert data.class_names == ("even", "odd")
+    assert data.class_names == {"label": ("even", "odd")}
     assert data.texts[:2] == ["text number 0", "text number 1"]
-    assert data.labels == [0, 1] * 10
+    assert data.labels == [(0,), (1,)] * 10
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_reads_several_columns_of_labels(tmp_path, name):
+    rows = [
+        {**row, "third": [None, 5, 7][row["id"] % 3], "label": "" if row["id"] < 2 else row["label"]} for row in ROWS
+    ]
+    data = read_texts(WRITERS[name](tmp_path / name, rows), label=["third", "label"])
+    assert data.class_names == {"third": ("5", "7"), "label": ("even", "odd")}
+    assert data.texts == [row["text"] for row in rows[1:]], "the first has no label at all"
+    assert data.labels == [((-100, 0, 1)[i % 3], -100 if i < 2 else i % 2) for i in range(1, 20)]
+
+
+@pytest.mark.parametrize("columns", [[], ["label", "label"]])
+def test_columns_of_labels_are_named_once(tmp_path, columns):
+    with pytest.raises(ValueError, match="expected one or several, each once"):
+        read_texts(write_lines(tmp_path / "a.jsonl", ROWS), label=columns)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +91,13 @@ def test_rows_without_text_or_label_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("missing", ["text", "label"])
-def test_a_missing_column_is_named_with_those_present(tmp_path, name, missing):
+@pytest.mark.parametrize("columns", ["nope", ["id", "nope"]])
+def test_a_missing_column_is_named_with_those_present(tmp_path, name, missing, columns):
     path = WRITERS[name](tmp_path / name, ROWS)
     with pytest.raises(
         ValueError, match=f"no column 'nope'; its columns: 'text', 'label', 'id'; name one with --{missing}"
     ):
-        read_texts(path, **{missing: "nope"})
+        read_texts(path, **{missing: columns if missing == "label" else "nope"})
 
 
 @pytest.mark.parametrize(
@@ -109,18 +128,39 @@ def test_unreadable_texts(tmp_path, name, content, error, message):
 
 def test_split_keeps_classes_and_copies_apart():
     texts = [f"t{i % 30}" for i in range(60)]
-    data = Texts(texts, [int(text[1:]) % 3 for text in texts], ("a", "b", "c"))
+    data = Texts(texts, [(int(text[1:]) % 3,) for text in texts], {"kind": ("a", "b", "c")})
     fit, test = split_texts(data)
     assert not set(fit.texts) & set(test.texts)
     assert sorted(fit.texts + test.texts) == sorted(texts)
-    assert torch.bincount(torch.tensor(test.labels)).tolist() == [6, 6, 6]
+    assert torch.bincount(torch.tensor(test.labels)[:, 0]).tolist() == [6, 6, 6]
     shuffled = Texts(texts[::-1], data.labels[::-1], data.class_names)
     assert set(split_texts(shuffled)[1].texts) == set(test.texts)
 
 
+def test_what_one_concept_holds_out_is_held_out_for_all():
+    texts = [f"t{i}" for i in range(200)]
+    labels = [(i % 2, -100 if i % 5 == 0 else i % 3) for i in range(200)]
+    names = {"two": ("a", "b"), "three": ("x", "y", "z")}
+    fit, test = split_texts(Texts(texts, labels, names))
+    assert sorted(fit.texts + test.texts) == sorted(texts) and dict(
+        zip(fit.texts + test.texts, fit.labels + test.labels, strict=True)
+    ) == dict(zip(texts, labels, strict=True))
+    alone = set()
+    for place, name in enumerate(names):
+        kept = [i for i in range(200) if labels[i][place] >= 0]
+        one = Texts([texts[i] for i in kept], [(labels[i][place],) for i in kept], {name: names[name]})
+        alone |= set(split_texts(one)[1].texts)
+    assert set(test.texts) == alone and len(alone) < 80
+
+
 def test_split_needs_two_texts_of_each_class():
-    with pytest.raises(ValueError, match="class 'b' has 1 distinct text"):
-        split_texts(Texts(["x", "y", "z", "z"], [0, 0, 1, 1], ("a", "b")))
+    with pytest.raises(ValueError, match="class 'b' of 'kind' has 1 distinct text"):
+        split_texts(Texts(["x", "y", "z", "z"], [(0,), (0,), (1,), (1,)], {"kind": ("a", "b")}))
+    first, second, *others = sorted("wxyz", key=lambda text: hashlib.sha256(text.encode()).digest())
+    labels = [(0, 1), (0, 1), (-100, 1), (-100, 1), (1, 0), (1, 0)]
+    shared = Texts([first, second, *others, "u", "v"], labels, {"kind": ("a", "b"), "size": ("c", "d")})
+    with pytest.raises(ValueError, match="all texts of 'a' of 'kind' also bear other labels, for which they are held"):
+        split_texts(shared, 0.6)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +170,9 @@ def tokenizer():
 
 @pytest.mark.parametrize("start", [True, False])
 def test_each_token_is_scored_once(tokenizer, start):
-    data = Texts([row["text"] * (1 + row["id"]) for row in ROWS], [row["id"] % 2 for row in ROWS], ("even", "odd"))
+    data = Texts(
+        [row["text"] * (1 + row["id"]) for row in ROWS], [(row["id"] % 2,) for row in ROWS], {"label": ("even", "odd")}
+    )
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     try:
         if not start:
@@ -147,7 +189,7 @@ def test_each_token_is_scored_once(tokenizer, start):
 
 
 def test_whole_texts_are_taken_up_to_max_tokens(tokenizer):
-    data = Texts([row["text"] for row in ROWS], [row["id"] % 2 for row in ROWS], ("even", "odd"))
+    data = Texts([row["text"] for row in ROWS], [(row["id"] % 2,) for row in ROWS], {"label": ("even", "odd")})
     sizes = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in data.texts]
     windows, text_bytes = text_windows(data, tokenizer, 64, max_tokens=sum(sizes[:3]) + 1)
     assert len(windows) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..evaluate import Evaluation, evaluate, is_causal
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
+from ..modules import LABELS
 from ..moments import Moments
 from ..progress import Track, untracked
 from ..scrubber import Scrubber
 from ..scrubbing.scrub import scrub
 from ..shards import SHARD_SUFFIXES, Shards
-from ..stream import Texts, Window, batched, read_texts, split_texts, text_windows
+from ..stream import NO_CLASS, Texts, Window, batched, read_texts, split_texts, text_windows
 from .probe import linear_probe
 from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, run_study
 
@@ -120,7 +121,7 @@ def study_texts(
 
     Args:
         source: folder or hub id of the model.
-        data, text, label: as in `read_texts`.
+        data, text, label: as in `read_texts`; of labels, one column.
         sites: as in `find_sites`.
         max_tokens: most tokens to fit on; whole texts are taken.
         device: where the model runs; by default a GPU if there is one.
@@ -136,7 +137,7 @@ def study_texts(
         texts.model,
         texts.fit,
         texts.held_out,
-        class_names=texts.class_names,
+        class_names=texts.class_names[label],
         text_bytes=texts.text_bytes,
         sites=sites,
         method=method,
@@ -149,9 +150,9 @@ class Batches(NamedTuple):
     """A model, and labelled texts for it."""
 
     model: Any
-    fit: list[dict[str, Tensor]]
-    held_out: list[dict[str, Tensor]]
-    class_names: tuple[str, ...]
+    fit: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    class_names: dict[str, tuple[str, ...]]  # by concept
     text_bytes: int  # that `labels` of the held-out batches score; 0 where the model predicts no next token
 
 
@@ -160,7 +161,7 @@ def read_batches(
     data: str | os.PathLike[str],
     *,
     text: str = "text",
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     last_token: bool = False,
     max_tokens: int | None = None,
     device: str | None = None,
@@ -168,7 +169,8 @@ def read_batches(
     """Load a model, and its batches of the texts to fit on and of those held out, by a hash of the text.
 
     Args:
-        source, data, text, label, max_tokens, device: as in `study_texts`.
+        source, data, text, max_tokens, device: as in `study_texts`.
+        label: as in `read_texts`; of several columns, the batches hold the labels by name.
         last_token: whether a text's label is that of its last token alone.
 
     Raises:
@@ -186,14 +188,24 @@ def read_batches(
     test_windows, text_bytes = cut(held_out, tokenizer, length, most[1], last_token)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     size = max(1, TOKENS_PER_BATCH // length)
-    to_fit, to_test = (list(batched(windows, size, pad)) for windows in (fit_windows, test_windows))
+    to_fit, to_test = (
+        [_by_concept(batch, list(fit.class_names)) for batch in batched(windows, size, pad)]
+        for windows in (fit_windows, test_windows)
+    )
     return Batches(model, to_fit, to_test, fit.class_names, text_bytes)
+
+
+def _by_concept(batch: dict[str, Tensor], concepts: list[str]) -> dict[str, Any]:
+    """The batch with the labels of its only concept, or those of several by name."""
+    each = batch[LABELS].unbind(-1)
+    return {**batch, LABELS: each[0] if len(each) == 1 else dict(zip(concepts, each, strict=True))}
 
 
 def scrub_texts(batches: Batches, **options: Any) -> Scrubber:
     """Scrub a model on the batches to fit on, with the options of `scrub`."""
     inputs = [_inputs(batch) for batch in batches.fit]
-    return scrub(batches.model, inputs, num_classes=len(batches.class_names), **options)
+    counts = {concept: len(names) for concept, names in batches.class_names.items()}
+    return scrub(batches.model, inputs, num_classes=counts if len(counts) > 1 else sum(counts.values()), **options)
 
 
 def evaluate_texts(batches: Batches, scrubber: Scrubber | None, track: Track = untracked) -> Evaluation:
@@ -208,7 +220,7 @@ def evaluate_texts(batches: Batches, scrubber: Scrubber | None, track: Track = u
     )
 
 
-def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without the tokens to predict."""
     return {name: value for name, value in batch.items() if name != "labels"}
 
@@ -285,14 +297,14 @@ def _whole_texts(
     """Return one window a text, with the model's special tokens, cut to `length`; no bytes are scored."""
     windows: list[Window] = []
     total = 0
-    for text, label in zip(data.texts, data.labels, strict=True):
+    for text, labels in zip(data.texts, data.labels, strict=True):
         found = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
         ids, special = torch.tensor(found["input_ids"]), torch.tensor(found["special_tokens_mask"]).bool()
         if max_tokens is not None and windows and total + len(ids) > max_tokens:
             break
         total += len(ids)
-        classes = torch.full_like(ids, label).masked_fill(special, -100)
+        classes = torch.tensor(labels).repeat(len(ids), 1).masked_fill(special[:, None], NO_CLASS)
         if last_token and not bool(special.all()):
-            classes[: int((~special).nonzero()[-1])] = -100
+            classes[: int((~special).nonzero()[-1])] = NO_CLASS
         windows.append(Window(ids, len(ids), classes))
     return windows, 0

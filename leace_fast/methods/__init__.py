@@ -29,10 +29,12 @@ class Method(NamedTuple):
     Attributes:
         fit: the function.
         needs: what it needs beside the moments of one concept; empty where these are enough.
+        several: whether it takes a list of the moments of several concepts too.
     """
 
     fit: Callable[..., Any]
     needs: str = ""
+    several: bool = False
 
     def __call__(self, *data: Any, **options: Any) -> Any:
         return self.fit(*data, **options)
@@ -42,14 +44,14 @@ ROWS = "passes over the rows"
 CLASS_COVARIANCES = "class covariances, Moments(per_class=True)"
 
 METHODS: dict[str, Method] = {
-    "leace": Method(leace),
-    "orth": Method(orth),
+    "leace": Method(leace, several=True),
+    "orth": Method(orth, several=True),
     "mean_projection": Method(mean_projection),
     "difference_in_means": Method(difference_in_means),
     "inlp": Method(inlp),
     "ace": Method(ace),
     "switch": Method(switch),
-    "splince": Method(splince, "the moments of a task to keep"),
+    "splince": Method(splince, "the moments of a task to keep", several=True),
     "alf_qleace": Method(alf_qleace, CLASS_COVARIANCES),
     "oracle": Method(oracle, "the labels where it is applied"),
     "quadratic": Method(quadratic, "class covariances, and the labels where it is applied"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..acts import tap
 from ..eraser import Eraser
 from ..labels import MASK, BatchLabels, decoder_sites
-from ..methods import moments_method
+from ..methods import METHODS, moments_method
 from ..modules import LABELS, check_inputs, evaluating
 from ..moments import Moments
 from ..progress import Track, progress_bars
@@ -136,10 +136,22 @@ class _Job:
                     Moments(1, **self.options[name]).update(rows, labels.cpu(), mask=_own(made[name]))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"in batch {index}: {error}") from None
-        self.concepts = self.concepts or list(made)
+        if not self.concepts:
+            self.concepts = list(made)
+            self._check_method()
         if set(made) != set(self.concepts):
             raise ValueError(f"batch {index} has the concepts {', '.join(made)}, expected {', '.join(self.concepts)}")
         return made
+
+    def _check_method(self) -> None:
+        """Refuse a method of ours that takes one concept, where the batches have several."""
+        one = {row.fit for row in METHODS.values() if not row.several}
+        if len(self.concepts) > 1 and self.fit in one:
+            enough = " or ".join(name for name, row in METHODS.items() if row.several and not row.needs)
+            raise ValueError(
+                f"the method {self.facts['method']!r} erases one concept, the batches have {', '.join(self.concepts)}: "
+                f"use {enough}, or scrub of one of them"
+            )
 
     def count_classes(self, all_labels: Iterable[Mapping[str, BatchLabels]]) -> None:
         """Learn the kind of each concept, and refuse classes that never occur."""
