@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from typing import Literal, get_args
@@ -13,12 +12,11 @@ from torch import Tensor
 from .files import load_tensors, save_tensors
 from .statistics.derived import Derived
 from .statistics.device import DTYPES, DeviceRows, Precision, serves
+from .statistics.removal import without
 from .statistics.rows import IGNORE, Rows, check_kinds, check_rows
 from .statistics.state import State
 from .sums import relative_error
 
-# A removal that would leave a larger relative error than this is refused.
-MAX_REMOVAL_ERROR = 1e-3
 # What only a device sees, by the name under which it is counted there.
 MISTAKES = {
     "label": "had a label out of range, expected 0 to {most}, or {ignore} for rows to leave out",
@@ -176,7 +174,7 @@ class Moments(Derived):
         self._skipped += theirs._skipped
         self._relative_error = max(self._relative_error, theirs._relative_error)
         if self._removed:
-            self._removed -= Counter([_fingerprint(theirs._state)])
+            self._removed -= Counter([theirs._state.fingerprint()])
         return self
 
     @torch.inference_mode(False)
@@ -196,30 +194,11 @@ class Moments(Derived):
         """
         self._check_same_kind(other)
         other = other._settled()
-        theirs = other._state
-        name = _fingerprint(theirs)
+        name = other._state.fingerprint()
         if self._removed[name]:
             raise ValueError("these moments were removed before: merge them again first")
         settled = self._settled()
-        mine = settled._state
-        rest = mine.counts - theirs.counts
-        if bool((rest < 0).any()):
-            raise ValueError(
-                f"cannot remove {theirs.counts.tolist()} rows by class from {mine.counts.tolist()}: "
-                "remove only what was merged"
-            )
-        left = mine.copy()
-        left.combine(theirs, sign=-1)
-        # What has no rows has no sums either: set them to zero instead of to what rounding left.
-        for tensor in (left.weights, left.squared_weights, left.sums, *([left.second] if self.per_class else [])):
-            tensor[rest == 0] = 0
-        if left.is_empty:
-            left = State.empty(self.dim, len(rest), self.target_dim or 0, self.per_class, self.device)
-        elif (error := _removal_error(mine, left)) > MAX_REMOVAL_ERROR:
-            raise ValueError(
-                f"removing {int(theirs.counts.sum())} of {int(mine.counts.sum())} rows would leave a relative error "
-                f"of {error:.0e}, at most {MAX_REMOVAL_ERROR:.0e} is allowed: merge the remaining shards anew"
-            )
+        left = without(settled._state, other._state)
         self._state, self._staged, self._on_device = left, None, None
         self._skipped = max(settled._skipped - other._skipped, 0)
         if not left.is_empty:
@@ -393,23 +372,3 @@ class Moments(Derived):
                 raise ValueError(
                     f"the moments differ in {name}: {getattr(self, name)} here, {getattr(other, name)} there"
                 )
-
-
-def _removal_error(before: State, after: State) -> float:
-    """Return the relative rounding error of the variances that remain."""
-    old, new = (state.second.diagonal(dim1=-2, dim2=-1) for state in (before, after))
-    if before.second.ndim == 3:
-        old, new = old.sum(0), new.sum(0)
-    moved = old > 0
-    if bool((new[moved] <= 0).any()):
-        return float("inf")
-    ratio = float((old[moved] / new[moved]).max()) if bool(moved.any()) else 1.0
-    return 2.0**-52 * max(ratio, float(before.weights.sum() / after.weights.sum()))
-
-
-def _fingerprint(state: State) -> str:
-    """Return a digest of a state's content."""
-    sha = hashlib.sha256()
-    for tensor in (state.counts, state.sums, state.second, state.cross):
-        sha.update(tensor.cpu().contiguous().numpy().data)
-    return sha.hexdigest()

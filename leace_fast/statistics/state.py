@@ -6,6 +6,7 @@ subtract by the formula of Chan, Golub and LeVeque (1983).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -57,6 +58,13 @@ class State:
     def copy(self) -> State:
         """Return a state that shares nothing with this one."""
         return replace(self, **{name: tensor.clone() for name, tensor in self.tensors().items()})
+
+    def fingerprint(self) -> str:
+        """Return a digest of the content."""
+        sha = hashlib.sha256()
+        for tensor in (self.counts, self.sums, self.second, self.cross):
+            sha.update(tensor.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
 
     @property
     def is_empty(self) -> bool:
