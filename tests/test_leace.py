@@ -328,3 +328,21 @@ def test_refuses_options_out_of_range(options: dict[str, Any], message: str) -> 
 
 def test_is_in_the_table_of_methods() -> None:
     assert METHODS["leace"].fit is leace
+
+
+def test_a_ridge_keeps_the_rounding_of_a_float32_norm_from_being_read() -> None:
+    """In float64, rows of a layer norm that computes in float32 leave their hyperplane by its rounding alone."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (300,), generator=generator)
+    shift = 0.5 * y[:, None] * torch.randn(16, generator=generator) + 10 * torch.randn(16, generator=generator)
+    x = torch.nn.functional.layer_norm(torch.randn(300, 16, generator=generator) + shift, [16]).double()
+    again = x * (1 + 2.0**-24 * torch.randn(x.shape, generator=generator, dtype=torch.float64))  # rounded otherwise
+    moments = Moments(16, 2).update(x, y)
+    default, steady = leace(moments), leace(moments, ridge=2e-6)
+
+    def moved(eraser: Eraser) -> float:
+        return float((eraser(again) - eraser(x) - (again - x)).norm() / (eraser(x) - x).norm())
+
+    assert moved(default) > 100 * moved(steady) and moved(steady) < 1e-5
+    within((steady(x)[y == 0].mean(0) - steady(x)[y == 1].mean(0)), 1e-14, "class means")
+    assert float((steady(x) - x).square().sum()) < 1.01 * float((default(x) - x).square().sum())

@@ -39,7 +39,9 @@ def leace(
         rank: erase only so many directions, those of the largest canonical correlation.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
         shrinkage: see `whitening_of`; it moves the eraser off the least change, never off the erasure.
-        ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics.
+        ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics. Rows in
+            float64 that a float32 norm made lie in a hyperplane but for its rounding, which an eraser of few columns
+            may read: 2e-6, as for float32 rows, keeps it from that.
         max_cost_ratio: with `affine=False`, refuse a map that changes x more than so many times the affine one.
 
     Raises:
