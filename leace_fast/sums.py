@@ -9,7 +9,7 @@ from . import reference
 from ._extension import load
 
 # What `LEVEL` may be, each faster than those before; at 0 all is plain torch.
-LEVELS = ("torch", "avx2", "avx512", "amx")
+LEVELS = ("torch", "avx2", "avx512", "avx512bf16", "amx")
 # A library that was built from older sources lacks these kernels.
 LEVEL: int = (
     torch.ops.leace_fast.moments_level() if load().present and hasattr(torch.ops.leace_fast, "moments_level") else 0

@@ -61,7 +61,7 @@ def test_odd_shapes_under_sanitizers(tmp_path: Path) -> None:
     program = tmp_path / "shapes"
     source = HERE / "shapes.cpp"
     run("c++", "-std=c++17", "-O1", *SANITIZE, f"-I{ROOT}/csrc/include", source, *objects, "-o", program, "-lpthread")
-    for highest in ("amx", "avx512", "avx2", "baseline"):
+    for highest in ("amx", "avx512bf16", "avx512", "avx2", "baseline"):
         assert run(program, LEACE_FAST_CPU=highest).endswith(": 0 failures\n")
     assert run(program, LEACE_FAST_CPU="baseline").startswith("baseline")
 

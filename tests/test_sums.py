@@ -106,6 +106,16 @@ def test_a_float32_column_of_two_values_keeps_all_digits(kernel: int) -> None:
     check(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_bfloat16_holds_beside_rows_that_it_does_not(kernel: int, dtype: torch.dtype) -> None:
+    """Panels of columns at zero, at one deviation, at three (centred, of more digits) and at twenty (centred, of few)."""
+    offsets = torch.tensor([0.0, 0.9, 3.0, 20.0]).repeat_interleave(32)
+    x = (rows_of(2000, 150, torch.float32) + torch.cat([offsets, torch.linspace(0, 30, 22)])).bfloat16().to(dtype)
+    assert check(x) <= 1e-6
+    check(x[:1], groups=1)
+    check(x[:777, 5:133])
+
+
 @pytest.mark.parametrize("row", [0, 40, 999])
 def test_a_row_of_many_digits_among_rows_of_few(kernel: int, row: int) -> None:
     """Blocks of rows differ in how many bfloat16 parts hold them, and so do panels of columns."""

@@ -62,7 +62,7 @@ Features features() {
 }
 
 bool has_instruction_set(const char* set) {
-  const char* sets[] = {"amx", "avx512", "avx2", "baseline"};
+  const char* sets[] = {"amx", "avx512bf16", "avx512", "avx2", "baseline"};
   const char* highest = std::getenv("LEACE_FAST_CPU");
   bool allowed = highest == nullptr || *highest == '\0';
   for (const char* each : sets) {
@@ -74,6 +74,8 @@ bool has_instruction_set(const char* set) {
   if (std::strcmp(set, "avx2") == 0) return true;
   if (!has_all("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")) return false;
   if (std::strcmp(set, "avx512") == 0) return true;
+  if (!has("avx512bf16")) return false;
+  if (std::strcmp(set, "avx512bf16") == 0) return true;
   return std::strcmp(set, "amx") == 0 && has_all("amx-tile", "amx-bf16") && may_use_tiles();
 }
 

@@ -16,6 +16,9 @@ constexpr int64_t SMALL_FACTOR_BYTES = 256 << 10;
 constexpr int64_t CHUNK_BYTES = 768 << 10;
 constexpr int64_t PANEL = 512;  // columns of `left` that serve all rows of a chunk before the next
 
+// Up to so many ranks, rows are centred each time they are read, and not once for all.
+constexpr int64_t FEW_RANKS = 2 * TILE_RANKS;
+
 // Calls work(integer constant ROWS, first row of the block), for blocks of at most TILE_ROWS rows.
 template <typename Work>
 INLINE void blocks(int64_t begin, int64_t end, const Work& work) {
@@ -45,9 +48,13 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
       constexpr int ROWS = decltype(count)::value;
       const In* from[ROWS];
       pointers<ROWS>(x, row, from);
+      Vector<Number>* to = sums + (row - begin) * ranks;
+      const Number* right = eraser.right + first * dim + column;
+      if (ranks <= FEW_RANKS)
+        return multiply<ROWS>(Centred<In, Number>{from, eraser.mean, column}, right, dim, columns, column == 0, ranks,
+                              to);
       centre<ROWS>(from, eraser.mean, column, columns, segment);
-      multiply<ROWS>(segment, eraser.right + column, dim, columns, column == 0, first, last,
-                     sums + (row - begin) * ranks);
+      multiply<ROWS>(Segment<Number>{segment}, right, dim, columns, column == 0, ranks, to);
     });
   }
   for (int64_t row = 0; row < end - begin; ++row) {
@@ -59,9 +66,10 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
   }
 }
 
+// `subtract`, while the rows end..limit that come next are asked for.
 template <typename In, typename Out, typename Number>
-void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
-              int64_t last, const Number* coordinates) {
+INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end,
+                            const Eraser<Number>& eraser, int64_t first, int64_t last, const Number* coordinates) {
   for (int64_t column = first; column < last; column += PANEL) {
     const int64_t stop = last - column < PANEL ? last : column + PANEL;
     blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
@@ -70,10 +78,20 @@ void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, c
       Out* to[ROWS];
       pointers<ROWS>(x, row, from);
       pointers<ROWS>(y, row, to);
-      subtract_columns<ROWS>(from, to, coordinates + (row - begin) * eraser.rank, eraser.left_t, eraser.dim,
-                             eraser.rank, column, stop);
+      const In* ahead[ROWS];
+      const int64_t next = row - begin + end;
+      const bool more = next + ROWS <= limit;
+      if (more) pointers<ROWS>(x, next, ahead);
+      subtract_columns<ROWS>(from, to, more ? ahead : nullptr, coordinates + (row - begin) * eraser.rank,
+                             eraser.left_t, eraser.dim, eraser.rank, column, stop);
     });
   }
+}
+
+template <typename In, typename Out, typename Number>
+void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
+              int64_t last, const Number* coordinates) {
+  subtract_before(end, x, y, begin, end, eraser, first, last, coordinates);
 }
 
 INLINE int64_t rows_of_chunk(int64_t row_bytes, int64_t rank) {
@@ -91,7 +109,7 @@ void project(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, c
   for (int64_t row = begin; row < end; row += chunk) {
     const int64_t stop = row + chunk < end ? row + chunk : end;
     coordinates<Row>(x, row, stop, eraser, 0, eraser.rank, weights);
-    subtract<Row, Row>(x, y, row, stop, eraser, 0, eraser.dim, weights);
+    subtract_before<Row, Row>(end, x, y, row, stop, eraser, 0, eraser.dim, weights);
   }
 }
 

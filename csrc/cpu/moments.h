@@ -11,7 +11,7 @@
 namespace leace_fast::moments {
 
 // The kernels that a machine can run, each faster than those before.
-enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
+enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
 Level best_level();
 
 // Calls work(begin, end) for ranges that cover 0..count, on any threads; an item costs about `cost` operations.

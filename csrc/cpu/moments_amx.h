@@ -16,14 +16,6 @@ struct Layout {
   int64_t blocks, part, form;
 };
 
-inline __m512 load(const float* x, __mmask16 columns) { return _mm512_maskz_loadu_ps(columns, x); }
-inline __m512 load(const bfloat16* x, __mmask16 columns) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns, x)), 16));
-}
-inline __m512 load(const float16* x, __mmask16 columns) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(columns, x));
-}
-
 // To the nearest bfloat16, ties to even.
 inline __m512i rounded(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);

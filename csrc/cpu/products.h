@@ -32,52 +32,81 @@ INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
   out[3] = ones[12];
 }
 
-// sums[r * stride + j] += rows[r] * right[j] over `columns`; from zero where `first`. The rows are padded with zeros
-// to whole vectors and APART numbers apart, the rows of `right` are `dim` apart.
-template <int ROWS, int RANKS, typename Number>
-INLINE void multiply_tile(const Number* rows, const Number* right, int64_t dim, int64_t columns, bool first,
+// Rows that `centre` has written.
+template <typename Number>
+struct Segment {
+  const Number* rows;
+  INLINE Vector<Number> read(int r, int64_t i) const { return load(rows + r * APART + i); }
+  INLINE Vector<Number> read_part(int r, int64_t i, int64_t count) const { return load(rows + r * APART + i); }
+};
+
+// Rows that are centred when they are read, from the column `first` on; `mean` may be null.
+template <typename In, typename Number>
+struct Centred {
+  const In* const* x;
+  const Number* mean;
+  int64_t first;
+  INLINE Vector<Number> read(int r, int64_t i) const {
+    const Vector<Number> row = load(x[r] + first + i);
+    return mean == nullptr ? row : row - load(mean + first + i);
+  }
+  INLINE Vector<Number> read_part(int r, int64_t i, int64_t count) const {
+    const Vector<Number> row = load_part(x[r] + first + i, count);
+    return mean == nullptr ? row : row - load_part(mean + first + i, count);
+  }
+};
+
+// sums[r * stride + j] += row r * right[j] over `columns`; from zero where `begins`. The rows of `right` are `dim` apart.
+template <int ROWS, int RANKS, typename Number, typename Rows>
+INLINE void multiply_tile(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins,
                           Vector<Number>* sums, int64_t stride) {
   constexpr int64_t LANES = Lanes<Number>::count;
   Vector<Number> tile[ROWS][RANKS];
   UNROLL for (int r = 0; r < ROWS; ++r)
-      UNROLL for (int j = 0; j < RANKS; ++j) tile[r][j] = first ? Vector<Number>{} : sums[r * stride + j];
+      UNROLL for (int j = 0; j < RANKS; ++j) tile[r][j] = begins ? Vector<Number>{} : sums[r * stride + j];
   int64_t i = 0;
   for (; i + LANES <= columns; i += LANES) {
     Vector<Number> row[ROWS];
-    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * APART + i);
+    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = rows.read(r, i);
     UNROLL for (int j = 0; j < RANKS; ++j) {
       const Vector<Number> reader = load(right + j * dim + i);
       UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += row[r] * reader;
     }
   }
   if (i < columns) {
+    Vector<Number> row[ROWS];
+    UNROLL for (int r = 0; r < ROWS; ++r) row[r] = rows.read_part(r, i, columns - i);
     UNROLL for (int j = 0; j < RANKS; ++j) {
       const Vector<Number> reader = load_part(right + j * dim + i, columns - i);
-      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += load(rows + r * APART + i) * reader;
+      UNROLL for (int r = 0; r < ROWS; ++r) tile[r][j] += row[r] * reader;
     }
   }
   UNROLL for (int r = 0; r < ROWS; ++r)
       UNROLL for (int j = 0; j < RANKS; ++j) sums[r * stride + j] = tile[r][j];
 }
 
-// The same for all ranks first..last; sums are (ROWS, last - first).
-template <int ROWS, typename Number>
-INLINE void multiply(const Number* rows, const Number* right, int64_t dim, int64_t columns, bool first_segment,
-                     int64_t first, int64_t last, Vector<Number>* sums) {
+// The same for the `count` ranks from `right` on; sums are (ROWS, count).
+template <int ROWS, typename Number, typename Rows>
+INLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins, int64_t count,
+                     Vector<Number>* sums) {
   constexpr int RANKS = ROWS == 1 ? 2 * TILE_RANKS : TILE_RANKS;
-  const int64_t count = last - first;
   int64_t j = 0;
   for (; j + RANKS <= count; j += RANKS)
-    multiply_tile<ROWS, RANKS>(rows, right + (first + j) * dim, dim, columns, first_segment, sums + j, count);
+    multiply_tile<ROWS, RANKS>(rows, right + j * dim, dim, columns, begins, sums + j, count);
   for (; j < count; ++j)
-    multiply_tile<ROWS, 1>(rows, right + (first + j) * dim, dim, columns, first_segment, sums + j, count);
+    multiply_tile<ROWS, 1>(rows, right + j * dim, dim, columns, begins, sums + j, count);
 }
 
-// y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers.
+// y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers. The same
+// columns of the rows `ahead` are asked for; it may be null.
 template <int ROWS, int VECTORS, typename In, typename Out, typename Number>
-INLINE void subtract_tile(const In* const* x, Out* const* y, const Number* coordinates, const Number* left_t,
-                          int64_t dim, int64_t rank, int64_t i, int64_t tail) {
+INLINE void subtract_tile(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
+                          const Number* left_t, int64_t dim, int64_t rank, int64_t i, int64_t tail) {
   constexpr int64_t LANES = Lanes<Number>::count;
+  if (ahead != nullptr)
+    UNROLL for (int r = 0; r < ROWS; ++r)
+        UNROLL for (int v = 0; v < VECTORS; v += 64 / (LANES * sizeof(In)))
+            __builtin_prefetch(ahead[r] + i + v * LANES, 0, 2);
   const bool whole = tail == LANES;
   Vector<Number> tile[ROWS][VECTORS] = {};
   for (int64_t j = 0; j < rank; ++j) {
@@ -103,15 +132,15 @@ INLINE void subtract_tile(const In* const* x, Out* const* y, const Number* coord
 
 // The same for the columns first..last; first is a multiple of the lanes, and so is last unless it is `dim`.
 template <int ROWS, typename In, typename Out, typename Number>
-INLINE void subtract_columns(const In* const* x, Out* const* y, const Number* coordinates, const Number* left_t,
-                             int64_t dim, int64_t rank, int64_t first, int64_t last) {
+INLINE void subtract_columns(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
+                             const Number* left_t, int64_t dim, int64_t rank, int64_t first, int64_t last) {
   constexpr int64_t LANES = Lanes<Number>::count;
   constexpr int VECTORS = TILE_VECTORS;
   int64_t i = first;
   for (; i + VECTORS * LANES <= last; i += VECTORS * LANES)
-    subtract_tile<ROWS, VECTORS>(x, y, coordinates, left_t, dim, rank, i, LANES);
+    subtract_tile<ROWS, VECTORS>(x, y, ahead, coordinates, left_t, dim, rank, i, LANES);
   for (; i < last; i += LANES)
-    subtract_tile<ROWS, 1>(x, y, coordinates, left_t, dim, rank, i, last - i < LANES ? last - i : LANES);
+    subtract_tile<ROWS, 1>(x, y, ahead, coordinates, left_t, dim, rank, i, last - i < LANES ? last - i : LANES);
 }
 
 // segment[r] = x[r] - mean over the columns first..first + columns, padded with zeros to whole vectors.
