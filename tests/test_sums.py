@@ -108,7 +108,7 @@ def test_a_float32_column_of_two_values_keeps_all_digits(kernel: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_bfloat16_holds_beside_rows_that_it_does_not(kernel: int, dtype: torch.dtype) -> None:
-    """Panels of columns at zero, at one deviation, at three (centred, of more digits) and at twenty (centred, of few)."""
+    """Panels of columns at zero, one deviation off, three (centred, of more digits) and twenty (centred, of few)."""
     offsets = torch.tensor([0.0, 0.9, 3.0, 20.0]).repeat_interleave(32)
     x = (rows_of(2000, 150, torch.float32) + torch.cat([offsets, torch.linspace(0, 30, 22)])).bfloat16().to(dtype)
     assert check(x) <= 1e-6
