@@ -20,8 +20,8 @@ STREAM = 16384  # rows of a round, whatever the size of a batch
 CLASSES = 8
 DIMS, BATCHES = (768, 1024, 2048), (256, 4096, 16384)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of an entry of the covariance; the columns have unit variance.
-TOLERANCE = 2e-6
+# Of an entry of the covariance; the columns have unit variance. How far float32 sums of peers are off is in the results.
+TOLERANCE, PEERS_TOLERANCE = 2e-6, 1e-4
 
 
 class Statistics(Protocol):
@@ -153,7 +153,7 @@ def bench_moments(measure_in_turn, dim: int, batch: int, dtype: torch.dtype) -> 
         feed(statistics, rotation(dtype, STREAM, dim))
         pairs = zip(statistics.covariances(), exact(dim, dtype), strict=True)
         error = max(float((found.double() - true).abs().max()) for found, true in pairs)
-        assert error <= TOLERANCE
+        assert error <= (TOLERANCE if isinstance(statistics, Ours) else PEERS_TOLERANCE)
         candidates[peer] = Candidate(error, functools.partial(feed, statistics))
 
     work = Work(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import machine
 import pytest
+import torch
 from work import Candidate, Work
 
 MAX_ROUNDS = 2000
@@ -66,7 +67,9 @@ def measure_in_turn(benchmark, rates: dict[str, float]) -> Callable[[Work, dict[
 
 def needs(work: Work, rates: dict[str, float]) -> dict[str, float]:
     """Return what a piece of work cannot do without, and the time that takes on this machine."""
+    # Rows of a dtype that is multiplied slowly can be multiplied in float32.
     rate = rates[str(work.dtype).removeprefix("torch.")]
+    rate = rate if work.dtype == torch.float64 else max(rate, rates["float32"])
     floor = max(work.bytes / rates["copy"], work.operations / rate)
     return {"bytes": work.bytes, "operations": work.operations, "floor": floor}
 

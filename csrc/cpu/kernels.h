@@ -78,10 +78,11 @@ INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, 
       Out* to[ROWS];
       pointers<ROWS>(x, row, from);
       pointers<ROWS>(y, row, to);
+      // The rows that stand where these stand, in what comes next: the last one again where there are fewer.
       const In* ahead[ROWS];
       const int64_t next = row - begin + end;
-      const bool more = next + ROWS <= limit;
-      if (more) pointers<ROWS>(x, next, ahead);
+      const bool more = next < limit;
+      if (more) UNROLL for (int r = 0; r < ROWS; ++r) ahead[r] = x[next + r < limit ? next + r : limit - 1];
       subtract_columns<ROWS>(from, to, more ? ahead : nullptr, coordinates + (row - begin) * eraser.rank,
                              eraser.left_t, eraser.dim, eraser.rank, column, stop);
     });
