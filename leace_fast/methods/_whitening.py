@@ -37,8 +37,8 @@ class Scaling:
         return columns / self.scale[:, None]
 
     def unwhiten(self, columns: Tensor) -> Tensor:
-        """Return `D columns`."""
-        return self.scale[:, None] * columns
+        """Return `D columns`, zero in the columns of x that are constant."""
+        return torch.where(self.constant, 0.0, self.scale)[:, None] * columns
 
     def inverse_norms(self) -> Tensor:
         """Return how much rounding each column of x brings into what is whitened, in its deviations (d,)."""
@@ -70,11 +70,12 @@ class Whitening(Scaling):
 
     def unwhiten(self, columns: Tensor) -> Tensor:
         """Return `D K columns`."""
-        return self.scale[:, None] * (self.factor @ columns)
+        return super().unwhiten(self.factor @ columns)
 
     def readers(self, columns: Tensor) -> Tensor:
-        """Return `columns' K^-1 D^-1`."""
-        return torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).mT / self.scale
+        """Return `columns' K^-1 D^-1`, zero for constant columns of x."""
+        read = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).mT
+        return read / torch.where(self.constant, torch.inf, self.scale)
 
     def inverse_norms(self) -> Tensor:
         """Return the norm of each column of K^-1, (d,)."""
