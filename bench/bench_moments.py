@@ -20,7 +20,7 @@ STREAM = 16384  # rows of a round, whatever the size of a batch
 CLASSES = 8
 DIMS, BATCHES = (768, 1024, 2048), (256, 4096, 16384)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of an entry of the covariance; the columns have unit variance. How far float32 sums of peers are off is in the results.
+# Of an entry of the covariance; the columns have unit variance. How far off the peers are is in the results.
 TOLERANCE, PEERS_TOLERANCE = 2e-6, 1e-4
 
 
