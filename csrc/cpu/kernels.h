@@ -19,16 +19,25 @@ constexpr int64_t PANEL = 512;  // columns of `left` that serve all rows of a ch
 // Up to so many ranks, rows are centred each time they are read, and not once for all.
 constexpr int64_t FEW_RANKS = 2 * TILE_RANKS;
 
-// Calls work(integer constant ROWS, first row of the block), for blocks of at most TILE_ROWS rows.
+// Of so many rows, those that the next tiles hold: the last tiles share what is left, for small ones are slow.
+INLINE int64_t rows_of_tile(int64_t left) {
+  return left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
+}
+
+// Calls work(integer constant ROWS, first row) for `rows` <= ROWS rows.
+template <int ROWS, typename Work>
+INLINE void block(int64_t rows, int64_t row, const Work& work) {
+  if (rows == ROWS) return work(Constant<ROWS>{}, row);
+  if constexpr (ROWS > 1) block<ROWS - 1>(rows, row, work);
+}
+
+// The same for blocks that cover begin..end.
 template <typename Work>
 INLINE void blocks(int64_t begin, int64_t end, const Work& work) {
-  int64_t row = begin;
-  for (; row + TILE_ROWS <= end; row += TILE_ROWS) work(Constant<TILE_ROWS>{}, row);
-  if constexpr (TILE_ROWS > 4)
-    for (; row + 4 <= end; row += 4) work(Constant<4>{}, row);
-  if constexpr (TILE_ROWS > 2)
-    for (; row + 2 <= end; row += 2) work(Constant<2>{}, row);
-  for (; row < end; ++row) work(Constant<1>{}, row);
+  for (int64_t row = begin, rows; row < end; row += rows) {
+    rows = rows_of_tile(end - row);
+    block<TILE_ROWS>(rows, row, work);
+  }
 }
 
 template <int ROWS, typename Row>
@@ -107,8 +116,8 @@ void project(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, c
   const int64_t chunk = rows_of_chunk(eraser.dim * sizeof(Number), eraser.rank);
   static thread_local Scratch kept;
   auto* weights = static_cast<Number*>(kept.at_least(chunk * eraser.rank * sizeof(Number)));
-  for (int64_t row = begin; row < end; row += chunk) {
-    const int64_t stop = row + chunk < end ? row + chunk : end;
+  for (int64_t row = begin, stop; row < end; row = stop) {
+    stop = chunk == TILE_ROWS ? row + rows_of_tile(end - row) : row + chunk < end ? row + chunk : end;
     coordinates<Row>(x, row, stop, eraser, 0, eraser.rank, weights);
     subtract_before<Row, Row>(end, x, y, row, stop, eraser, 0, eraser.dim, weights);
   }
