@@ -1,10 +1,11 @@
-"""Tiny random transformers, one per architecture: no downloads, each under 100 thousand parameters."""
+"""Tiny random transformers, one per architecture: no downloads, each under 100 thousand parameters; and `Block`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 VOCABULARY, WIDTH, LENGTH = 64, 16, 7
 
@@ -81,6 +82,17 @@ STATE_SPACE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", {**_MIXED, "layer_types": ["conv", "full_attention"]}),
 }
 TABLE |= STATE_SPACE
+
+
+class Block(nn.Module):
+    """A model small enough to trace and compile in a test, and for another process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).relu()
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Any:

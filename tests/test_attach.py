@@ -9,6 +9,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from models import Block
 from test_scrubber import FIRST, LAST, eraser_of, hooks, outputs_of, scrubber_of
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -28,17 +29,6 @@ def llama() -> tuple[Any, dict[str, Tensor], Scrubber]:
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> None:
     torch.compiler.reset()
-
-
-class Block(nn.Module):
-    """A model small enough to trace and to compile in a test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(self.norm(x)).relu()
 
 
 @pytest.fixture

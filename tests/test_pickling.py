@@ -14,6 +14,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from models import Block
 from test_scrubber import FIRST, eraser_of, outputs_of, scrubber_of
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
@@ -54,17 +55,6 @@ def llama() -> tuple[Any, dict[str, Tensor], Scrubber]:
     """In bfloat16, as it is served."""
     model, batch = models.build("llama"), models.batch("llama")
     return model.bfloat16(), batch, scrubber_of(model, batch).to(torch.float32)
-
-
-class Block(nn.Module):
-    """Small enough for another process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(self.norm(x)).relu()
 
 
 @pytest.fixture
