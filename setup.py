@@ -1,8 +1,9 @@
 """Build the compiled kernels with ninja, where there is a compiler; everything else stands in pyproject.toml.
 
 Two libraries: `leace_fast._C`, which needs no torch, and `leace_fast/_ops.so`, the operators of torch, built where
-torch can be imported. LEACE_FAST_EXT=1 makes a failure to build them an error, LEACE_FAST_EXT=0 leaves them out.
-Unset, a failure is a warning and the install does without: slower in places, and the same results.
+torch can be imported, with those for GPUs where that torch has CUDA and nvcc is at hand. LEACE_FAST_EXT=1 makes a
+failure to build them an error, LEACE_FAST_EXT=0 leaves them out. Unset, a failure is a warning and the install does
+without: slower in places, and the same results. TORCH_CUDA_ARCH_LIST names the GPUs, as for torch's own extensions.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MINIMUM_TORCH = (2, 10)  # the oldest whose stable ABI is used; the build then serves that torch and all later ones
-GPUS = ("80", "90a", "100a")  # compute capabilities that the CUDA kernels are compiled for
+# Compute capabilities that the CUDA kernels are compiled for: 8.0 serves all 8.x, 9.0 is the only 9.x, 10.0 serves all
+# 10.x, and its PTX whatever comes later.
+GPUS = "8.0;9.0a;10.0+PTX"
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Icsrc/include"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc/include"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wno-psabi", "-Icsrc/include", "--threads=0"]
 
 wanted = os.environ.get("LEACE_FAST_EXT", "")
 if wanted not in ("", "0", "1"):
@@ -77,23 +80,41 @@ def torch_operators() -> Extension | None:
         expected = ".".join(map(str, MINIMUM_TORCH))
         give_up("its torch operators", f"torch is {torch.__version__}, expected {expected} or newer")
         return None
-    cuda = bool(torch.version.cuda) and bool(sources("cuda/*.cu")) and nvcc() is not None
-    kind = "cuda" if cuda else "cpu"
+    cuda = bool(torch.version.cuda) and nvcc() is not None
+    if torch.version.cuda and not cuda:
+        warnings.warn(
+            f"leace-fast is installed without its CUDA operators: torch {torch.__version__} has CUDA, and no nvcc was "
+            "found. Put it on the PATH, or set CUDA_HOME",
+            stacklevel=2,
+        )
     files = set(sources("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu"))
     files -= set() if cuda else set(sources("torch/*_cuda.cpp", "cuda/*.cu"))
     return Extension(
         "leace_fast._ops",
         sorted(files),
-        include_dirs=cpp_extension.include_paths(kind),
-        library_dirs=cpp_extension.library_paths(kind),
-        libraries=["c10", "torch", "torch_cpu", *(["torch_cuda", "cudart"] if cuda else [])],
+        include_dirs=cpp_extension.include_paths(),
+        library_dirs=cpp_extension.library_paths(),
+        libraries=["c10", "torch", "torch_cpu", *(["torch_cuda"] if cuda else [])],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}")],
+        extra_compile_args=gpu_flags() if cuda else [],  # of nvcc
     )
 
 
 def nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    return shutil.which("nvcc", path=f"{home}/bin" if home else f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
+
+
+def gpu_flags() -> list[str]:
+    """Return nvcc's options for the GPUs. Those below 8.0 are left out: they have no instruction for bfloat16."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or GPUS
+    known = [re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", gpu) for gpu in re.split(r"[;\s]+", listed)]
+    served = [gpu for gpu in known if gpu and int(gpu[1]) >= 8]
+    if None in known or not served:
+        expected = "compute capabilities, 8.0 or above among them, like 8.0;9.0a;10.0+PTX"
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST is {listed!r}, expected {expected}")
+    numbers = [(gpu[1] + gpu[2] + gpu[3], gpu[4]) for gpu in served]
+    return [f"-gencode=arch=compute_{n},code=[sm_{n}{f',compute_{n}' if ptx else ''}]" for n, ptx in numbers]
 
 
 class NinjaBuild(build_ext):
@@ -129,7 +150,9 @@ class NinjaBuild(build_ext):
         links = [f"-L{path}" for path in extension.library_dirs] + [f"-l{name}" for name in extension.libraries]
         linker = shlex.split(sysconfig.get_config_var("LDCXXSHARED") or "c++ -shared")[1:]
         compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-        nvcc_flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS)]
+        cuda = any(source.endswith(".cu") for source in extension.sources)
+        host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
+        nvcc_flags = [*NVCC_FLAGS, *host, *extension.extra_compile_args]
         cxx_flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         with open(plan, "w", encoding="utf-8") as file:
             writer: Any = ninja_syntax.Writer(file, width=120)  # type: ignore[arg-type]
@@ -137,13 +160,17 @@ class NinjaBuild(build_ext):
             compile_one = "$options -MMD -MF $out.d -c $in -o $out"
             writer.rule("cxx", f"{compiler} {shlex.join(cxx_flags)} {compile_one}", depfile="$out.d", deps="gcc")
             writer.rule("cuda", f"{nvcc()} {shlex.join(nvcc_flags)} {compile_one}", depfile="$out.d", deps="gcc")
-            writer.rule("link", f"{compiler} {shlex.join([*cxx_flags, *linker])} $in -o $out {shlex.join(links)}")
+            link = f"{compiler} {shlex.join([*cxx_flags, *linker])}"
+            if cuda:  # with CUDA's runtime inside, so that it need not be the release that torch brings
+                link = f"{nvcc()} {shlex.join([*host, '-shared', '--cudart=static'])}"
+            writer.rule("link", f"{link} $in -o $out {shlex.join(links)}")
             objects = []
             for source in extension.sources:
                 objects.append(str(folder / source) + ".o")
                 # What needs neither Python nor torch is compiled once, for both libraries.
                 own = [] if source.startswith("csrc/cpu/") else options
-                rule = "cuda" if source.endswith(".cu") else "cxx"
+                # nvcc knows where CUDA's headers are, also for what runs on the host.
+                rule = "cuda" if source.endswith((".cu", "_cuda.cpp")) else "cxx"
                 writer.build(objects[-1], rule, source, variables={"options": shlex.join(own)})
             writer.build(str(target), "link", objects)
         command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(plan)]

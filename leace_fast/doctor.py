@@ -80,8 +80,9 @@ def _cpu() -> Finding:
 
 def _cuda() -> Finding:
     if torch.cuda.is_available():
-        devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return Finding("CUDA", True, str(torch.version.cuda), devices)
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        note = ", ".join(f"{device.name} (compute capability {device.major}.{device.minor})" for device in devices)
+        return Finding("CUDA", True, str(torch.version.cuda), note)
     if torch.version.cuda is None:
         return Finding("CUDA", False, "absent", "this torch is built without CUDA")
     return Finding("CUDA", False, torch.version.cuda, "torch is built with CUDA, and sees no device")

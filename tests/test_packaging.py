@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -120,6 +122,51 @@ def test_without_torch_the_module_for_numpy_is_built(tmp_path: Path, no_torch: d
     assert module.name.startswith("_C.")
     code = "import sys, _C; print(_C.build_info()['instruction_set'], 'torch' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=module.parent).stdout.split()[1] == "False"
+
+
+NVCC = shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH to build the CUDA operators with")
+
+
+@pytest.fixture
+def torch_with_cuda(tmp_path: Path) -> dict[str, str]:
+    """An environment whose torch says that it has CUDA, with the one function that is asked of that part of it."""
+    (tmp_path / "sitecustomize.py").write_text("import torch\n\ntorch.version.cuda = '13.0'\n")
+    stub = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
+    library = (*shlex.split(os.environ.get("CXX", "c++")), "-shared", "-fPIC", "-x", "c++", "-")
+    subprocess.run([*library, "-o", str(tmp_path / "libtorch_cuda.so")], input=stub, text=True, check=True)
+    paths = dict.fromkeys(("PYTHONPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH"), str(tmp_path))
+    return paths | {"LEACE_FAST_EXT": "1", "TORCH_CUDA_ARCH_LIST": "7.5 8.0"}
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_operators_for_cuda_are_built_and_found(tmp_path: Path, torch_with_cuda: dict[str, str]) -> None:
+    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp")
+    result = run(*build, env=torch_with_cuda)
+    assert result.returncode == 0, result.stdout + result.stderr
+    code = f"""if True:
+        import torch
+        from leace_fast import _extension
+        _extension.OPERATORS = {str(tmp_path)!r} + "/leace_fast/_ops.so"
+        print(sorted(_extension.load().devices))"""
+    loaded = run(sys.executable, "-c", code, env=torch_with_cuda)
+    assert loaded.stdout == "['cpu', 'cuda']\n", loaded.stderr
+
+
+def test_torch_with_cuda_and_no_nvcc_is_said(tmp_path: Path, torch_with_cuda: dict[str, str]) -> None:
+    without = torch_with_cuda | {"CUDA_HOME": str(tmp_path)}
+    result = run(sys.executable, "setup.py", "--version", env=without)
+    assert result.returncode == 0, result.stderr
+    assert "without its CUDA operators" in result.stderr and "CUDA_HOME" in result.stderr
+
+
+@needs_nvcc
+@pytest.mark.parametrize("gpus", ["7.5", "8.0;ninety", "sm_90"])
+def test_gpus_that_the_kernels_cannot_be_compiled_for(torch_with_cuda: dict[str, str], gpus: str) -> None:
+    result = run(sys.executable, "setup.py", "--version", env=torch_with_cuda | {"TORCH_CUDA_ARCH_LIST": gpus})
+    assert result.returncode != 0
+    assert repr(gpus) in result.stderr and "8.0;9.0a" in result.stderr
 
 
 @pytest.fixture(scope="module")

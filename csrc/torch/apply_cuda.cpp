@@ -15,6 +15,9 @@ namespace {
 using namespace leace_fast;
 
 void check(cudaError_t error) {
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
+                  "leace_fast: the CUDA kernels were not compiled for this GPU. Install again with its compute "
+                  "capability in TORCH_CUDA_ARCH_LIST (8.0 and above), or set LEACE_FAST_EXT=0 to use plain torch");
   STD_TORCH_CHECK(error == cudaSuccess, "leace_fast: CUDA: ", cudaGetErrorString(error));
 }
 

@@ -28,7 +28,12 @@
 #define __grid_constant__
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoKernelImageForDevice = 209
+};
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "none" : "refused"; }
 
 template <typename T>
