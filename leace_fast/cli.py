@@ -72,6 +72,9 @@ LABEL = Annotated[
     list[str] | None,
     typer.Option(help="The column of labels: strings, integers or booleans; default: label.", show_default=False),
 ]
+DTYPE = Annotated[
+    str, typer.Option(help="What the model runs in: float32, bfloat16 or float16; auto: what it was saved in.")
+]
 LABELS = Annotated[
     list[str] | None,
     typer.Option(
@@ -102,6 +105,7 @@ def fit(
     ] = "leace",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")] = None,
+    dtype: DTYPE = "auto",
 ) -> None:
     """Fit erasers for your own model and labelled texts, or for activation shards, and measure them.
 
@@ -116,6 +120,7 @@ def fit(
         console, track = screen()
         if is_shards(source):
             options = {"--data": data, "--sites": sites, "--max-tokens": max_tokens, "--device": device}
+            options["--dtype"] = None if dtype == "auto" else dtype
             if given := [name for name, value in options.items() if value is not None]:
                 raise ValueError(
                     f"{source} holds activation shards, which carry their labels and need no model: leave "
@@ -134,6 +139,7 @@ def fit(
                 method=method,
                 max_tokens=max_tokens,
                 device=device,
+                dtype=dtype,
                 track=track,
             )
         show(console, study, out, {"source": source, "data": str(data or source)}, repr(concept), source)
@@ -220,6 +226,7 @@ def scrub(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder to go on from after an interruption.")] = None,
     max_tokens: TOKENS = None,
     device: DEVICE = None,
+    dtype: DTYPE = "auto",
 ) -> None:
     """Scrub concepts from every layer of a model: fit an eraser at each site on what the earlier ones leave.
 
@@ -239,6 +246,7 @@ def scrub(
             last_token=last_token,
             max_tokens=max_tokens,
             device=device,
+            dtype=dtype,
         )
         try:
             scrubber = scrub_texts(
@@ -270,6 +278,7 @@ def evaluate(
     last_token: LAST = False,
     max_tokens: TOKENS = None,
     device: DEVICE = None,
+    dtype: DTYPE = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it."""
@@ -282,7 +291,14 @@ def evaluate(
         _, track = screen()
         scrubber = Scrubber.from_pretrained(erasers) if erasers else None
         batches = read_batches(
-            model, data, text=text, label=only(label), last_token=last_token, max_tokens=max_tokens, device=device
+            model,
+            data,
+            text=text,
+            label=only(label),
+            last_token=last_token,
+            max_tokens=max_tokens,
+            device=device,
+            dtype=dtype,
         )
         found = evaluate_texts(batches, scrubber, track)
         if as_json:

@@ -31,6 +31,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Tell whether torch has products of a dtype for this processor: without, 16-bit ones take many times as long."""
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    check = getattr(torch.ops.mkldnn, checks.get(dtype, ""), None)
+    return dtype not in checks or (check is not None and bool(check()))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module gets its own mode back."""

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from leace_fast import Eraser
+from leace_fast._audit import jobs
 from leace_fast.cli import app
 from leace_fast.demo.language_model import train_tokenizer
 from leace_fast.scrubber import Scrubber
@@ -80,6 +81,18 @@ def test_fit_options_reach_the_study(workplace, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [found["site"] for found in report["sites"]] == [site]
     assert report["rows"]["fit"] <= 400
+
+
+def test_the_dtype_that_a_model_runs_in(workplace, monkeypatch):
+    source = str(workplace / "model")
+    assert jobs.load_model(source, "cpu").dtype == torch.float32
+    monkeypatch.setattr(jobs, "multiplies", lambda dtype: dtype == torch.float32)
+    data = {"text": "body", "label": "kind", "device": "cpu"}
+    with pytest.warns(UserWarning, match="no products of bfloat16.*--dtype float32"):
+        batches = jobs.read_batches(source, workplace / "data.jsonl", **data, dtype="bfloat16")
+    assert batches.model.dtype == torch.bfloat16
+    result = run("eval", "--model", source, "--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
+    assert result.exit_code == 0 and "no products" not in result.output, result.output
 
 
 @pytest.mark.parametrize(("source", "names"), [("acts.safetensors", ["0", "1"]), ("shards", ["no", "yes"])])
@@ -260,6 +273,10 @@ MISTAKES = {
     "options of models for shards": (
         ("fit", "acts.safetensors", "--sites", "norms", "--max-tokens", 5, "--device", "cpu"),
         "need no model: leave --sites, --max-tokens, --device out",
+    ),
+    "no such dtype": (
+        (*("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--dtype", "half"),
+        "no dtype 'half', expected one of auto, float32, bfloat16, float16",
     ),
     "no such device": (
         (*("fit", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--device", "abacus"),

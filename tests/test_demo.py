@@ -19,7 +19,8 @@ from leace_fast.demo.corpus import (
     save_modules,
 )
 from leace_fast.demo.language_model import token_labels, train_tokenizer, windows
-from leace_fast.demo.run import fits, run_demo
+from leace_fast.demo import run
+from leace_fast.demo.run import fits, load_demo, run_demo
 
 SOURCE = '''# Module {i}
 import os
@@ -101,6 +102,12 @@ def test_the_demo_from_end_to_end(assets):
     assert loss is not None and loss.text_bytes == facts["data"]["held_out_bytes"]
     # An untrained model is as good as a uniform guess.
     assert loss.clean == pytest.approx(math.log(320), rel=0.1)
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_processors_without_bfloat16_run_the_model_in_float32(assets, monkeypatch, multiplies, dtype):
+    monkeypatch.setattr(run, "multiplies", lambda _: multiplies)
+    assert load_demo(assets)[0].dtype == dtype
 
 
 @pytest.mark.parametrize("missing", ["held_out.jsonl.gz", "model/config.json"])

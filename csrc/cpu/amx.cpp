@@ -15,6 +15,7 @@ namespace leace_fast::cpu {
 namespace amx {
 namespace {
 
+#define VECTOR_BYTES 64
 #include "lanes.h"
 #include "tiles.h"
 

@@ -10,8 +10,11 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #define INSTRUCTION_SET avx2
-#define TILE_ROWS 2
-#define TILE_RANKS 2
-#define TILE_VECTORS 2
+#define VECTOR_BYTES 32
+#define TILE_ROWS 4
+#define TILE_RANKS 3
+#define TILE_VECTORS 3
+#define ONE_ROW_RANKS 8
+#define ONE_ROW_VECTORS 6
 #include "kernels.h"
 #endif

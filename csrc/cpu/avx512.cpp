@@ -10,8 +10,11 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
 #define INSTRUCTION_SET avx512
+#define VECTOR_BYTES 64
 #define TILE_ROWS 6
 #define TILE_RANKS 4
 #define TILE_VECTORS 4
+#define ONE_ROW_RANKS 8
+#define ONE_ROW_VECTORS 4
 #include "kernels.h"
 #endif

@@ -6,7 +6,10 @@
 #include "scratch.h"
 
 #define INSTRUCTION_SET baseline
+#define VECTOR_BYTES 16
 #define TILE_ROWS 2
-#define TILE_RANKS 1
-#define TILE_VECTORS 1
+#define TILE_RANKS 4
+#define TILE_VECTORS 4
+#define ONE_ROW_RANKS 4
+#define ONE_ROW_VECTORS 4
 #include "kernels.h"

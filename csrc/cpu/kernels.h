@@ -1,7 +1,9 @@
 // The kernels of one instruction set: included, after its `#pragma GCC target`, by the file of its name, which defines
 //
 //     INSTRUCTION_SET   its name
+//     VECTOR_BYTES      of a register
 //     TILE_ROWS, TILE_RANKS, TILE_VECTORS   what its registers hold: rows x ranks and rows x vectors of sums
+//     ONE_ROW_RANKS, ONE_ROW_VECTORS        the same of a row alone: sums enough to wait for none of them
 
 namespace leace_fast::cpu {
 namespace INSTRUCTION_SET {
@@ -14,10 +16,8 @@ namespace {
 // rows, one segment of columns after another.
 constexpr int64_t SMALL_FACTOR_BYTES = 256 << 10;
 constexpr int64_t CHUNK_BYTES = 768 << 10;
-constexpr int64_t PANEL = 512;  // columns of `left` that serve all rows of a chunk before the next
-
-// Up to so many ranks, rows are centred each time they are read, and not once for all.
-constexpr int64_t FEW_RANKS = 2 * TILE_RANKS;
+// Columns of `left` that serve all rows of a chunk before the next: whole tiles.
+constexpr int64_t TILE_COLUMNS = TILE_VECTORS * Lanes<float>::count, PANEL = 512 / TILE_COLUMNS * TILE_COLUMNS;
 
 // Of so many rows, those that the next tiles hold: the last tiles share what is left, for small ones are slow.
 INLINE int64_t rows_of_tile(int64_t left) {
@@ -49,7 +49,7 @@ template <typename In, typename Number>
 void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
                  int64_t last, Number* out) {
   const int64_t ranks = last - first, dim = eraser.dim;
-  auto* sums = scratch<Vector<Number>>((end - begin) * ranks * 64 + TILE_ROWS * APART * sizeof(Number));
+  auto* sums = scratch<Vector<Number>>((end - begin) * ranks * VECTOR_BYTES + TILE_ROWS * APART * sizeof(Number));
   auto* segment = reinterpret_cast<Number*>(sums + (end - begin) * ranks);
   for (int64_t column = 0; column < dim; column += SEGMENT) {
     const int64_t columns = dim - column < SEGMENT ? dim - column : SEGMENT;
@@ -59,7 +59,8 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
       pointers<ROWS>(x, row, from);
       Vector<Number>* to = sums + (row - begin) * ranks;
       const Number* right = eraser.right + first * dim + column;
-      if (ranks <= FEW_RANKS)
+      // For few ranks, rows are centred each time they are read, and not once for all.
+      if (ranks <= (ROWS == 1 ? ONE_ROW_RANKS : 2 * TILE_RANKS))
         return multiply<ROWS>(Centred<In, Number>{from, eraser.mean, column}, right, dim, columns, column == 0, ranks,
                               to);
       centre<ROWS>(from, eraser.mean, column, columns, segment);

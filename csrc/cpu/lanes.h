@@ -1,17 +1,18 @@
-// Sixteen float32 or eight float64 numbers at a time, on any instruction set: how they are read, written and summed.
+// The numbers of one register at a time, VECTOR_BYTES of them: how they are read, written and summed. Larger vectors
+// than the registers would do as well, but compilers pass them through memory, at a twentieth of the speed.
 //
 // Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
 
 template <typename Number>
 struct Lanes {
-  static constexpr int count = 64 / sizeof(Number);
-  typedef Number type __attribute__((vector_size(64)));
+  static constexpr int count = VECTOR_BYTES / sizeof(Number);
+  typedef Number type __attribute__((vector_size(VECTOR_BYTES)));
 };
 template <typename Number>
 using Vector = typename Lanes<Number>::type;
 
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t HalfBits __attribute__((vector_size(32)));
+typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t HalfBits __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 template <typename To, typename From>
 INLINE To as(From from) {
@@ -58,7 +59,7 @@ INLINE Vector<float> load(const bfloat16* from) {
 INLINE void store(Vector<float> lanes, bfloat16* to) {
   const Bits bits = as<Bits>(lanes);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Bits is_nan = as<Bits>((bits & 0x7fffffffu) > 0x7f800000u);
+  const Bits is_nan = as<Bits>(lanes != lanes);
   write(__builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), HalfBits), to);
 }
 #endif
@@ -70,14 +71,10 @@ INLINE void store(Vector<float> lanes, float16* to) {
 }
 #elif defined(__F16C__)
 INLINE Vector<float> load(const float16* from) {
-  const __m256 halves[2] = {_mm256_cvtph_ps(read<__m128i>(from)), _mm256_cvtph_ps(read<__m128i>(from + 8))};
-  return read<Vector<float>>(halves);
+  return as<Vector<float>>(_mm256_cvtph_ps(read<__m128i>(from)));
 }
 INLINE void store(Vector<float> lanes, float16* to) {
-  __m256 halves[2];
-  write(lanes, halves);
-  write(_mm256_cvtps_ph(halves[0], _MM_FROUND_TO_NEAREST_INT), to);
-  write(_mm256_cvtps_ph(halves[1], _MM_FROUND_TO_NEAREST_INT), to + 8);
+  write(_mm256_cvtps_ph(as<__m256>(lanes), _MM_FROUND_TO_NEAREST_INT), to);
 }
 #else
 INLINE Bits choose(Bits condition, Bits yes, Bits no) { return (condition & yes) | (~condition & no); }

@@ -39,24 +39,30 @@ INLINE void norm_row(const Row* x, const Row* residual, Row* summed, const Norm<
     total += lanes;
     squares += lanes * lanes;
   });
-  Number middle = 0;
+  Number middle = 0, rest = 0;  // the mean, and what its rounding left of it: more, the farther off zero a row is
   if (norm.layer) {
     middle = sum<Number>(total) / dim;
-    squares = Vector<Number>{};
+    total = squares = Vector<Number>{};
     columns<Number>(dim, [&](int64_t i, int64_t count) INLINE_LAMBDA {
       // Lanes past the end are zero, and must add nothing.
       const Vector<Number> lanes = load_lanes(normed + i, count) - middle;
       if (count == Lanes<Number>::count) {
+        total += lanes;
         squares += lanes * lanes;
       } else {
-        for (int64_t lane = 0; lane < count; ++lane) squares[lane] += lanes[lane] * lanes[lane];
+        for (int64_t lane = 0; lane < count; ++lane) {
+          total[lane] += lanes[lane];
+          squares[lane] += lanes[lane] * lanes[lane];
+        }
       }
     });
+    rest = sum<Number>(total) / dim;
   }
   // One rounding only: an error here is in every number of the row.
-  const auto factor = static_cast<Number>(1 / std::sqrt(static_cast<double>(sum<Number>(squares)) / dim + norm.eps));
+  const double variance = static_cast<double>(sum<Number>(squares)) / dim - static_cast<double>(rest) * rest;
+  const auto factor = static_cast<Number>(1 / std::sqrt((variance < 0 ? 0 : variance) + norm.eps));
   columns<Number>(dim, [&](int64_t i, int64_t count) INLINE_LAMBDA {
-    Vector<Number> lanes = (load_lanes(normed + i, count) - middle) * factor;
+    Vector<Number> lanes = (load_lanes(normed + i, count) - middle - rest) * factor;
     if (norm.weight != nullptr) lanes *= load_lanes(norm.weight + i, count) + norm.weight_offset;
     if (norm.bias != nullptr) lanes += load_lanes(norm.bias + i, count);
     store_lanes(lanes, normed + i, count);

@@ -15,6 +15,7 @@ INLINE void sum4(const Vector<Number>* lanes, Number* out) {
   for (int j = 0; j < 4; ++j) out[j] = sum<Number>(lanes[j]);
 }
 
+#if VECTOR_BYTES == 64
 template <>
 INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
   const auto halves = [](Vector<float> a, Vector<float> b) {
@@ -31,6 +32,18 @@ INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
   out[2] = ones[8];
   out[3] = ones[12];
 }
+#elif VECTOR_BYTES == 32
+template <>
+INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
+  const auto halves = [](Vector<float> a, Vector<float> b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  };
+  const Vector<float> ab = halves(lanes[0], lanes[1]), cd = halves(lanes[2], lanes[3]);
+  const Vector<float> twos = __builtin_shufflevector(ab, cd, 0, 1, 4, 5, 8, 9, 12, 13) +
+                             __builtin_shufflevector(ab, cd, 2, 3, 6, 7, 10, 11, 14, 15);
+  for (int j = 0; j < 4; ++j) out[j] = twos[2 * j] + twos[2 * j + 1];
+}
+#endif
 
 // Rows that `centre` has written.
 template <typename Number>
@@ -85,16 +98,21 @@ INLINE void multiply_tile(const Rows& rows, const Number* right, int64_t dim, in
       UNROLL for (int j = 0; j < RANKS; ++j) sums[r * stride + j] = tile[r][j];
 }
 
-// The same for the `count` ranks from `right` on; sums are (ROWS, count).
+// The same for the `count` ranks from `right` on; sums are (ROWS, count). What no tile of RANKS holds is a smaller one.
+template <int ROWS, int RANKS, typename Number, typename Rows>
+INLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins, int64_t count,
+                     Vector<Number>* sums, int64_t j = 0) {
+  for (; j + RANKS <= count; j += RANKS)
+    multiply_tile<ROWS, RANKS>(rows, right + j * dim, dim, columns, begins, sums + j, count);
+  if constexpr (RANKS > 1) {
+    if (j < count) multiply<ROWS, RANKS - 1>(rows, right, dim, columns, begins, count, sums, j);
+  }
+}
+
 template <int ROWS, typename Number, typename Rows>
 INLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins, int64_t count,
                      Vector<Number>* sums) {
-  constexpr int RANKS = ROWS == 1 ? 2 * TILE_RANKS : TILE_RANKS;
-  int64_t j = 0;
-  for (; j + RANKS <= count; j += RANKS)
-    multiply_tile<ROWS, RANKS>(rows, right + j * dim, dim, columns, begins, sums + j, count);
-  for (; j < count; ++j)
-    multiply_tile<ROWS, 1>(rows, right + j * dim, dim, columns, begins, sums + j, count);
+  multiply<ROWS, ROWS == 1 ? ONE_ROW_RANKS : TILE_RANKS>(rows, right, dim, columns, begins, count, sums);
 }
 
 // y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers. The same
@@ -135,7 +153,7 @@ template <int ROWS, typename In, typename Out, typename Number>
 INLINE void subtract_columns(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
                              const Number* left_t, int64_t dim, int64_t rank, int64_t first, int64_t last) {
   constexpr int64_t LANES = Lanes<Number>::count;
-  constexpr int VECTORS = TILE_VECTORS;
+  constexpr int VECTORS = ROWS == 1 ? ONE_ROW_VECTORS : TILE_VECTORS;
   int64_t i = first;
   for (; i + VECTORS * LANES <= last; i += VECTORS * LANES)
     subtract_tile<ROWS, VECTORS>(x, y, ahead, coordinates, left_t, dim, rank, i, LANES);

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import warn
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..evaluate import Evaluation, evaluate, is_causal
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
-from ..modules import LABELS
+from ..modules import LABELS, multiplies
 from ..moments import Moments
 from ..progress import Track, untracked
 from ..scrubber import Scrubber
@@ -26,6 +27,7 @@ from .study import PROBE_MEMORY, PROBE_ROWS, Clock, SiteResult, Study, run_study
 HELD_OUT = 0.3
 TOKENS_PER_BATCH = 8192
 LONGEST_WINDOW = 1024
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes that AutoModelForCausalLM loads are named
 
 
@@ -112,6 +114,7 @@ def study_texts(
     method: str = "leace",
     max_tokens: int | None = None,
     device: str | None = None,
+    dtype: str = "auto",
     track: Track = untracked,
 ) -> Study:
     """Study a Hugging Face model on texts with a label column; each token bears the label of its text.
@@ -125,6 +128,7 @@ def study_texts(
         sites: as in `find_sites`.
         max_tokens: most tokens to fit on; whole texts are taken.
         device: where the model runs; by default a GPU if there is one.
+        dtype: that the model runs in, one of `DTYPES`; "auto" is its own.
 
     Raises:
         FileNotFoundError, ValueError: the model or the data cannot be read, or do not fit.
@@ -132,7 +136,7 @@ def study_texts(
     moments_method(method)  # raises for a name that is of no use here
     clock = Clock()
     with clock.stage("load"):
-        texts = read_batches(source, data, text=text, label=label, max_tokens=max_tokens, device=device)
+        texts = read_batches(source, data, text=text, label=label, max_tokens=max_tokens, device=device, dtype=dtype)
     return run_study(
         texts.model,
         texts.fit,
@@ -165,11 +169,12 @@ def read_batches(
     last_token: bool = False,
     max_tokens: int | None = None,
     device: str | None = None,
+    dtype: str = "auto",
 ) -> Batches:
     """Load a model, and its batches of the texts to fit on and of those held out, by a hash of the text.
 
     Args:
-        source, data, text, max_tokens, device: as in `study_texts`.
+        source, data, text, max_tokens, device, dtype: as in `study_texts`.
         label: as in `read_texts`; of several columns, the batches hold the labels by name.
         last_token: whether a text's label is that of its last token alone.
 
@@ -180,7 +185,7 @@ def read_batches(
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
     _check_source(source)
     fit, held_out = split_texts(read_texts(data, text, label), HELD_OUT)
-    model, tokenizer, causal = _load(source, device)
+    model, tokenizer, causal = _load(source, device, dtype)
     length = _window_length(model.config, tokenizer)
     most = (max_tokens, None if max_tokens is None else round(max_tokens * HELD_OUT / (1 - HELD_OUT)))
     cut = text_windows if causal else _whole_texts
@@ -235,9 +240,14 @@ def _check_source(source: str) -> None:
         raise FileNotFoundError(f"no file or folder {source}, expected a model's folder, its hub id, or shards")
 
 
-def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
+def _load(source: str, device: str | None, dtype: str) -> tuple[Any, Any, bool]:
     """Return (model, tokenizer, whether it predicts the next token)."""
-    model = load_model(source, device)
+    model = load_model(source, device, dtype)
+    if model.device.type == "cpu" and not multiplies(model.dtype):
+        slow = str(model.dtype).removeprefix("torch.")
+        warn(
+            f"this processor has no products of {slow}: the model runs several times faster in float32 (--dtype float32)"
+        )
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
     from transformers import AutoTokenizer
@@ -250,8 +260,10 @@ def _load(source: str, device: str | None) -> tuple[Any, Any, bool]:
     return model, tokenizer, is_causal(model)
 
 
-def load_model(source: str, device: str | None = None) -> Any:
+def load_model(source: str, device: str | None = None, dtype: str = "auto") -> Any:
     """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named."""
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     _check_source(source)
     target = _device(device)
     try:
@@ -264,7 +276,7 @@ def load_model(source: str, device: str | None = None) -> Any:
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
         # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
         saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-        model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype="auto")
+        model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype=dtype)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the model {source!r} cannot be loaded: {_first_line(error)}") from error
     model.to(target)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._audit.study import Clock, Study, run_study
+from ..modules import multiplies
 from ..progress import Track, untracked
 from ..stream import batched
 from .corpus import ASSETS, CATEGORIES, Module, load_modules
@@ -92,7 +93,8 @@ def load_demo(
         if not needed.is_file():
             raise FileNotFoundError(f"no file {needed}, expected the demo's model and held-out text in {assets}")
     tokenizer = AutoTokenizer.from_pretrained(assets / "model")
-    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype="auto").eval()
+    dtype = "auto" if multiplies(torch.bfloat16) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=dtype).eval()
     model.config.use_cache = False
     modules = load_modules(assets / "held_out.jsonl.gz")
     fit_modules, held_out = ([m for m in modules if fits(m.name) == side] for side in (True, False))
