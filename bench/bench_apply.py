@@ -13,6 +13,7 @@ from torch import Tensor
 from work import Work, rotation
 
 import leace_fast as lf
+from leace_fast.modules import multiplies
 
 ROWS, DIMS, RANKS = (1, 16, 256, 4096), (768, 2048, 4096), (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -84,6 +85,8 @@ COMPILED = (2048, 8)  # the width and rank that torch.compile is measured at: co
 def is_measured(dim: int, rank: int, dtype: torch.dtype, peer: str) -> bool:
     if peer == "NumPy":
         return dtype != torch.bfloat16  # it has none
+    if peer.startswith("torch") and not multiplies(dtype):
+        return False  # a call takes seconds
     return peer != "torch.compile" or (dim, rank) == COMPILED
 
 

@@ -68,7 +68,7 @@ def measure_in_turn(benchmark, rates: dict[str, float]) -> Callable[[Work, dict[
 def needs(work: Work, rates: dict[str, float]) -> dict[str, float]:
     """Return what a piece of work cannot do without, and the time that takes on this machine."""
     # Rows of a dtype that is multiplied slowly can be multiplied in float32.
-    rate = rates[str(work.dtype).removeprefix("torch.")]
+    rate = rates.get(str(work.dtype).removeprefix("torch."), 0.0)
     rate = rate if work.dtype == torch.float64 else max(rate, rates["float32"])
     floor = max(work.bytes / rates["copy"], work.operations / rate)
     return {"bytes": work.bytes, "operations": work.operations, "floor": floor}

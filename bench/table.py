@@ -151,7 +151,9 @@ def machine(results: dict) -> str:
     info = results["machine_info"]
     rates = info["rates"]
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
-    products = ", ".join(f"{name} {rates[name] / 1e9:.0f}" for name in ("float32", "float64", "bfloat16"))
+    products = ", ".join(
+        f"{name} {rates[name] / 1e9:.0f}" for name in ("float32", "float64", "bfloat16") if name in rates
+    )
     return (
         f"{info['processor']}, {info['threads']} threads on {info['cores']} cores, {info['system']}, Python "
         f"{info['python']}, {versions}; {results['datetime'][:10]}. Floors measured here: copy "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from leace_fast.demo import run
 from leace_fast.demo.corpus import (
     ASSETS,
     CATEGORIES,
@@ -19,7 +20,6 @@ from leace_fast.demo.corpus import (
     save_modules,
 )
 from leace_fast.demo.language_model import token_labels, train_tokenizer, windows
-from leace_fast.demo import run
 from leace_fast.demo.run import fits, load_demo, run_demo
 
 SOURCE = '''# Module {i}

@@ -245,9 +245,8 @@ def _load(source: str, device: str | None, dtype: str) -> tuple[Any, Any, bool]:
     model = load_model(source, device, dtype)
     if model.device.type == "cpu" and not multiplies(model.dtype):
         slow = str(model.dtype).removeprefix("torch.")
-        warn(
-            f"this processor has no products of {slow}: the model runs several times faster in float32 (--dtype float32)"
-        )
+        advice = "the model runs several times faster in float32 (--dtype float32), with twice the memory"
+        warn(f"this processor has no products of {slow}: {advice}", stacklevel=2)
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
     from transformers import AutoTokenizer
