@@ -87,7 +87,7 @@ def test_the_dtype_that_a_model_runs_in(workplace, monkeypatch):
     source = str(workplace / "model")
     assert jobs.load_model(source, "cpu").dtype == torch.float32
     monkeypatch.setattr(jobs, "multiplies", lambda dtype: dtype == torch.float32)
-    data = {"text": "body", "label": "kind", "device": "cpu"}
+    data: dict[str, Any] = {"text": "body", "label": "kind", "device": "cpu"}
     with pytest.warns(UserWarning, match="no products of bfloat16.*--dtype float32"):
         batches = jobs.read_batches(source, workplace / "data.jsonl", **data, dtype="bfloat16")
     assert batches.model.dtype == torch.bfloat16
