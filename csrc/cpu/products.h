@@ -36,7 +36,8 @@ INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
 template <>
 INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
   const auto halves = [](Vector<float> a, Vector<float> b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   };
   const Vector<float> ab = halves(lanes[0], lanes[1]), cd = halves(lanes[2], lanes[3]);
   const Vector<float> twos = __builtin_shufflevector(ab, cd, 0, 1, 4, 5, 8, 9, 12, 13) +
