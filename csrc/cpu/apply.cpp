@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "features.h"
 #include "leace_fast.h"
+#include "processor.h"
 #include "rows.h"
 
 namespace leace_fast::cpu {

@@ -15,6 +15,6 @@
 #define TILE_RANKS 3
 #define TILE_VECTORS 3
 #define ONE_ROW_RANKS 8
-#define ONE_ROW_VECTORS 6
+#define SMALL_FACTORS (128 << 10)
 #include "kernels.h"
 #endif

@@ -15,6 +15,6 @@
 #define TILE_RANKS 4
 #define TILE_VECTORS 4
 #define ONE_ROW_RANKS 8
-#define ONE_ROW_VECTORS 4
+#define SMALL_FACTORS (256 << 10)
 #include "kernels.h"
 #endif

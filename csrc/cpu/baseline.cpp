@@ -11,5 +11,5 @@
 #define TILE_RANKS 4
 #define TILE_VECTORS 4
 #define ONE_ROW_RANKS 4
-#define ONE_ROW_VECTORS 4
+#define SMALL_FACTORS (128 << 10)
 #include "kernels.h"

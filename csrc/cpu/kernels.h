@@ -3,7 +3,8 @@
 //     INSTRUCTION_SET   its name
 //     VECTOR_BYTES      of a register
 //     TILE_ROWS, TILE_RANKS, TILE_VECTORS   what its registers hold: rows x ranks and rows x vectors of sums
-//     ONE_ROW_RANKS, ONE_ROW_VECTORS        the same of a row alone: sums enough to wait for none of them
+//     ONE_ROW_RANKS     the ranks of a row alone: sums enough to wait for none of them
+//     SMALL_FACTORS     bytes of `left` or `right` up to which a core's own cache holds both, and the rows
 
 namespace leace_fast::cpu {
 namespace INSTRUCTION_SET {
@@ -14,7 +15,6 @@ namespace {
 
 // Rows whose factors are small go through tile by tile. Larger factors are read from the cache once for a chunk of
 // rows, one segment of columns after another.
-constexpr int64_t SMALL_FACTOR_BYTES = 256 << 10;
 constexpr int64_t CHUNK_BYTES = 768 << 10;
 // Columns of `left` that serve all rows of a chunk before the next: whole tiles.
 constexpr int64_t TILE_COLUMNS = TILE_VECTORS * Lanes<float>::count, PANEL = 512 / TILE_COLUMNS * TILE_COLUMNS;
@@ -80,6 +80,8 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
 template <typename In, typename Out, typename Number>
 INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end,
                             const Eraser<Number>& eraser, int64_t first, int64_t last, const Number* coordinates) {
+  if (end - begin == 1 && eraser.rank > 0)
+    return subtract_row(x[begin], y[begin], coordinates, eraser.left_t, eraser.dim, eraser.rank, first, last);
   for (int64_t column = first; column < last; column += PANEL) {
     const int64_t stop = last - column < PANEL ? last : column + PANEL;
     blocks(begin, end, [&](auto count, int64_t row) INLINE_LAMBDA {
@@ -106,7 +108,7 @@ void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, c
 }
 
 INLINE int64_t rows_of_chunk(int64_t row_bytes, int64_t rank) {
-  if (row_bytes * rank <= SMALL_FACTOR_BYTES) return TILE_ROWS;
+  if (row_bytes * rank <= SMALL_FACTORS) return TILE_ROWS;
   const int64_t fit = CHUNK_BYTES / row_bytes / TILE_ROWS;
   return TILE_ROWS * (fit < 1 ? 1 : fit > 8 ? 8 : fit);
 }

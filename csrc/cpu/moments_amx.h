@@ -134,28 +134,28 @@ int pack_block(const Source<Row>& from, int64_t first, int64_t count, int least,
 }
 
 // Packs rows first..first + count of panels begin..end, block by block, so that rows are read as they lie; sets the
-// number of parts of each panel. `panel(p)` is the source of a panel.
-template <typename Panels>
-void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, uint16_t* packed,
+// number of parts of each panel.
+template <typename Row>
+void pack(const Block<Row>& block, int64_t begin, int64_t end, int64_t first, int64_t count, uint16_t* packed,
           int64_t panel_size, int64_t to_right, int* parts, double* rest) {
   const Layout layout(count);
   std::vector<int> parts_of((end - begin) * layout.blocks);
-  for (int64_t p = begin; p < end; ++p) parts[p] = panel(p).least_parts();
-  for (int64_t block = 0; block < layout.blocks; ++block)
+  for (int64_t p = begin; p < end; ++p) parts[p] = block.panel(p).least_parts();
+  for (int64_t b = 0; b < layout.blocks; ++b)
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t row = block * BLOCK_ROWS;
-      const int found = pack_block(panel(p), first + row, std::min(BLOCK_ROWS, count - row), parts[p], layout,
-                                   packed + p * panel_size + block * BLOCK, to_right, rest + p * WIDTH);
-      parts_of[(p - begin) * layout.blocks + block] = found;
+      const int64_t row = b * BLOCK_ROWS;
+      const int found = pack_block(block.panel(p), first + row, std::min(BLOCK_ROWS, count - row), parts[p], layout,
+                                   packed + p * panel_size + b * BLOCK, to_right, rest + p * WIDTH);
+      parts_of[(p - begin) * layout.blocks + b] = found;
       parts[p] = std::max(parts[p], found);
     }
   // What a block lacks of its panel's parts is zero, and parts that no block has are none.
   for (int64_t p = begin; p < end; ++p) {
     const int* of_blocks = parts_of.data() + (p - begin) * layout.blocks;
     parts[p] = *std::max_element(of_blocks, of_blocks + layout.blocks);
-    for (int64_t block = 0; block < layout.blocks; ++block)
-      for (int part = of_blocks[block]; part < parts[p]; ++part) {
-        uint16_t* left = packed + p * panel_size + part * layout.part + block * BLOCK;
+    for (int64_t b = 0; b < layout.blocks; ++b)
+      for (int part = of_blocks[b]; part < parts[p]; ++part) {
+        uint16_t* left = packed + p * panel_size + part * layout.part + b * BLOCK;
         std::fill_n(left, BLOCK, uint16_t(0));
         std::fill_n(left + to_right, BLOCK, uint16_t(0));
       }

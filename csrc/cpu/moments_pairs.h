@@ -27,13 +27,13 @@ inline bool pack_block(const Source<Row>& from, int64_t first, int64_t count, ui
 }
 
 // Packs rows first..first + count of the panels begin..end, as long as they are `exact`, and says which of them stay so.
-template <typename Panels>
-void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, uint32_t* packed,
+template <typename Row>
+void pack(const Block<Row>& block, int64_t begin, int64_t end, int64_t first, int64_t count, uint32_t* packed,
           int64_t panel_size, char* exact) {
-  for (int64_t block = 0; block < count; block += BLOCK_ROWS)
+  for (int64_t row = 0; row < count; row += BLOCK_ROWS)
     for (int64_t p = begin; p < end; ++p)
-      exact[p] = exact[p] && pack_block(panel(p), first + block, std::min(BLOCK_ROWS, count - block),
-                                        packed + p * panel_size + block / 2 * WIDTH);
+      exact[p] = exact[p] && pack_block(block.panel(p), first + row, std::min(BLOCK_ROWS, count - row),
+                                        packed + p * panel_size + row / 2 * WIDTH);
 }
 
 // out[i][j] += sum over pairs of rows of a[i] b[j], for 8 values of i and 32 of j.

@@ -53,15 +53,15 @@ void class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shif
 }
 
 // Packs rows first..first + count of panels begin..end: in float32, WIDTH columns of every row, row after row.
-template <typename Panels>
-void pack(const Panels& panel, int64_t begin, int64_t end, int64_t first, int64_t count, float* packed,
+template <typename Row>
+void pack(const Block<Row>& block, int64_t begin, int64_t end, int64_t first, int64_t count, float* packed,
           int64_t panel_size, double* rest) {
-  for (int64_t block = 0; block < count; block += BLOCK_ROWS)
+  for (int64_t row_block = 0; row_block < count; row_block += BLOCK_ROWS)
     for (int64_t p = begin; p < end; ++p) {
-      const auto from = panel(p);
+      const Source<Row> from = block.panel(p);
       double* sums = rest + p * WIDTH;
-      for (int64_t r = block; r < std::min(block + BLOCK_ROWS, count); ++r) {
-        const auto* __restrict x = from.x + (first + r) * from.stride;
+      for (int64_t r = row_block; r < std::min(row_block + BLOCK_ROWS, count); ++r) {
+        const Row* __restrict x = from.x + (first + r) * from.stride;
         float* __restrict row = packed + p * panel_size + r * WIDTH;
         const float root = from.root == nullptr ? 1.0f : from.root[first + r];
         if (from.columns < WIDTH) std::fill_n(row, WIDTH, 0.0f);
@@ -113,8 +113,11 @@ void add_tile(const double* __restrict sums, double scale, const Centring& centr
     double* __restrict to = second + (tile.row + i) * stride + tile.column;
     const int64_t count = tile.row == tile.column ? i + 1 : tile.columns;
     const double rest = centring.rest[tile.row + i], mean = centring.mean[tile.row + i];
-    const double* __restrict rest_j = centring.negative_rest + tile.column;
-    const double* __restrict mean_j = centring.weighted_mean + tile.column;
+    const double* __restrict rest_j = centring.negative_rest.data() + tile.column;
+    const double* __restrict mean_j = centring.weighted_mean.data() + tile.column;
     for (int64_t j = 0; j < count; ++j) to[j] += scale * sums[i * WIDTH + j] + (rest * rest_j[j] + mean * mean_j[j]);
   }
 }
+
+template <typename Row>
+constexpr VectorKernels<Row> kernels{&finite<Row>, &class_sums<Row>, &pack<Row>, &multiply, &add_product, &add_tile};

@@ -154,12 +154,54 @@ template <int ROWS, typename In, typename Out, typename Number>
 INLINE void subtract_columns(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
                              const Number* left_t, int64_t dim, int64_t rank, int64_t first, int64_t last) {
   constexpr int64_t LANES = Lanes<Number>::count;
-  constexpr int VECTORS = ROWS == 1 ? ONE_ROW_VECTORS : TILE_VECTORS;
   int64_t i = first;
-  for (; i + VECTORS * LANES <= last; i += VECTORS * LANES)
-    subtract_tile<ROWS, VECTORS>(x, y, ahead, coordinates, left_t, dim, rank, i, LANES);
+  for (; i + TILE_VECTORS * LANES <= last; i += TILE_VECTORS * LANES)
+    subtract_tile<ROWS, TILE_VECTORS>(x, y, ahead, coordinates, left_t, dim, rank, i, LANES);
   for (; i < last; i += LANES)
     subtract_tile<ROWS, 1>(x, y, ahead, coordinates, left_t, dim, rank, i, last - i < LANES ? last - i : LANES);
+}
+
+// The part of RANKS ranks in y = x - coordinates * left_t for whole vectors of the columns first..last of one row. It is
+// added to `sums`, which begin with it where it is the first part; the last part writes y.
+template <int RANKS, typename In, typename Out, typename Number>
+INLINE void subtract_part(const In* x, Out* y, const Number* coordinates, const Number* left_t, int64_t dim,
+                          int64_t first, int64_t last, bool is_first, bool is_last, Number* sums) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  for (int64_t i = first; i < last; i += LANES) {
+    Vector<Number> sum = is_first ? Vector<Number>{} : load(sums + i - first);
+    UNROLL for (int j = 0; j < RANKS; ++j) sum += coordinates[j] * load(left_t + j * dim + i);
+    if (is_last)
+      store(load(x + i) - sum, y + i);
+    else
+      store(sum, sums + i - first);
+  }
+}
+
+// All parts from the rank j on. What no part of RANKS holds is a smaller one.
+template <int RANKS, typename In, typename Out, typename Number>
+INLINE void subtract_parts(const In* x, Out* y, const Number* coordinates, const Number* left_t, int64_t dim,
+                           int64_t rank, int64_t first, int64_t last, Number* sums, int64_t j = 0) {
+  for (; j + RANKS <= rank; j += RANKS)
+    subtract_part<RANKS>(x, y, coordinates + j, left_t + j * dim, dim, first, last, j == 0, j + RANKS == rank, sums);
+  if constexpr (RANKS > 1) {
+    if (j < rank) subtract_parts<RANKS - 1>(x, y, coordinates, left_t, dim, rank, first, last, sums, j);
+  }
+}
+
+// The same for the columns first..last of one row. Factors are read once, so a few ranks at a time are read as they lie:
+// tiles would take a little of every rank, each time from other pages.
+template <typename In, typename Out, typename Number>
+INLINE void subtract_row(const In* x, Out* y, const Number* coordinates, const Number* left_t, int64_t dim,
+                         int64_t rank, int64_t first, int64_t last) {
+  constexpr int64_t LANES = Lanes<Number>::count;
+  constexpr int RANKS = 4;  // more, of rows a power of two apart, would crowd one set of the cache
+  alignas(64) Number sums[SEGMENT];
+  const int64_t whole = first + (last - first) / LANES * LANES;
+  for (int64_t i = first; i < whole; i += SEGMENT)
+    subtract_parts<RANKS>(x, y, coordinates, left_t, dim, rank, i, i + SEGMENT < whole ? i + SEGMENT : whole, sums);
+  if (whole < last)
+    subtract_tile<1, 1>(&x, &y, static_cast<const In* const*>(nullptr), coordinates, left_t, dim, rank, whole,
+                        last - whole);
 }
 
 // segment[r] = x[r] - mean over the columns first..first + columns, padded with zeros to whole vectors.

@@ -5,9 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "huge_pages.h"
 
 #define INLINE __attribute__((always_inline)) inline
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -39,15 +37,12 @@ class Scratch {
         size_ = 0;
         throw std::bad_alloc();
       }
-#ifdef __linux__
-      if (unit == HUGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
-#endif
+      ask_for_huge_pages(memory_, size_);
     }
     return memory_;
   }
 
  private:
-  static constexpr int64_t HUGE_PAGE = 2 << 20;
   void* memory_ = nullptr;
   int64_t size_ = 0;
 };

@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "../cpu/features.h"
+#include "../cpu/processor.h"
 #include "arrays.h"
 #include "direct.h"
 #include "leace_fast.h"

@@ -9,6 +9,7 @@
 #include <array>
 #include <optional>
 
+#include "../cpu/huge_pages.h"
 #include "leace_fast.h"
 
 namespace leace_fast {
@@ -18,6 +19,7 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 constexpr int64_t MAX_DIMS = 64;
+constexpr int64_t LARGE_OUTPUT = 4 << 20;  // bytes from which the allocator is likely to hand out fresh memory
 
 inline leace_fast_dtype dtype_of(const Tensor& rows) {
   switch (rows.scalar_type()) {
@@ -124,7 +126,13 @@ inline Tensor empty_rows(const Tensor& like) {
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device, ordinal, &made));
-  return Tensor(made);
+  Tensor rows(made);
+  if (device == aoti_torch_device_type_cpu()) {
+    int64_t bytes;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(made, &bytes));
+    if (bytes >= LARGE_OUTPUT) cpu::ask_for_huge_pages(rows.mutable_data_ptr(), bytes);
+  }
+  return rows;
 }
 
 // Weight or bias of a norm, as it is.
