@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from builds import build, object_folder
 
 from leace_fast import ops
 
@@ -28,12 +29,12 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def library(folder: Path, *flags: str) -> list[Path]:
+def library(folder: Path) -> list[Path]:
     """Compile all of csrc/cpu, as anyone would who embeds it."""
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        run("c++", "-std=c++17", "-O1", "-Wno-psabi", *flags, f"-I{ROOT}/csrc/include", "-c", source, "-o", target)
+        run("c++", "-std=c++17", "-O1", "-Wno-psabi", f"-I{ROOT}/csrc/include", "-c", source, "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:
@@ -56,8 +57,22 @@ def test_a_program_in_c(tmp_path: Path) -> None:
     assert run(tmp_path / "program", LEACE_FAST_CPU="baseline").splitlines()[3] == "on baseline"
 
 
-def test_odd_shapes_under_sanitizers(tmp_path: Path) -> None:
-    objects = library(tmp_path, *SANITIZE)
+needs_extension = pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
+
+
+def build_sanitized(target: Path, factory: pytest.TempPathFactory) -> Path:
+    """Build the extension with sanitizers, and return the folder of its objects."""
+    objects = object_folder(factory, "sanitized")
+    options = {"LEACE_FAST_EXT": "1", "CXXFLAGS": " ".join(["-O1", *SANITIZE])}
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", target)
+    result = build(objects, *command, env=os.environ | options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return objects
+
+
+@needs_extension
+def test_odd_shapes_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    objects = sorted((build_sanitized(tmp_path, tmp_path_factory) / "csrc" / "cpu").glob("*.o"))
     program = tmp_path / "shapes"
     source = HERE / "shapes.cpp"
     run("c++", "-std=c++17", "-O1", *SANITIZE, f"-I{ROOT}/csrc/include", source, *objects, "-o", program, "-lpthread")
@@ -66,22 +81,15 @@ def test_odd_shapes_under_sanitizers(tmp_path: Path) -> None:
     assert run(program, LEACE_FAST_CPU="baseline").startswith("baseline")
 
 
-@pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
-def test_the_operators_under_sanitizers(tmp_path: Path) -> None:
+@needs_extension
+def test_the_operators_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The tests of the operators once more, in a process that has the sanitizers' library."""
     # The second lets the first see exceptions of C++, which Python alone would load too late.
     runtimes = [run("c++", f"-print-file-name={name}").strip() for name in ("libasan.so", "libstdc++.so")]
     if not Path(runtimes[0]).is_absolute():
         pytest.skip("the compiler has no libasan")
     shutil.copytree(ROOT / "leace_fast", tmp_path / "leace_fast", ignore=shutil.ignore_patterns("*.so", "assets"))
-    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "build")
-    subprocess.run(
-        list(map(str, build)),
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        env=os.environ | {"LEACE_FAST_EXT": "1", "CXXFLAGS": " ".join(["-O1", *SANITIZE])},
-    )
+    build_sanitized(tmp_path, tmp_path_factory)
     tests = [
         ROOT / "tests" / name for name in ("test_extension.py", "test_norms.py", "test_bound.py", "test_arrays.py")
     ]

@@ -121,7 +121,7 @@ def test_missing_assets_are_named(assets, tmp_path, missing):
 
 @pytest.mark.slow
 def test_the_shipped_model_shows_what_is_claimed():
-    study, _ = run_demo(ASSETS)
+    study, _ = run_demo(ASSETS, random_seeds=2)
     assert len(study.sites) == 10
     for site in study.sites:
         assert abs(site.after - site.constant) <= 0.01, site
@@ -130,6 +130,6 @@ def test_the_shipped_model_shows_what_is_claimed():
     for site in study.sites[1:]:
         assert site.one_pass is not None and site.one_pass > site.constant + 0.1, site
     loss = study.loss
-    assert loss is not None and len(loss.random) == 5
+    assert loss is not None and len(loss.random) == 2
     assert loss.bits(loss.clean) <= 1.35  # windows without overlap: a little above the model card's figure
     assert loss.erased > loss.one_pass > loss.clean and loss.random_rise_share <= 0.1

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from builds import build, object_folder
 
 import leace_fast
 
@@ -25,8 +26,16 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command without LEACE_FAST_EXT, unless `env` sets it."""
-    clean = {name: value for name, value in os.environ.items() if name != "LEACE_FAST_EXT"}
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=clean | (env or {}))
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd, env=clean() | (env or {}))
+
+
+def clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "LEACE_FAST_EXT"}
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return object_folder(tmp_path_factory, "plain")
 
 
 def test_version_is_written_once() -> None:
@@ -105,18 +114,18 @@ def test_other_values_of_the_switch_are_refused() -> None:
 
 @pytest.mark.parametrize("required", [False, True])
 def test_a_compiler_that_fails(tmp_path: Path, required: bool) -> None:
-    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
     env = {"CXX": "false", "CC": "false"} | ({"LEACE_FAST_EXT": "1"} if required else {})
-    result = run(*build, env=env)
+    result = run(*command, env=env)
     assert (result.returncode != 0) == required, result.stderr
     assert "kernels" in result.stderr
     assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.slow
-def test_without_torch_the_module_for_numpy_is_built(tmp_path: Path, no_torch: dict[str, str]) -> None:
-    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp")
-    result = run(*build, env=no_torch)
+def test_without_torch_the_module_for_numpy_is_built(tmp_path: Path, no_torch: dict[str, str], objects: Path) -> None:
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
+    result = build(objects, *command, env=clean() | no_torch)
     assert result.returncode == 0, result.stderr
     (module,) = tmp_path.rglob("*.so")
     assert module.name.startswith("_C.")
@@ -141,9 +150,9 @@ def torch_with_cuda(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @needs_nvcc
-def test_operators_for_cuda_are_built_and_found(tmp_path: Path, torch_with_cuda: dict[str, str]) -> None:
-    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp")
-    result = run(*build, env=torch_with_cuda)
+def test_operators_for_cuda_are_built_and_found(tmp_path: Path, torch_with_cuda: dict[str, str], objects: Path) -> None:
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
+    result = build(objects, *command, env=clean() | torch_with_cuda)
     assert result.returncode == 0, result.stdout + result.stderr
     code = f"""if True:
         import torch
@@ -170,10 +179,11 @@ def test_gpus_that_the_kernels_cannot_be_compiled_for(torch_with_cuda: dict[str,
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def distributions(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> tuple[Path, Path]:
     """The sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    result = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, env={"LEACE_FAST_EXT": "1"})
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder)
+    result = build(objects, *command, env=clean() | {"LEACE_FAST_EXT": "1"})
     assert result.returncode == 0, result.stdout + result.stderr
     return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
 

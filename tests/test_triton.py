@@ -36,8 +36,10 @@ def test_interpreted(file: Path) -> None:
     run(file)
 
 
+LONG = [file for file in sorted(FOLDER.glob("check_*.py")) if "mark.slow" in file.read_text(encoding="utf-8")]
+
+
 @pytest.mark.slow
-def test_interpreted_at_length() -> None:
-    for file in FOLDER.glob("check_*.py"):
-        if "mark.slow" in file.read_text(encoding="utf-8"):
-            run(file, "-m", "slow")
+@pytest.mark.parametrize("file", LONG, ids=lambda file: file.stem)
+def test_interpreted_at_length(file: Path) -> None:
+    run(file, "-m", "slow")
