@@ -5,7 +5,9 @@
 #include <cstdlib>
 #include <new>
 
-#include "huge_pages.h"
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #define INLINE __attribute__((always_inline)) inline
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -37,12 +39,15 @@ class Scratch {
         size_ = 0;
         throw std::bad_alloc();
       }
-      ask_for_huge_pages(memory_, size_);
+#ifdef __linux__
+      if (unit == HUGE_PAGE) madvise(memory_, size_, MADV_HUGEPAGE);
+#endif
     }
     return memory_;
   }
 
  private:
+  static constexpr int64_t HUGE_PAGE = 2 << 20;
   void* memory_ = nullptr;
   int64_t size_ = 0;
 };

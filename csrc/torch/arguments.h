@@ -9,7 +9,6 @@
 #include <array>
 #include <optional>
 
-#include "../cpu/huge_pages.h"
 #include "leace_fast.h"
 
 namespace leace_fast {
@@ -19,7 +18,6 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 constexpr int64_t MAX_DIMS = 64;
-constexpr int64_t LARGE_OUTPUT = 4 << 20;  // bytes from which the allocator is likely to hand out fresh memory
 
 inline leace_fast_dtype dtype_of(const Tensor& rows) {
   switch (rows.scalar_type()) {
@@ -126,13 +124,7 @@ inline Tensor empty_rows(const Tensor& like) {
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device, ordinal, &made));
-  Tensor rows(made);
-  if (device == aoti_torch_device_type_cpu()) {
-    int64_t bytes;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(made, &bytes));
-    if (bytes >= LARGE_OUTPUT) cpu::ask_for_huge_pages(rows.mutable_data_ptr(), bytes);
-  }
-  return rows;
+  return Tensor(made);
 }
 
 // Weight or bias of a norm, as it is.
