@@ -118,11 +118,18 @@ def leace(
 
 def refined(right: Tensor, left: Tensor) -> Tensor:
     """Return `(R L)^-1 R`: what rounding left of `R L` from the identity is taken out."""
-    product = right @ left
-    rest = torch.eye(len(product), dtype=product.dtype, device=product.device) - product
-    if float(rest.norm()) < SMALL_REST:
-        return torch.addmm(right, rest, right)
-    return torch.linalg.solve(product, right)
+    rest = (right @ left).neg_()
+    rest.diagonal().add_(1)
+    size = float(rest.norm())
+    if not size < SMALL_REST:
+        return torch.linalg.solve(right @ left, right)
+    if size == 0:
+        return right
+    # The step lies so far below R that the digits of float32 are more than count; units keep it in that range.
+    units = torch.linalg.vector_norm(right, torch.inf, dim=0)
+    units = torch.where(units > 0, units, 1.0)
+    step = rest.div_(size).float() @ (right / units).float()
+    return torch.addcmul(right, step.double(), units, value=size)
 
 
 def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
