@@ -80,7 +80,7 @@ void coordinates(RowView<const In> x, int64_t begin, int64_t end, const Eraser<N
 template <typename In, typename Out, typename Number>
 INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end,
                             const Eraser<Number>& eraser, int64_t first, int64_t last, const Number* coordinates) {
-  if (end - begin == 1 && eraser.rank > 0)
+  if (end - begin == 1 && eraser.rank > 0)  // the last part of the ranks writes y
     return subtract_row(x[begin], y[begin], coordinates, eraser.left_t, eraser.dim, eraser.rank, first, last);
   for (int64_t column = first; column < last; column += PANEL) {
     const int64_t stop = last - column < PANEL ? last : column + PANEL;

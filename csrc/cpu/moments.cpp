@@ -132,7 +132,7 @@ double scale_of(const double* weight, int64_t count) {
 template <typename Row>
 bool centre_columns(Block<Row>& block, const double* shift, const ColumnSums& of_rows, double total, double scale,
                     Level level, Centring& centring) {
-  const bool pairs = std::is_same_v<Row, bfloat16> && level == Level::AVX512BF16 && block.root.empty();
+  const bool pairs = std::is_same_v<Row, bfloat16> && block.tries_pairs(level);
   for (int64_t i = 0; i < block.rows.dim; ++i) {
     const double mean = of_rows.total[i] / total;  // less the shift
     const double centre =
@@ -177,7 +177,7 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
 #ifdef LEACE_FAST_X86
   const double scale = scale_of(rows.weight, rows.count);
   double total = rows.weight == nullptr ? double(rows.count) : 0;
-  const int64_t padded = (rows.dim + WIDTH - 1) / WIDTH * WIDTH;
+  const int64_t padded = panels_of(rows.dim) * WIDTH;
   Block<Row> block{rows, std::vector<float>(padded), {}};
   for (int64_t r = 0; rows.weight != nullptr && r < rows.count; ++r) {
     block.root.push_back(float(std::sqrt(rows.weight[r] / scale)));

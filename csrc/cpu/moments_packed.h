@@ -8,8 +8,8 @@ class Packed {
       : block_(block),
         vectors_(vector_kernels<Row>(level)),
         amx_(level == Level::AMX),
-        tries_pairs_(level == Level::AVX512BF16 && block.root.empty()),
-        panels_(block.panels()),
+        tries_pairs_(block.tries_pairs(level)),
+        panels_(panels_of(block.rows.dim)),
         run_(std::min(!amx_ ? VECTOR_DEPTH : sizeof(Row) == 4 ? FLOAT_DEPTH : SHORT_DEPTH, block.rows.count)),
         runs_((block.rows.count + run_ - 1) / run_),
         // As float32 numbers for vectors, in two forms for the matrix units.

@@ -17,6 +17,8 @@ constexpr int64_t GROUP = 8;   // panels whose products with as many others are 
 constexpr int64_t BLOCK_ROWS = 32;
 constexpr int PARTS = 3;  // bfloat16 numbers whose sum is a float32 number
 
+inline int64_t panels_of(int64_t dim) { return (dim + WIDTH - 1) / WIDTH; }
+
 // The columns of a panel in rows that become (x - centre) root; `root` may be null, which stands for ones.
 template <typename Row>
 struct Source {
@@ -39,7 +41,9 @@ struct Block {
   const Rows<Row>& rows;
   std::vector<float> centre, root;
 
-  int64_t panels() const { return (rows.dim + WIDTH - 1) / WIDTH; }
+  // Whether pairs of bfloat16 numbers are multiplied where panels hold nothing else.
+  bool tries_pairs(Level level) const { return level == Level::AVX512BF16 && root.empty(); }
+
   Source<Row> panel(int64_t p) const {
     return {rows.x + p * WIDTH, rows.stride, std::min(WIDTH, rows.dim - p * WIDTH), centre.data() + p * WIDTH,
             root.empty() ? nullptr : root.data()};
@@ -55,7 +59,7 @@ struct Tile {
 // The lower triangle, group by group: GROUP panels by as many others, which stay in the cache.
 inline std::vector<Tile> lower_tiles(int64_t dim) {
   std::vector<Tile> tiles;
-  const int64_t panels = (dim + WIDTH - 1) / WIDTH;
+  const int64_t panels = panels_of(dim);
   const auto inside = [&](int64_t panel) { return std::min(WIDTH, dim - panel * WIDTH); };
   for (int64_t rows = 0; rows < panels; rows += GROUP)
     for (int64_t columns = 0; columns <= rows; columns += GROUP)

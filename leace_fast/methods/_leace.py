@@ -118,18 +118,19 @@ def leace(
 
 def refined(right: Tensor, left: Tensor) -> Tensor:
     """Return `(R L)^-1 R`: what rounding left of `R L` from the identity is taken out."""
-    rest = (right @ left).neg_()
+    product = right @ left
+    rest = -product
     rest.diagonal().add_(1)
     size = float(rest.norm())
-    if not size < SMALL_REST:
-        return torch.linalg.solve(right @ left, right)
-    if size == 0:
+    if size == 0:  # also of no directions, which have no largest entry
         return right
-    # The step lies so far below R that the digits of float32 are more than count; units keep it in that range.
+    if not size < SMALL_REST:
+        return torch.linalg.solve(product, right)
+    # The step lies so far below R that the digits of float32 are more than count; units keep R in its range.
     units = torch.linalg.vector_norm(right, torch.inf, dim=0)
     units = torch.where(units > 0, units, 1.0)
-    step = rest.div_(size).float() @ (right / units).float()
-    return torch.addcmul(right, step.double(), units, value=size)
+    step = rest.float() @ (right / units).float()
+    return torch.addcmul(right, step.double(), units)
 
 
 def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
