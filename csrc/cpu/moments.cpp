@@ -68,7 +68,9 @@ namespace avx512bf16 {
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
 namespace amx {
+using cpu::Constant;
 #include "moments_loads.h"
+#include "tiles.h"
 #include "moments_amx.h"
 }  // namespace amx
 #pragma GCC pop_options
@@ -80,22 +82,6 @@ const VectorKernels<Row>& vector_kernels(Level level) {
 }
 
 #include "moments_packed.h"
-
-// The registers of the matrix units, ready on this thread for as long as this lives, where there are such units.
-class TileRegisters {
- public:
-  explicit TileRegisters(Level level) : used_(level == Level::AMX) {
-    if (used_) amx::configure();
-  }
-  TileRegisters(const TileRegisters&) = delete;
-  TileRegisters& operator=(const TileRegisters&) = delete;
-  ~TileRegisters() {
-    if (used_) amx::release();
-  }
-
- private:
-  const bool used_;
-};
 #endif
 
 Level find_level() {
@@ -201,7 +187,8 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
     static thread_local cpu::Scratch kept;
     auto* sums = static_cast<double*>(kept.at_least(GROUP * GROUP * WIDTH * WIDTH * int64_t(sizeof(double))));
     const auto sums_of = [&](int64_t t) { return sums + t * WIDTH * WIDTH; };
-    const TileRegisters registers(level);
+    amx::Tiles tiles_of_thread;
+    if (level == Level::AMX) tiles_of_thread.set_rows(amx::TILE_ROWS);
     for (int64_t first = begin, next; first < end; first = next) {
       for (next = first + 1; next < end && tiles[next].group == tiles[first].group;) ++next;
       for (int64_t k = 0; k < packed.runs(); ++k)

@@ -1,4 +1,4 @@
-// The second moment on the matrix units (AMX): included by moments.cpp inside a namespace.
+// The second moment on the matrix units (AMX): included by moments.cpp, behind tiles.h, inside a namespace.
 //
 // They multiply bfloat16 and add in float32. A float32 number is the exact sum of three bfloat16 parts of falling size,
 // and a product of two parts is exact in float32; those of parts p and q with p + q > 2 lie below 2^-26 of the whole and
@@ -164,30 +164,27 @@ void pack(const Block<Row>& block, int64_t begin, int64_t end, int64_t first, in
 
 template <int PART>
 inline void load_left(const uint16_t* left, int64_t part) {
-  _tile_loadd(4, left + PART * part, 64);
-  _tile_loadd(5, left + PART * part + TILE, 64);
+  tile_load<4>(left + PART * part);
+  tile_load<5>(left + PART * part + TILE);
 }
 
 template <int PART>
 inline void load_right(const uint16_t* right, int64_t part) {
-  _tile_loadd(6, right + PART * part, 64);
-  _tile_loadd(7, right + PART * part + TILE, 64);
+  tile_load<6>(right + PART * part);
+  tile_load<7>(right + PART * part + TILE);
 }
 
 inline void multiply_add() {
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
+  tile_multiply<0, 4, 6>();
+  tile_multiply<1, 4, 7>();
+  tile_multiply<2, 5, 6>();
+  tile_multiply<3, 5, 7>();
 }
 
 template <int LEFT, int RIGHT>
 void multiply_parts(const uint16_t* left, const uint16_t* right, int64_t count, float* out) {
   const Layout layout(count);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  each<4>([](auto i) { tile_zero<i.value>(); });
   for (int64_t block = 0; block < layout.blocks; ++block, left += BLOCK, right += BLOCK) {
     // Each product but the first of a block takes one operand from the product before.
     load_left<0>(left, layout.part);
@@ -214,10 +211,7 @@ void multiply_parts(const uint16_t* left, const uint16_t* right, int64_t count, 
       multiply_add();
     }
   }
-  _tile_stored(0, out, WIDTH * sizeof(float));
-  _tile_stored(1, out + 16, WIDTH * sizeof(float));
-  _tile_stored(2, out + 16 * WIDTH, WIDTH * sizeof(float));
-  _tile_stored(3, out + 16 * WIDTH + 16, WIDTH * sizeof(float));
+  each<4>([&](auto i) { tile_store<i.value>(out + i / 2 * 16 * WIDTH + i % 2 * 16, WIDTH * sizeof(float)); });
 }
 
 void multiply(const uint16_t* left, int left_parts, const uint16_t* right, int right_parts, int64_t count, float* out) {
@@ -229,18 +223,3 @@ void multiply(const uint16_t* left, int left_parts, const uint16_t* right, int r
   };
   by_parts[left_parts - 1][right_parts - 1](left, right, count, out);
 }
-
-// Eight tiles of 16 rows of 64 bytes. It lies in memory that is never written: the compiler does not know that all of it
-// is read, and would leave out stores to it.
-struct Configuration {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(Configuration) == 64);
-alignas(64) const Configuration configuration;
-
-// Makes the tile registers ready on the thread that calls.
-void configure() { _tile_loadconfig(&configuration); }
-
-void release() { _tile_release(); }

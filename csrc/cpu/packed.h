@@ -6,6 +6,7 @@
 // would need three parts, six products instead of three and half as much memory again, which leaves no gain.) A pair is
 // the two numbers 16 apart in a block of 32: what the units multiply at a time.
 
+constexpr int64_t TILE = 256;  // pairs of bfloat16 numbers, or float32 numbers, in a tile
 constexpr int64_t BLOCK = 32;  // numbers that one row of a tile takes, as 16 pairs
 constexpr int PARTS = 2;
 

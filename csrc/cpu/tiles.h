@@ -1,9 +1,8 @@
 // The matrix units (AMX): eight tiles of up to 16 rows of 64 bytes, and the product of two of them.
 //
-// Included by amx.cpp inside a namespace: no include guard, no include. The intrinsics of the compiler take the number
-// of a tile as a literal only, which would leave no loop over tiles.
+// Included by amx.cpp and moments.cpp, each inside a namespace: no include guard, no include. The intrinsics of the
+// compiler take the number of a tile as a literal only, which would leave no loop over tiles.
 
-constexpr int64_t TILE = 256;    // pairs of bfloat16 numbers, or float32 numbers, in a tile
 constexpr int64_t TILE_ROWS = 16;
 constexpr int64_t TILE_ROW = 64;  // bytes
 
@@ -51,9 +50,10 @@ INLINE void tile_load(const void* from) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(TILE_ROW), "i"(TO) : "memory");
 }
 
+// Its rows to addresses `stride` bytes apart.
 template <int FROM>
-INLINE void tile_store(void* to) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(TILE_ROW), "i"(FROM) : "memory");
+INLINE void tile_store(void* to, int64_t stride = TILE_ROW) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(FROM) : "memory");
 }
 
 // sum += left right, of pairs of bfloat16 numbers, in float32; subnormal numbers count as zeros.
