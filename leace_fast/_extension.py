@@ -18,7 +18,7 @@ HOW = "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see
 NOT_BUILT = f"not built: the install found no compiler. {HOW}"
 NO_OPERATORS = f"torch operators not built: the install found no torch. {HOW}"
 OUTDATED = "built from other sources than these: install again, or python setup.py build_ext --inplace"
-INTERFACE = 4  # one more with each change of what the libraries offer or take; setup.py compiles it in
+INTERFACE = 5  # one more with each change of what the libraries offer or take; setup.py compiles it in
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ def load() -> Extension:
         torch.ops.load_library(OPERATORS)
     except (RuntimeError, OSError) as error:
         return Extension(False, f"built, but it does not load with torch {torch.__version__}: {error}", **known)
-    version = ctypes.CDLL(str(OPERATORS)).leace_fast_torch_version
-    version.restype = ctypes.c_char_p
+    library = ctypes.CDLL(str(OPERATORS))
+    version, threads = library.leace_fast_torch_version, library.leace_fast_torch_threads
+    version.restype, threads.restype = ctypes.c_char_p, ctypes.c_void_p
     known["build"]["torch"] = version().decode()
+    module.use_threads(threads())
     return Extension(True, devices=frozenset(device for device in ("cpu", "cuda") if _has_kernels(device)), **known)
 
 

@@ -6,19 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.compiler import is_dynamo_compiling
 
 from . import ops
 
 # By name, and asked one by one where they count: a call of a function of ours costs as much as two of these.
 _count_modes, _needs_gradients = torch._C._len_torch_dispatch_stack, torch.is_grad_enabled
+_is_profiled = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 
 class Bound:
     """`project(x, left, right, mean)`, for x on the device of the factors and of a dtype computed in theirs.
 
-    A few rows on the CPU go straight to the kernel, at half the cost of a call of the operator: the memory is all that
-    the kernel needs to know, where no gradient, compiler, transform or mode watches the call. The bits are the same.
+    Dense rows on the CPU go straight to the kernel, at half the cost of a call of the operator: the memory is all that
+    the kernel needs to know, where no gradient, compiler, transform, mode or profiler watches the call. The bits are
+    the same.
 
     Args:
         left: (d, k), the transpose of a contiguous tensor.
@@ -42,7 +45,12 @@ class Bound:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the erased rows x (..., d); what is raised is that of `project`."""
-        if not is_dynamo_compiling() and not _count_modes() and not (_needs_gradients() and x.requires_grad):
+        if (
+            not is_dynamo_compiling()
+            and not _count_modes()
+            and not _is_profiled()
+            and not (_needs_gradients() and x.requires_grad)
+        ):
             y = self.kernel(x)
             if y is not None:
                 return y
@@ -50,6 +58,16 @@ class Bound:
 
     def apply_(self, x: Tensor) -> Tensor:
         """Erase rows x (..., d) in place and return x; what is raised is that of `project_`."""
+        if (
+            not is_dynamo_compiling()
+            and not _count_modes()
+            and not _is_profiled()
+            and not (_needs_gradients() and x.requires_grad)
+            and self.kernel(x, True) is not None
+        ):
+            if not x.is_inference():
+                increment_version(x)
+            return x
         return ops.project_(x, *self.factors, packed=self.packed)
 
 
@@ -83,6 +101,7 @@ class BoundNorm:
         if (
             not is_dynamo_compiling()
             and not _count_modes()
+            and not _is_profiled()
             and not (_needs_gradients() and any(p is not None and p.requires_grad for p in (x, weight, bias)))
         ):
             y = self.kernel(x, weight, bias)
@@ -106,5 +125,5 @@ def _direct(
     return ops.EXTENSION.module.direct(left.mT, right, mean, norm, packed) or _no_kernel
 
 
-def _no_kernel(*tensors: Tensor | None) -> None:
+def _no_kernel(*arguments: object) -> None:
     return None

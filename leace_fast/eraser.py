@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,6 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
             return self(torch.from_numpy(x)).numpy()
         raise TypeError(f"x is a {type(x).__name__}, expected a tensor or an array of NumPy")
 
-    @torch.no_grad()
     def apply_(self, x: Tensor) -> Tensor:
         """Erase rows x (..., d) in place and return x; its memory may be strided but not overlap.
 
@@ -173,7 +173,8 @@ class Eraser(ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"])
         """
         if x.requires_grad and x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: call eraser(x) instead")
-        return self._bound_for(x).apply_(x)
+        with torch.no_grad() if x.requires_grad else contextlib.nullcontext():
+            return self._bound_for(x).apply_(x)
 
     def isolate(self, x: Tensor) -> Tensor:
         """Return the erased part of x (..., d), that is `((x - mean) R') L'`.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -113,14 +115,91 @@ def test_what_the_kernel_is_not_made_for_is_left_to_the_operator() -> None:
         x.to_sparse(),
         torch._neg_view(x),  # type: ignore[attr-defined]
         torch.tensor(1.0),
-        random_rows(20_000, 24, dtype=torch.float32),
         x.numpy(),
         None,
     ):
         assert erase.kernel(other) is None and norm.kernel(other, weight, None) is None
+        assert erase.kernel(other, True) is None
         assert other is None or norm.kernel(x, other, None) is None
-    with pytest.raises(TypeError, match="a weight and a bias"):
-        norm.kernel(x)
+    for arguments in ((x,), (x, True)):
+        with pytest.raises(TypeError, match="a weight and a bias"):
+            norm.kernel(*arguments)
+    with pytest.raises(TypeError, match="a tensor and True"):
+        erase.kernel(x, 1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place_both_ways(dtype: torch.dtype) -> None:
+    erase, wide = as_kept(dtype), random_rows(40, 48, dtype=dtype)
+    for shape in ((), (1,), (5,), (2, 3), (0,), (3_000,)):
+        x = random_rows(*shape, 24, dtype=dtype)
+        expected, version = erase(x), x._version
+        assert erase.apply_(x) is x and torch.equal(x, expected) and x._version == version + 1
+    strided, rest = wide[:, :24], wide[:, 24:].clone()
+    expected = erase(strided)
+    assert erase.apply_(strided) is strided and torch.equal(strided, expected) and torch.equal(wide[:, 24:], rest)
+    with torch.inference_mode():
+        x = random_rows(2, 24, dtype=dtype)
+        expected = erase(x)
+        assert torch.equal(erase.apply_(x), expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        leaf = random_rows(2, 24, dtype=dtype).requires_grad_()
+        double = leaf * 2
+        loss = double.square().sum()
+        erase.apply_(double.detach())
+        loss.backward()
+
+
+@needs_kernels
+def test_threads_change_no_bit() -> None:
+    erase, norm, before = as_kept(torch.float32, 512), as_norm(True, torch.float32), torch.get_num_threads()
+    x, weight = random_rows(3_000, 512, dtype=torch.float32), torch.ones(24)
+    rows = random_rows(40_000, 24, dtype=torch.float32)
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append((erase.kernel(x), norm.kernel(rows, weight, None)))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three)
+
+
+@needs_kernels
+def test_a_profiler_sees_the_operator() -> None:
+    erase, norm = as_kept(torch.float32), as_norm(False, torch.float32)
+    x = random_rows(2, 24, dtype=torch.float32)
+    with torch.profiler.profile() as seen, torch.no_grad():
+        norm(erase.apply_(erase(x)))
+    names = {event.key for event in seen.key_averages()}
+    assert {f"leace_fast::{name}" for name in ("project", "project_", "add_rms_norm_project")} <= names
+
+
+@needs_kernels
+def test_other_threads_run_while_many_rows_are_erased() -> None:
+    """The kernel lets go of Python's lock: a thread that wants it does not wait for the end of the call."""
+    erase, x = as_kept(torch.float32, 256), random_rows(100_000, 256, dtype=torch.float32)
+    stop, laps = threading.Event(), [0]
+
+    def count() -> None:
+        while not stop.wait(1e-4):
+            laps[0] += 1
+
+    interval = sys.getswitchinterval()
+    counter = threading.Thread(target=count)
+    sys.setswitchinterval(10.0)  # s: nobody is asked to hand the lock over
+    try:
+        counter.start()
+        before = laps[0]
+        for _ in range(5):
+            assert erase.kernel(x, True) is not None
+        assert laps[0] > before + 50  # not just between the calls
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        counter.join()
 
 
 @needs_kernels

@@ -179,7 +179,7 @@ leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t 
   const bool packed = uses_packed<Row>(factors);
   const Division division = packed ? PACKED : PLAIN;
   if (index == nullptr && parallel_for != nullptr && rows <= division.few_rows &&
-      rows * factors.dim * factors.rank >= division.work) {
+      rows * factors.dim * factors.rank >= 2 * FEW_ROWS_WORK) {
     project_few(x, y, rows, eraser<Row>(factors, 0), packed, division, parallel_for);
     return LEACE_FAST_OK;
   }

@@ -10,6 +10,8 @@
 #endif
 
 #define INLINE __attribute__((always_inline)) inline
+// For large loops that many kernels share: a copy in each would take minutes to compile.
+#define NOINLINE __attribute__((noinline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 

@@ -2,7 +2,7 @@
 // and a look costs less than one attribute of a tensor in Python.
 #include "direct.h"
 
-#include <algorithm>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -17,8 +17,10 @@ namespace {
 
 namespace py = pybind11;
 
-// Handing rows to other threads pays from so many multiplications on: that is left to the operators.
-constexpr int64_t WORK_OF_ONE_THREAD = 1 << 18;
+// From so many multiplications on, other threads of Python may run meanwhile.
+constexpr int64_t LONG_WORK = 1 << 18;
+
+leace_fast_parallel_for threads = nullptr;
 
 // What is used of torch, for as long as the process lives.
 struct Torch {
@@ -85,7 +87,6 @@ struct Direct {
   leace_fast_dtype compute;
   leace_fast_factors factors;
   std::optional<leace_fast_norm> norm;
-  int64_t most_rows;
 
   // The weight or bias of a norm in the compute dtype, null for None; false where it does not fit.
   bool vector(PyObject* object, leace_fast_dtype rows, std::vector<float>& widened, const void** to) const {
@@ -106,7 +107,7 @@ struct Direct {
   }
 
   // A new reference to the erased rows, or null: an error is set, or what came is not for this.
-  PyObject* operator()(PyObject* const* arguments) const {
+  PyObject* operator()(PyObject* const* arguments, bool in_place) const {
     const Torch& torch = Torch::get();
     dlpack::Tensor x, y;
     if (!torch.look(arguments[0], &x) || x.shape[x.ndim - 1] != factors.dim || torch.traced(arguments[0])) return nullptr;
@@ -114,8 +115,6 @@ struct Direct {
     if (!dtype || compute_dtype(*dtype) != compute) return nullptr;
     int64_t rows = 1;
     for (int32_t i = 0; i + 1 < x.ndim; ++i) rows *= x.shape[i];
-    const bool quick = factors.packed != nullptr && (dtype == LEACE_FAST_BFLOAT16 || dtype == LEACE_FAST_FLOAT16);
-    if (rows > (quick ? 2 : 1) * most_rows) return nullptr;
     leace_fast_norm formula{};
     static thread_local std::vector<float> weight, bias;
     if (norm) {
@@ -123,33 +122,43 @@ struct Direct {
       if (!vector(arguments[1], *dtype, weight, &formula.weight) || !vector(arguments[2], *dtype, bias, &formula.bias))
         return nullptr;
     }
-    py::object made = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.empty_like, arguments[0]));
+    const auto made = in_place
+                          ? py::reinterpret_borrow<py::object>(arguments[0])
+                          : py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.empty_like, arguments[0]));
     if (!made || !torch.look(made.ptr(), &y) || floating(y) != dtype) return nullptr;
     auto* to = const_cast<char*>(start(y));
+    std::optional<py::gil_scoped_release> release;
+    if (rows * factors.dim * (factors.rank + 1) >= LONG_WORK) release.emplace();
     const auto status =
         norm ? leace_fast_add_norm_project(*dtype, start(x), factors.dim, nullptr, 0, nullptr, 0, to, factors.dim, rows,
-                                           &formula, &factors, nullptr, nullptr)
-             : leace_fast_project(*dtype, start(x), factors.dim, to, factors.dim, rows, &factors, nullptr, nullptr);
-    return status == LEACE_FAST_OK ? made.release().ptr() : nullptr;
+                                           &formula, &factors, nullptr, threads)
+             : leace_fast_project(*dtype, start(x), factors.dim, to, factors.dim, rows, &factors, nullptr, threads);
+    release.reset();
+    return status == LEACE_FAST_OK ? made.inc_ref().ptr() : nullptr;
   }
 };
 
 PyObject* call(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) {
   const auto* self = static_cast<const Direct*>(PyCapsule_GetPointer(capsule, nullptr));
-  if (count != (self->norm ? 3 : 1)) {
-    PyErr_SetString(PyExc_TypeError, "expected a tensor, or a tensor, a weight and a bias");
+  const bool in_place = !self->norm && count == 2 && arguments[1] == Py_True;
+  if (!in_place && count != (self->norm ? 3 : 1)) {
+    PyErr_SetString(PyExc_TypeError, "expected a tensor, a tensor and True, or a tensor, a weight and a bias");
     return nullptr;
   }
   try {
-    PyObject* made = (*self)(arguments);
+    PyObject* made = (*self)(arguments, in_place);
     return made != nullptr || PyErr_Occurred() != nullptr ? made : Py_NewRef(Py_None);
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
+  } catch (const std::exception&) {  // of the threads: the operator says it in torch's words
+    return Py_NewRef(Py_None);
   }
 }
 
 }  // namespace
+
+void use_threads(uintptr_t parallel_for) { threads = reinterpret_cast<leace_fast_parallel_for>(parallel_for); }
 
 py::object direct(const py::object& left_t, const py::object& right, const py::object& mean, const py::object& norm,
                   const py::object& packed) {
@@ -166,13 +175,10 @@ py::object direct(const py::object& left_t, const py::object& right, const py::o
   const int64_t rank = left.shape[0], dim = left.shape[1];
   if (!packed.is_none() && (bytes.ndim != 1 || bytes.shape[0] != leace_fast_packed_size(dim, rank, 1)))
     return py::none();
-  // One row is for one thread, unless its factors are so large that others should read a part of them.
-  const int64_t one = dim * rank < WORK_OF_ONE_THREAD;
-  const int64_t most_rows = std::max(one, WORK_OF_ONE_THREAD / (dim * (2 * rank + 4)));
   auto made = std::make_unique<Direct>();
   const leace_fast_factors factors{start(left), start(read), mean.is_none() ? nullptr : start(centre), dim, rank, 1,
                                    packed.is_none() ? nullptr : start(bytes)};
-  *made = {left_t, right, mean, packed, *dtype, factors, std::nullopt, most_rows};
+  *made = {left_t, right, mean, packed, *dtype, factors, std::nullopt};
   if (!norm.is_none()) {
     const auto [layer, eps, offset] = norm.cast<std::tuple<bool, double, double>>();
     made->norm = {layer, nullptr, nullptr, eps, offset};

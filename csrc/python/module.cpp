@@ -1,5 +1,5 @@
 // `leace_fast._C`: the kernels on NumPy and DLPack, and what is known of this build and of the processor. No torch
-// header, so that it builds without torch. Work is serial here; the torch operators divide it among threads.
+// header, so that it builds without torch. Work on arrays is serial; that on tensors is divided among torch's threads.
 #include <pybind11/pybind11.h>
 
 #include <tuple>
@@ -230,6 +230,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("direct", &direct, arg("left_t"), arg("right"), arg("mean") = py::none(), arg("norm") = py::none(),
              arg("packed") = py::none(),
              "Return a function from a dense tensor to its erased rows, or None where torch offers no way to it.");
+  module.def("use_threads", &use_threads, arg("parallel_for"),
+             "Let those functions divide their work by the leace_fast_parallel_for at this address.");
 }
 
 }  // namespace leace_fast::python

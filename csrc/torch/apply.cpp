@@ -78,5 +78,8 @@ STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {
   m.impl("add_layer_norm_project", TORCH_BOX(&add_layer_norm_project));
 }
 
-// Read by the package with ctypes, for `leace-fast doctor`.
-extern "C" __attribute__((visibility("default"))) const char* leace_fast_torch_version() { return TORCH_VERSION; }
+// Read by the package with ctypes: for `leace-fast doctor`, and for the kernels that are called past the dispatcher.
+extern "C" {
+__attribute__((visibility("default"))) const char* leace_fast_torch_version() { return TORCH_VERSION; }
+__attribute__((visibility("default"))) leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
+}
