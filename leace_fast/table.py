@@ -127,9 +127,10 @@ class EraserTable:
         with self._writing, torch.inference_mode(False), torch.no_grad():
             if not self._static:
                 memory = self._memory.clone()
-                self._write(self._split(memory), i, eraser)
-                # One assignment: a call reads this attribute once.
+                views = self._split(memory)
+                self._write(views, i, eraser)
                 self._memory = memory
+                self._views = views  # one assignment: a call reads this attribute once
                 return
             self.check()
             active = int(self._places[i + 1])
@@ -160,8 +161,9 @@ class EraserTable:
         index = index.to(torch.int64)
         if self._static:
             index = self._place_of(index)
-        index = index.reshape(*index.shape, *(1,) * (x.ndim - 1 - index.ndim)).expand(x.shape[:-1])
-        return *self._split(self._memory), index
+        if index.shape != x.shape[:-1]:
+            index = index.reshape(*index.shape, *(1,) * (x.ndim - 1 - index.ndim)).expand(x.shape[:-1])
+        return *self._views, index
 
     def _place_of(self, index: Tensor) -> Tensor:
         # Each entry is read once, so that all rows of one eraser take the same place while another stream swaps.
