@@ -9,16 +9,16 @@ import torch
 from leace_fast import Moments, ops
 
 
-def main(device: torch.device, rows: int = 300, dim: int = 70) -> None:
+def main(device: torch.device, rows: int = 300) -> None:
     """Add some rows of every kind, and read the result."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        x = torch.randn(rows, dim, device=device).to(dtype)
+        x = torch.randn(rows, 70, device=device).to(dtype)
         x[5, 3] = torch.nan
         y = torch.arange(rows, device=device) % 3
         weight = torch.rand(rows, device=device)
         for options in ({"num_classes": 3}, {"num_classes": 3, "per_class": True}, {"target_dim": 2}):
             goal = torch.randn(rows, 2, device=device) if "target_dim" in options else y
-            moments = Moments(dim, device=device, nonfinite="skip", **options)  # type: ignore[arg-type]
+            moments = Moments(70, device=device, nonfinite="skip", **options)  # type: ignore[arg-type]
             moments.update(x, goal).update(x, goal, weight=weight, mask=weight > 0.2)
             assert moments.skipped in (1, 2) and moments.covariance.isfinite().all()
     if device.type in ops.EXTENSION.devices:

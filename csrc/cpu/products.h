@@ -112,7 +112,7 @@ INLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64_t
 
 template <int ROWS, typename Number, typename Rows>
 NOINLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins, int64_t count,
-                     Vector<Number>* sums) {
+                       Vector<Number>* sums) {
   multiply<ROWS, ROWS == 1 ? ONE_ROW_RANKS : TILE_RANKS>(rows, right, dim, columns, begins, count, sums);
 }
 
@@ -152,7 +152,7 @@ INLINE void subtract_tile(const In* const* x, Out* const* y, const In* const* ah
 // The same for the columns first..last; first is a multiple of the lanes, and so is last unless it is `dim`.
 template <int ROWS, typename In, typename Out, typename Number>
 NOINLINE void subtract_columns(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
-                             const Number* left_t, int64_t dim, int64_t rank, int64_t first, int64_t last) {
+                               const Number* left_t, int64_t dim, int64_t rank, int64_t first, int64_t last) {
   constexpr int64_t LANES = Lanes<Number>::count;
   int64_t i = first;
   for (; i + TILE_VECTORS * LANES <= last; i += TILE_VECTORS * LANES)

@@ -140,7 +140,7 @@ def check_a_part_that_fails_stops_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def check_the_program_for_the_sanitizer(capsys: pytest.CaptureFixture[str]) -> None:
-    sanitized.main(CPU, 60, 9)
+    sanitized.main(CPU, 60)
     assert "every kernel ran" in capsys.readouterr().out
 
 

@@ -98,7 +98,7 @@ def check_sums_against_float64(problem: Problem) -> None:
 
 
 @pytest.mark.slow
-@settings(DEPTH, max_examples=6)
+@settings(DEPTH, max_examples=10)
 @given(PROBLEMS)
 def check_sums_against_float64_at_length(problem: Problem) -> None:
     against_float64(problem.data(), problem.precision)
