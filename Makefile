@@ -39,7 +39,7 @@ test-long:
 test-all: test test-long
 
 sanitize:
-	@$(IN) dev pytest -m slow tests/test_c_api.py
+	@$(IN) dev pytest -m slow tests/csrc/test_c_api.py
 
 bench:
 	@mkdir -p $(dir $(BENCH_JSON))

@@ -1,6 +1,6 @@
 """Build the compiled kernels with ninja, where there is a compiler; everything else stands in pyproject.toml.
 
-Two libraries: `leace_fast._C`, which needs no torch, and `leace_fast/_ops.so`, the operators of torch, built where
+Two libraries: `leace_fast._C`, which needs no torch, and `leace_fast/_C_torch.so`, the operators of torch, built where
 torch can be imported, with those for GPUs where that torch has CUDA and nvcc is at hand. LEACE_FAST_EXT=1 makes a
 failure to build them an error, LEACE_FAST_EXT=0 leaves them out. Unset, a failure is a warning and the install does
 without: slower in places, and the same results. TORCH_CUDA_ARCH_LIST names the GPUs, as for torch's own extensions.
@@ -48,7 +48,7 @@ def sources(*patterns: str) -> list[str]:
 
 def interface() -> str:
     """Return the number by which the package knows libraries that were built for it."""
-    (number,) = re.findall(r"^INTERFACE = (\d+)", Path("leace_fast/_extension.py").read_text("utf-8"), re.MULTILINE)
+    (number,) = re.findall(r"^INTERFACE = (\d+)", Path("leace_fast/_ops/extension.py").read_text("utf-8"), re.MULTILINE)
     return number
 
 
@@ -67,7 +67,7 @@ def python_module() -> Extension:
 
 @functools.cache
 def torch_operators() -> Extension | None:
-    """Return `leace_fast/_ops.so`, or None where torch is absent or too old."""
+    """Return `leace_fast/_C_torch.so`, or None where torch is absent or too old."""
     try:
         import torch
         from torch.utils import cpp_extension
@@ -90,7 +90,7 @@ def torch_operators() -> Extension | None:
     files = set(sources("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu"))
     files -= set() if cuda else set(sources("torch/*_cuda.cpp", "cuda/*.cu"))
     return Extension(
-        "leace_fast._ops",
+        "leace_fast._C_torch",
         sorted(files),
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
@@ -123,7 +123,7 @@ class NinjaBuild(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         name = Path(super().get_ext_filename(fullname))
         # The operators do not depend on Python: one file serves all versions.
-        return str(name.with_name("_ops.so") if name.name.startswith("_ops.") else name)
+        return str(name.with_name("_C_torch.so") if name.name.startswith("_C_torch.") else name)
 
     def build_extensions(self) -> None:
         built = []

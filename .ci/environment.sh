@@ -71,7 +71,7 @@ if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$root" ] || changed; then
     "$python" -m pip install -qq "setuptools>=77" "pybind11>=2.13" ninja
     "$python" -m pip install -qq --no-build-isolation --constraint "$stamp.constraints" --editable "$root[$extras]"
     echo "$root" >"$stamp"
-    [ -e "$root/leace_fast/_ops.so" ] ||
+    [ -e "$root/leace_fast/_C_torch.so" ] ||
         say "the compiled kernels could not be built (no compiler?); plain torch is used, with the same results"
 fi
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from work import Work, rotation
 
 import leace_fast as lf
-from leace_fast.modules import multiplies
+from leace_fast.models import multiplies
 
 ROWS, DIMS, RANKS = (1, 16, 256, 4096), (768, 2048, 4096), (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -76,7 +76,7 @@ def bench_orth(measure, dim: int, classes: int, peer: str) -> None:
     fitter.update(given.x, given.onehot)
     columns, mean = given.moments.cross_covariance.numpy(), given.moments.mean
     fits = {
-        "leace-fast": lambda: lf.orth(given.moments),
+        "leace-fast": lambda: lf.methods.orth(given.moments),
         "concept-erasure": cached(fitter),
         "NumPy": lambda: projection(columns, mean),
     }
@@ -93,7 +93,10 @@ def bench_mean_projection(measure, dim: int, classes: int, peer: str) -> None:
     given = problem(dim, classes)
     means = given.moments.class_means
     columns, origin = (means[1:] - means[:1]).mT.numpy(), torch.zeros(dim, dtype=torch.float64)
-    fits = {"leace-fast": lambda: lf.mean_projection(given.moments), "NumPy": lambda: projection(columns, origin)}
+    fits = {
+        "leace-fast": lambda: lf.methods.mean_projection(given.moments),
+        "NumPy": lambda: projection(columns, origin),
+    }
     error = gap(given, fits[peer]()(given.x))
     assert error < 1e-9
     rank = classes - 1
@@ -115,7 +118,7 @@ def bench_oracle(measure, dim: int, classes: int, peer: str) -> None:
     fitter = OracleFitter(dim, classes, dtype=torch.float64)
     fitter.update(given.x, given.onehot)
     labels = given.y if peer == "leace-fast" else given.onehot
-    fit = (lambda: lf.oracle(given.moments)) if peer == "leace-fast" else cached(fitter)
+    fit = (lambda: lf.methods.oracle(given.moments)) if peer == "leace-fast" else cached(fitter)
     error = gap(given, fit()(given.x, labels))  # type: ignore[operator]
     assert error < (1e-9 if peer == "leace-fast" else 1e-2)
     work = Work(f"oracle d={dim} k={classes}", 8 * 2 * dim * classes, 2 * dim * classes, torch.float64)
@@ -141,7 +144,7 @@ def bench_splince(measure, dim: int, classes: int, peer: str) -> None:
         v = numpy.concatenate([b, numpy.linalg.svd(both)[0][:, both.shape[1] :]], 1)
         return torch.from_numpy(back @ v @ numpy.linalg.solve(u.T @ v, u.T @ white))
 
-    fit = {"leace-fast": lambda: lf.splince(given.moments, given.task), "NumPy": by_numpy}[peer]
+    fit = {"leace-fast": lambda: lf.methods.splince(given.moments, given.task), "NumPy": by_numpy}[peer]
     found = fit()
     mean = given.moments.mean
     out = found(given.x) if isinstance(found, lf.Eraser) else (given.x - mean) @ found.mT + mean
@@ -173,7 +176,7 @@ def bench_inlp(measure, dim: int, classes: int, peer: str) -> None:
         return basis
 
     def by_moments() -> Tensor:
-        return lf.inlp(given.moments, tolerance=0.0, max_iterations=STEPS).left
+        return lf.methods.inlp(given.moments, tolerance=0.0, max_iterations=STEPS).left
 
     fit = by_moments if peer == "leace-fast" else by_passes
     one, two = fit(), by_moments()
@@ -196,7 +199,7 @@ def bench_quadratic(measure, dim: int, classes: int, peer: str, editor: bool) ->
     given = problem(dim, classes, per_class=True)
     fitter = QuadraticFitter(dim, classes, dtype=torch.float64, shrinkage=False)
     fitter.update(given.x, given.y)
-    method = lf.quadratic_editor if editor else lf.quadratic
+    method = lf.methods.quadratic_editor if editor else lf.methods.quadratic
     fits = {
         "leace-fast": lambda: method(given.moments),
         "concept-erasure": fitter.editor if editor else cached(fitter),

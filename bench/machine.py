@@ -14,8 +14,8 @@ import numpy
 import torch
 
 import leace_fast
-from leace_fast.modules import multiplies
-from leace_fast.ops import EXTENSION
+from leace_fast._ops.operators import EXTENSION
+from leace_fast.models import multiplies
 
 COPY_BYTES = 256 << 20  # of one buffer: far past every private cache
 PRODUCT = 2048  # side of the matrices whose product gives the arithmetic rates

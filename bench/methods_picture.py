@@ -43,10 +43,10 @@ def results(x: Tensor, y: Tensor) -> dict[str, tuple[str, Tensor]]:
     return {
         "before": ("two classes and their means", x),
         "LEACE": ("class means equal, least change", lf.leace(moments)(x)),
-        "mean projection": ("orthogonal: class means equal", lf.mean_projection(moments)(x)),
-        "INLP, first step": ("off the best classifier", lf.inlp(batches, max_iterations=1)(x)),
-        "R-LACE": ("against the best classifier left", lf.rlace(batches)(x)),
-        "swap": ("each class takes the other's place", lf.swap(batches)(x, y)),
+        "mean projection": ("orthogonal: class means equal", lf.methods.mean_projection(moments)(x)),
+        "INLP, first step": ("off the best classifier", lf.methods.inlp(batches, max_iterations=1)(x)),
+        "R-LACE": ("against the best classifier left", lf.methods.rlace(batches)(x)),
+        "swap": ("each class takes the other's place", lf.methods.swap(batches)(x, y)),
     }
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast._audit.probe import linear_probe
-from leace_fast.demo.corpus import ASSETS, CATEGORIES, load_modules
-from leace_fast.demo.run import _batches, fits
+from leace_fast.demo import ASSETS, CATEGORIES, load_modules
+from leace_fast.demo._run import _batches, fits
+from leace_fast.evaluation import linear_probe
 
 SITE = "model.layers.2.post_attention_layernorm"
 ROWS = 20_000
@@ -140,27 +140,27 @@ class Trial:
 
 TRIALS = [
     Trial("leace", lambda a: lf.leace(a.moments)),
-    Trial("orth", lambda a: lf.orth(a.moments)),
-    Trial("mean_projection", lambda a: lf.mean_projection(a.moments)),
-    Trial("ace", lambda a: lf.ace(a.moments, 1)),
-    Trial("switch", lambda a: lf.switch(a.moments, to=1)),
-    Trial("splince", lambda a: lf.splince(a.moments, a.task)),
-    Trial("alf_qleace", lambda a: lf.alf_qleace(a.class_moments)),
-    Trial("inlp", lambda a: lf.inlp(a.moments)),
-    Trial("inlp, logistic", lambda a: lf.inlp(a.batches, max_iterations=LAST_STEPS)),
-    Trial("rlace", lambda a: lf.rlace(a.batches, rank=5)),
-    Trial("oracle", lambda a: lf.oracle(a.moments), labelled=True),
-    Trial("quadratic", lambda a: lf.quadratic(a.class_moments), labelled=True),
-    Trial("mimic", lambda a: lf.mimic(a.class_moments, 1), labelled=True),
-    Trial("quadratic_editor", lambda a: lf.quadratic_editor(a.class_moments), labelled=True),
-    Trial("normalize_quantiles", lambda a: lf.normalize_quantiles(a.batches), labelled=True),
+    Trial("orth", lambda a: lf.methods.orth(a.moments)),
+    Trial("mean_projection", lambda a: lf.methods.mean_projection(a.moments)),
+    Trial("ace", lambda a: lf.methods.ace(a.moments, 1)),
+    Trial("switch", lambda a: lf.methods.switch(a.moments, to=1)),
+    Trial("splince", lambda a: lf.methods.splince(a.moments, a.task)),
+    Trial("alf_qleace", lambda a: lf.methods.alf_qleace(a.class_moments)),
+    Trial("inlp", lambda a: lf.methods.inlp(a.moments)),
+    Trial("inlp, logistic", lambda a: lf.methods.inlp(a.batches, max_iterations=LAST_STEPS)),
+    Trial("rlace", lambda a: lf.methods.rlace(a.batches, rank=5)),
+    Trial("oracle", lambda a: lf.methods.oracle(a.moments), labelled=True),
+    Trial("quadratic", lambda a: lf.methods.quadratic(a.class_moments), labelled=True),
+    Trial("mimic", lambda a: lf.methods.mimic(a.class_moments, 1), labelled=True),
+    Trial("quadratic_editor", lambda a: lf.methods.quadratic_editor(a.class_moments), labelled=True),
+    Trial("normalize_quantiles", lambda a: lf.methods.normalize_quantiles(a.batches), labelled=True),
     Trial("leace", lambda a: lf.leace(a.moments), pair=True),
-    Trial("difference_in_means", lambda a: lf.difference_in_means(a.moments), pair=True),
-    Trial("switch", lambda a: lf.switch(a.moments), pair=True),
-    Trial("inlp, logistic", lambda a: lf.inlp(a.batches, max_iterations=LAST_STEPS), pair=True),
-    Trial("rlace", lambda a: lf.rlace(a.batches), pair=True),
-    Trial("median", lambda a: lf.median(a.batches), pair=True),
-    Trial("swap", lambda a: lf.swap(a.batches), labelled=True, pair=True),
+    Trial("difference_in_means", lambda a: lf.methods.difference_in_means(a.moments), pair=True),
+    Trial("switch", lambda a: lf.methods.switch(a.moments), pair=True),
+    Trial("inlp, logistic", lambda a: lf.methods.inlp(a.batches, max_iterations=LAST_STEPS), pair=True),
+    Trial("rlace", lambda a: lf.methods.rlace(a.batches), pair=True),
+    Trial("median", lambda a: lf.methods.median(a.batches), pair=True),
+    Trial("swap", lambda a: lf.methods.swap(a.batches), labelled=True, pair=True),
 ]
 
 

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
+from . import methods
 from ._version import __version__
-from .acts import tap
-from .attaching.inductor import inductor
-from .conditional import ConditionalEraser, TargetEraser
-from .eraser import Eraser
-from .evaluate import Evaluation, evaluate, random_like
-from .fold import FoldReport, fold_, unfold_
-from .folding.lora import LoraReport, export_lora
-from .folding.residual import fold_residual_
-from .methods import (
-    METHODS,
-    ace,
-    alf_qleace,
-    difference_in_means,
-    fixed_direction,
-    inlp,
-    leace,
-    mean_projection,
-    median,
-    mimic,
-    normalize_quantiles,
-    oracle,
-    orth,
-    quadratic,
-    quadratic_editor,
-    random_subspace,
-    rlace,
-    splince,
-    swap,
-    switch,
-)
-from .moments import Moments
-from .quantiles import QuantileNormalizer
-from .record import record
-from .report import Report
-from .scrubber import Scrubber
-from .scrubbing.scrub import scrub
-from .sites import Site, find_sites
-from .table import EraserTable
+from .attaching import inductor
+from .erasers import ConditionalEraser, Eraser, EraserTable, QuantileNormalizer, Report, TargetEraser
+from .evaluation import Evaluation, evaluate, random_like
+from .folding import FoldReport, LoraReport, export_lora, fold_, fold_residual_, unfold_
+from .methods import METHODS, leace
+from .models import Site, find_sites, record, tap
+from .scrubbing import Scrubber, scrub
+from .statistics import Moments
 
 __all__ = [
     "METHODS",
     "ConditionalEraser",
     "Eraser",
-    "Evaluation",
     "EraserTable",
+    "Evaluation",
     "FoldReport",
     "LoraReport",
     "Moments",
@@ -57,34 +28,17 @@ __all__ = [
     "Site",
     "TargetEraser",
     "__version__",
-    "ace",
-    "alf_qleace",
-    "difference_in_means",
-    "export_lora",
     "evaluate",
+    "export_lora",
     "find_sites",
-    "fixed_direction",
     "fold_",
     "fold_residual_",
     "inductor",
-    "inlp",
     "leace",
-    "mean_projection",
-    "median",
-    "mimic",
-    "normalize_quantiles",
-    "oracle",
-    "orth",
-    "quadratic",
-    "quadratic_editor",
+    "methods",
     "random_like",
-    "random_subspace",
     "record",
-    "rlace",
     "scrub",
-    "splince",
-    "swap",
-    "switch",
     "tap",
     "unfold_",
 ]

@@ -14,8 +14,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ._audit.study import Study
-    from .progress import Track
+    from ._progress import Track
+    from .study import Study
 
 LABEL_COLUMN = "label"  # where none is named
 
@@ -59,8 +59,7 @@ def demo(
     """Erase a concept from a small language model, and see what is left and what it costs. Takes about 80 seconds."""
     with readable_errors():
         check_folder(out)
-        from .demo.corpus import ASSETS
-        from .demo.run import CONCEPT, run_demo
+        from .demo import ASSETS, CONCEPT, run_demo
 
         console, track = screen()
         console.print(f"Erasing {CONCEPT} of each token from a language model of Python code.\n")
@@ -114,7 +113,7 @@ def fit(
     """
     with readable_errors():
         check_folder(out)
-        from ._audit.jobs import is_shards, study_shards, study_texts
+        from .study import is_shards, study_shards, study_texts
 
         concept = only(label)
         console, track = screen()
@@ -166,8 +165,8 @@ def fold(
     """Fold erasers into a model's weights: a model like any other, with no cost at run time."""
     with readable_errors():
         check_folder(out)
-        from ._audit.jobs import load_model
-        from .scrubber import Scrubber
+        from .scrubbing import Scrubber
+        from .study import load_model
 
         screen()
         if out.exists() and Path(model).exists() and out.samefile(model):
@@ -191,8 +190,8 @@ def export_lora(
     """Write erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA."""
     with readable_errors():
         check_folder(out)
-        from ._audit.jobs import load_model
-        from .scrubber import Scrubber
+        from .scrubbing import Scrubber
+        from .study import load_model
 
         screen()
         loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
@@ -235,7 +234,7 @@ def scrub(
     """
     with readable_errors():
         check_folder(out)
-        from ._audit.jobs import read_batches, scrub_texts
+        from .study import read_batches, scrub_texts
 
         console, track = screen()
         batches = read_batches(
@@ -285,8 +284,8 @@ def evaluate(
     with readable_errors():
         import dataclasses
 
-        from ._audit.jobs import evaluate_texts, read_batches
-        from .scrubber import Scrubber
+        from .scrubbing import Scrubber
+        from .study import evaluate_texts, read_batches
 
         _, track = screen()
         scrubber = Scrubber.from_pretrained(erasers) if erasers else None
@@ -347,7 +346,7 @@ def screen() -> tuple[Console, Track]:
     """Return a console and a progress bar for its stages."""
     from rich.console import Console
 
-    from .progress import progress_bars
+    from ._progress import progress_bars
 
     console = Console()
     with suppress(ImportError):
@@ -359,7 +358,7 @@ def screen() -> tuple[Console, Track]:
 
 def show(console: Console, study: Study, out: Path, facts: dict[str, Any], concept: str, model_id: str) -> None:
     """Print a study's tables and write its folder."""
-    from ._audit.present import loss_table, probe_table, stage_line, verdict, write_study
+    from .study import loss_table, probe_table, stage_line, verdict, write_study
 
     paths = write_study(study, out, facts, concept, model_id)
     console.print(probe_table(study))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ._extension import load
+from ._ops import load_extension
 from ._version import __version__
 
 # (distribution, what is missing without it)
@@ -73,7 +73,7 @@ def _package(name: str, note: str) -> Finding:
 
 def _cpu() -> Finding:
     capability = torch.backends.cpu.get_cpu_capability()
-    features = "".join(f", {name}: {'yes' if present else 'no'}" for name, present in load().features.items())
+    features = "".join(f", {name}: {'yes' if present else 'no'}" for name, present in load_extension().features.items())
     note = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}{features}"
     return Finding("CPU", True, capability, note)
 
@@ -98,7 +98,7 @@ def _triton() -> Finding:
 
 
 def _extension() -> Finding:
-    extension = load()
+    extension = load_extension()
     if not extension.present:
         return Finding("extension", False, "absent", f"{extension.reason}. Plain torch is used: the same results")
     build = extension.build

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leace_fast import (
-    Eraser,
-    Moments,
+from leace_fast import Eraser, Moments, leace
+from leace_fast.methods import (
     ace,
     alf_qleace,
     difference_in_means,
     inlp,
-    leace,
     mean_projection,
     orth,
     random_subspace,

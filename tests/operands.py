@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leace_fast import ops, reference
+from leace_fast._ops import operators as ops
+from leace_fast._ops import reference
 
 needs_kernels = pytest.mark.skipif(not ops.EXTENSION.present, reason=f"extension: {ops.EXTENSION.reason}")
 

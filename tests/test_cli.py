@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import build
 from safetensors.torch import save_file
+from tiny_models import build
 from typer.testing import CliRunner
 
 from leace_fast import Eraser
-from leace_fast._audit import jobs
 from leace_fast.cli import app
-from leace_fast.demo.language_model import train_tokenizer
-from leace_fast.scrubber import Scrubber
+from leace_fast.demo._language_model import train_tokenizer
+from leace_fast.scrubbing import Scrubber
+from leace_fast.study import _jobs as jobs
 
 WORDS = {"fruit": "apple pear plum cherry quince", "tool": "hammer saw chisel pliers drill"}
 RUNNER = CliRunner()
@@ -239,7 +239,7 @@ def test_scrub_of_several_concepts_erases_each(workplace, two_concepts, tmp_path
 
 def test_the_union_is_that_of_the_python_api(workplace, two_concepts, tmp_path):
     from leace_fast import scrub
-    from leace_fast._audit.jobs import read_batches
+    from leace_fast.study import read_batches
 
     columns = ["size", "kind"]
     batches = read_batches(str(workplace / "model"), two_concepts, text="body", label=columns)

@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
+import tiny_models
 import torch
 
 import leace_fast as lf
-from leace_fast.demo.language_model import train_tokenizer
+from leace_fast.demo._language_model import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -40,7 +40,7 @@ def elsewhere(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def model() -> Any:
-    return models.build("llama", torch.float32)
+    return tiny_models.build("llama", torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def batches() -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def scrubber(batches) -> lf.Scrubber:
-    return lf.scrub(models.build("llama", torch.float32), batches)
+    return lf.scrub(tiny_models.build("llama", torch.float32), batches)
 
 
 def test_every_example_of_every_page_is_run_here_or_where_its_page_is_tested():
@@ -70,10 +70,10 @@ def test_scrubbing(model, batches, tmp_path, capsys):
 
 @pytest.mark.parametrize("index", [2, 3])
 def test_labels_of_words_and_of_last_tokens(index, tmp_path):
-    shutil.copy(ROOT / "tests" / "sample.conllu", tmp_path / "train.conllu")
+    shutil.copy(ROOT / "tests" / "data" / "sample.conllu", tmp_path / "train.conllu")
     (tmp_path / "sentences.jsonl").write_text("\n".join(map(json.dumps, SENTENCES)))
     tokenizer = train_tokenizer([(tmp_path / name).read_text() for name in ("train.conllu", "sentences.jsonl")], 300)
-    model = models.build("llama", torch.float32)
+    model = tiny_models.build("llama", torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     assert len(run("scrubbing.md", index, tokenizer=tokenizer, model=model)["scrubber"]) == 4
 

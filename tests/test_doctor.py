@@ -16,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 import leace_fast
-from leace_fast import _extension, doctor
+from leace_fast import doctor
+from leace_fast._ops import extension as _extension
 from leace_fast.cli import app
 
 
@@ -26,10 +27,10 @@ def finding(name: str) -> doctor.Finding:
 
 @pytest.fixture
 def fresh_load():
-    """Let `load` look again, before and after the test."""
-    _extension.load.cache_clear()
+    """Let `load_extension` look again, before and after the test."""
+    _extension.load_extension.cache_clear()
     yield
-    _extension.load.cache_clear()
+    _extension.load_extension.cache_clear()
 
 
 def test_names_the_versions_that_are_installed() -> None:
@@ -93,8 +94,8 @@ def test_module_that_does_not_load_gives_the_reason(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.delenv("LEACE_FAST_EXT", raising=False)
     monkeypatch.setattr(_extension.importlib, "import_module", broken)
-    assert not _extension.load().present
-    assert "undefined symbol" in _extension.load().reason
+    assert not _extension.load_extension().present
+    assert "undefined symbol" in _extension.load_extension().reason
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_operators_not_built_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built, fresh_load) -> None:
-    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_ops.so")
+    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_C_torch.so")
     assert not finding("extension").present
     note = finding("extension").note
     assert "torch operators not built" in note and "--no-build-isolation" in note
@@ -120,16 +121,16 @@ def test_operators_not_built_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp
 def test_operators_that_do_not_load_give_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built, fresh_load
 ) -> None:
-    (tmp_path / "_ops.so").write_text("no library")
-    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_ops.so")
-    assert not _extension.load().present
-    assert "_ops.so" in _extension.load().reason
-    assert torch.__version__ in _extension.load().reason
+    (tmp_path / "_C_torch.so").write_text("no library")
+    monkeypatch.setattr(_extension, "OPERATORS", tmp_path / "_C_torch.so")
+    assert not _extension.load_extension().present
+    assert "_C_torch.so" in _extension.load_extension().reason
+    assert torch.__version__ in _extension.load_extension().reason
 
 
 def test_results_without_the_extension_are_the_same() -> None:
     code = (
-        "import torch, leace_fast; from leace_fast import ops; torch.manual_seed(0);"
+        "import torch, leace_fast; from leace_fast._ops import operators as ops; torch.manual_seed(0);"
         "e = leace_fast.Eraser(torch.randn(48, 3) / 7, torch.randn(3, 48) / 7, torch.randn(48));"
         "print(ops.EXTENSION.present); print(e(torch.randn(9, 48)).double().sum(dim=1).tolist())"
     )

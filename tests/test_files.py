@@ -14,8 +14,9 @@ import cases
 import pytest
 import torch
 
-from leace_fast import Eraser, Moments, files, leace
-from leace_fast.files import load_tensors, save_tensors
+from leace_fast import Eraser, Moments, leace
+from leace_fast import _files as files
+from leace_fast._files import load_tensors, save_tensors
 
 
 @pytest.fixture

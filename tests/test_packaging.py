@@ -156,7 +156,7 @@ def test_operators_for_cuda_are_built_and_found(tmp_path: Path, torch_with_cuda:
     assert result.returncode == 0, result.stdout + result.stderr
     code = f"""if True:
         import torch
-        torch.ops.load_library({str(tmp_path / "leace_fast" / "_ops.so")!r})
+        torch.ops.load_library({str(tmp_path / "leace_fast" / "_C_torch.so")!r})
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         print([device for device in ("CPU", "CUDA") if has_kernel("leace_fast::project", device)])"""
     loaded = run(sys.executable, "-c", code, env=torch_with_cuda)
@@ -214,7 +214,7 @@ def test_wheel_holds_the_package_and_nothing_else(distributions: tuple[Path, Pat
     assert not installed_package_files() - names, "a data file may be missing from package-data"
     assert "leace_fast/py.typed" in names
     assert [name for name in names if name.startswith("leace_fast/_C") and name.endswith(".so")]
-    assert "leace_fast/_ops.so" in names
+    assert "leace_fast/_C_torch.so" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"leace_fast"}
     assert [name for name in names if name.endswith("dist-info/licenses/LICENSE")]
 

@@ -23,7 +23,7 @@ def test_examples_run(index, capsys):
 
 
 def test_the_examples_in_a_model_run(tmp_path, monkeypatch, capsys):
-    from models import build
+    from tiny_models import build
 
     monkeypatch.chdir(tmp_path)
     scrubbing, serving = [code for mark, code in BLOCKS if "notest" in mark]

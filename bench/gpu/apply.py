@@ -12,7 +12,7 @@ from timing import Work, ceilings, compiled, rotation, row
 from torch import Tensor
 from torch.nn import functional
 
-from leace_fast import ops
+from leace_fast._ops import operators as ops
 
 DIM, PREFILL, DECODE, RANKS = 4096, (4096, 65536), (1, 16, 64), (1, 8, 16, 64)
 CALLS = 64  # of one measurement of few rows: its start and end cost as much as a call

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from leace_fast.statistics.state import State
+from leace_fast.statistics._state import State
 from leace_fast.triton_kernels.block import BlockKernels
 from leace_fast.triton_kernels.configs import update_config
 

@@ -12,8 +12,8 @@ from timing import Work, compiled, median_seconds, rotation, row
 from torch import Tensor
 
 from leace_fast import Moments
-from leace_fast.statistics.device import DeviceRows
-from leace_fast.statistics.state import State
+from leace_fast.statistics._device import DeviceRows
+from leace_fast.statistics._state import State
 from leace_fast.triton_kernels.block import BlockKernels
 
 CLASSES = 8

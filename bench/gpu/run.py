@@ -26,7 +26,7 @@ SHAPES = [(1, 64), (257, 64), (5000, 100), (40_000, 768), (20_000, 1000), (20_00
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return device and versions; nothing that names a host or a person."""
-    from leace_fast.ops import EXTENSION
+    from leace_fast._ops.operators import EXTENSION
 
     packages = ("leace-fast", "torch", "triton", "concept-erasure")
     known = {name.metadata["Name"] for name in importlib.metadata.distributions()}

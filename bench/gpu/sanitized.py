@@ -6,7 +6,8 @@ import sys
 
 import torch
 
-from leace_fast import Moments, ops
+from leace_fast import Moments
+from leace_fast._ops import operators as ops
 
 
 def main(device: torch.device, rows: int = 300) -> None:

@@ -1,1 +1,11 @@
-"""Erasers in a running model: after modules, in the pass that norms, and with the add before it."""
+"""Erasers in a model's forward pass: hooks on sites, and norms that erase in the pass that norms."""
+
+from __future__ import annotations
+
+from ._attachment import Attachment
+from ._compiled_graphs import inductor
+
+__all__ = [
+    "Attachment",
+    "inductor",
+]

@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..methods._concept import Concept
-from ..methods._span import span_of
-from ..methods._whitening import EPSILON, Scaling, Whitening, factored
+from ..fitting import EPSILON, Concept, Scaling, Whitening, factored, span_of
 
 
 def projection_factors(

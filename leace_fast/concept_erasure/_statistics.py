@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..moments import Moments
+from ..statistics import Moments
 
 
 class Statistics:

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..acts import tap
-from ..modules import is_norm
+from ..models import is_norm, tap
 from .leace import LeaceEraser
 from .utils import assert_type, mangle_module_path
 

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ops import project
-from ..reference import compute_dtype
+from .._ops import compute_dtype, project
 from ._closed_form import projection_factors
 from ._fitter import Fitter
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..methods._concept import DEPENDENT
+from ..fitting import DEPENDENT
 from ._fitter import Fitter
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..moments import Moments
+from ..statistics import Moments
 from ._statistics import as_complex, as_real, hermitian
 from .groupby import groupby
 from .optimal_transport import ot_barycenter, ot_map, ot_midpoint

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .._audit.loss import batch_nats, bits_per_byte
-from ..stream import batched
-from .corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
-from .language_model import START_ID, train_tokenizer, windows
+from ..data import batched
+from ..evaluation import batch_nats, bits_per_byte
+from ._corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
+from ._language_model import START_ID, train_tokenizer, windows
 
 VOCABULARY = 4000
 CONTEXT = 1024
@@ -80,7 +80,7 @@ def learning_rate_factor(progress: float) -> float:
     return min(1.0, (1 - progress) / (1 - DECAY_FROM))
 
 
-def train(model: LlamaForCausalLM, stream: TokenStream, minutes: float, out: Path) -> dict[str, float]:
+def train_model(model: LlamaForCausalLM, stream: TokenStream, minutes: float, out: Path) -> dict[str, float]:
     """Train in place for a number of minutes, leaving a copy in `out` now and then; return what was done."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -165,7 +165,7 @@ def main() -> None:
     print(f"{len(train_modules)} training files, {text_bytes / 1e6:.1f} MB; {len(held_out)} held-out modules")
 
     model = LlamaForCausalLM(model_config())
-    done = train(model, stream, options.minutes, options.out / "model")
+    done = train_model(model, stream, options.minutes, options.out / "model")
     save(model, options.out / "model")
     facts = {
         "python": platform.python_version(),

@@ -1,1 +1,16 @@
-"""Erasers in weights: what reads a site and what writes to it, op by op, changes that can be undone, and adapters."""
+"""Erasers in a model's weights, or in a LoRA adapter."""
+
+from __future__ import annotations
+
+from ._folding import FoldReport, fold_, unfold_
+from ._lora import LoraReport, export_lora
+from ._residual import fold_residual_
+
+__all__ = [
+    "FoldReport",
+    "LoraReport",
+    "export_lora",
+    "fold_",
+    "fold_residual_",
+    "unfold_",
+]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..eraser import Eraser
+from ..erasers import Eraser
 from ._ace import ace
 from ._alf_qleace import alf_qleace
 from ._difference_in_means import difference_in_means, fixed_direction

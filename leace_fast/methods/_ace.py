@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._fitted import check_class, fitted, warn_of
-from ._subspace import concept_subspace
+from ..erasers import Eraser
+from ..fitting import check_class, concept_subspace, fitted, warn_of
+from ..statistics import Moments
 
 
 def ace(moments: Moments, reference: int = 0, *, target: int | None = None, strength: float = 0.0) -> Eraser:

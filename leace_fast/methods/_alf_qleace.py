@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import check_moments
-from ._fitted import check_rank, fitted
+from ..erasers import Eraser
+from ..fitting import Shrinkage, check_moments, check_rank, fitted
+from ..statistics import Moments
 from ._leace import leace
-from ._whitening import Shrinkage
 
 
 def alf_qleace(

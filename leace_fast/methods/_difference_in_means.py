@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import absent_of
-from ._fitted import check_class, fitted, warn_of
+from ..erasers import Eraser
+from ..fitting import absent_of, check_class, fitted, warn_of
+from ..statistics import Moments
 
 
 def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) -> Eraser:

@@ -8,12 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import absent_of, canonical_columns
-from ._fitted import check_count, check_rank, fitted, warn_of
+from ..erasers import Eraser
+from ..fitting import Shrinkage, absent_of, canonical_columns, check_count, check_rank, fitted, warn_of, whitening_of
+from ..statistics import Moments
 from ._inlp_rows import null_spaces
-from ._whitening import Shrinkage, whitening_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..report import Report
-from ._row_stream import RowStream, Summary
+from ..erasers import Eraser, Report
+from ..fitting import RowStream, Summary
 
 EPOCHS = 5
 LOSSES = {"logistic": "log_loss", "svm": "hinge"}

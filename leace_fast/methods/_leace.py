@@ -7,13 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ..report import Report
-from ._concept import canonical_columns, concept_of, concepts_of, fullest, union_of
-from ._fitted import check_rank, warn_of
-from ._span import described, span_of
-from ._whitening import Shrinkage, Whitening, whitening_of
+from ..erasers import Eraser, Report
+from ..fitting import (
+    Shrinkage,
+    Whitening,
+    canonical_columns,
+    check_rank,
+    concept_of,
+    concepts_of,
+    described,
+    fullest,
+    span_of,
+    union_of,
+    warn_of,
+    whitening_of,
+)
+from ..statistics import Moments
 
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 

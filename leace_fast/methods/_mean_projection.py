@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import check_moments
-from ._fitted import check_rank, fitted, warn_of
-from ._subspace import concept_subspace
+from ..erasers import Eraser
+from ..fitting import check_moments, check_rank, concept_subspace, fitted, warn_of
+from ..statistics import Moments
 
 
 def mean_projection(moments: Moments, *, rank: int | None = None) -> Eraser:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..conditional import ConditionalEraser, TargetEraser
-from ..moments import Moments
-from ..report import Report
-from ._concept import DEPENDENT, absent_of
-from ._fitted import warn_of
+from ..erasers import ConditionalEraser, Report, TargetEraser
+from ..fitting import DEPENDENT, absent_of, warn_of
+from ..statistics import Moments
 
 
 def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:

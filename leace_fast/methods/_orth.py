@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._fitted import check_rank, fitted, warn_of
-from ._subspace import concept_subspace
+from ..erasers import Eraser
+from ..fitting import check_rank, concept_subspace, fitted, warn_of
+from ..statistics import Moments
 
 
 def orth(moments: Moments | Sequence[Moments], *, rank: int | None = None) -> Eraser:

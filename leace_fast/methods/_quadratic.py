@@ -5,18 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..conditional import ConditionalEraser
-from ..moments import Moments
-from ..report import Report
-from ._concept import absent_of
-from ._fitted import check_class, warn_of
-from ._transport import (
-    ClassGaussians,
-    class_gaussians,
-    mapping_error,
-    maps_to_barycentre,
-    transport_maps,
-)
+from ..erasers import ConditionalEraser, Report
+from ..fitting import absent_of, check_class, warn_of
+from ..statistics import Moments
+from ._transport import ClassGaussians, class_gaussians, mapping_error, maps_to_barycentre, transport_maps
 
 LARGEST_ERROR = 1e-3  # of a mapped covariance, beyond which a class is said not to be erased
 

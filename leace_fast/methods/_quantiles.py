@@ -7,11 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..quantiles import QuantileNormalizer
-from ..report import Report
-from ._fitted import check_count, warn_of
-from ._row_stream import RowStream, Summary
+from ..erasers import Eraser, QuantileNormalizer, Report
+from ..fitting import RowStream, Summary, check_count, warn_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 SKETCH_SIZE = 2000  # of a KLL sketch: quantiles are off by 0.14 % of the rows at most, at 99 % confidence

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..eraser import Eraser
-from ..moments import Moments
+from ..erasers import Eraser
+from ..statistics import Moments
 
 
 def random_subspace(moments: Moments, rank: int, *, seed: int = 0) -> Eraser:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..report import Report
-from ._fitted import check_count, check_rank
-from ._row_stream import RowStream, Summary
+from ..erasers import Eraser, Report
+from ..fitting import RowStream, Summary, check_count, check_rank
 
 MOMENTUM = (0.9, 0.999)  # of Adam
 REACH_MOMENTUM = 0.95  # the gradient by P is small and noisy: it is taken over some twenty batches

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 
 import torch
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import concept_of, concepts_of, fullest, union_of
-from ._fitted import fitted, warn_of
+from ..erasers import Eraser
+from ..fitting import (
+    Shrinkage,
+    concept_of,
+    concepts_of,
+    described,
+    fitted,
+    fullest,
+    span_of,
+    union_of,
+    warn_of,
+    whitening_of,
+)
+from ..statistics import Moments
 from ._leace import refined
-from ._span import described, span_of
-from ._whitening import Shrinkage, whitening_of
 
 LEAST_ANGLE = 1e-6  # sine of the angle between concept and task below which they cannot be told apart
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..eraser import Eraser
-from ..moments import Moments
-from ._concept import check_moments
-from ._fitted import check_class, mean_squared_change
+from ..erasers import Eraser
+from ..fitting import Shrinkage, check_class, check_moments, mean_squared_change
+from ..statistics import Moments
 from ._leace import leace
-from ._whitening import Shrinkage
 
 
 def switch(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..moments import Moments
-from ..reference import cholesky
-from ._whitening import EPSILON, scaling_of
+from .._ops import cholesky
+from ..fitting import EPSILON, scaling_of
+from ..statistics import Moments
 
 STEPS = 200
 CONVERGED = 1e-9  # at the barycentre the distances have no slope: an error of 1e-9 costs them 1e-18

@@ -1,1 +1,11 @@
-"""A concept erased at every site of a model, one after another: replayed layers, where they wait, checkpoints."""
+"""A model scrubbed site after site, and `Scrubber`: its erasers by site."""
+
+from __future__ import annotations
+
+from ._scrub import scrub
+from ._scrubber import Scrubber
+
+__all__ = [
+    "Scrubber",
+    "scrub",
+]

@@ -13,8 +13,8 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
 
-from ..eraser import Eraser
-from ..moments import Moments
+from ..erasers import Eraser
+from ..statistics import Moments
 
 Kind = Literal["auto", "classes", "numbers"]
 DTYPES = [np.float64, np.float32]

@@ -7,10 +7,10 @@ from typing import Any
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.metaestimators import available_if
 
-from ..eraser import Eraser
+from ..erasers import Eraser
+from ..fitting import Shrinkage
 from ..methods import ace, switch
-from ..methods._whitening import Shrinkage
-from ..moments import Moments
+from ..statistics import Moments
 from ._base import StreamingTransformer
 
 

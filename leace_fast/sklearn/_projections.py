@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ..eraser import Eraser
+from ..erasers import Eraser
+from ..fitting import Shrinkage
 from ..methods import difference_in_means, inlp, leace, mean_projection, orth
-from ..methods._whitening import Shrinkage
-from ..moments import Moments
+from ..statistics import Moments
 from ._base import Kind, StreamingTransformer
 
 

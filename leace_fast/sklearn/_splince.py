@@ -7,10 +7,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..eraser import Eraser
+from ..erasers import Eraser
+from ..fitting import Shrinkage
 from ..methods import leace, splince
-from ..methods._whitening import Shrinkage
-from ..moments import Moments
+from ..statistics import Moments
 from ._base import Concept, Kind, StreamingTransformer, check_told_apart, read_concept
 
 

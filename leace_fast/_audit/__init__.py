@@ -1,1 +1,0 @@
-"""What an erasure left behind and what it cost: probes, losses, pictures."""

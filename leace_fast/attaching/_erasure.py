@@ -1,0 +1,88 @@
+"""An eraser at work in a module: the module has another type meanwhile, whose forward erases what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..erasers import Eraser
+from ..models import acts_of, hidden_of, put_on, take_off, wears
+
+LAYER = "erased"  # of modules: see `subtypes`
+
+Norm = Callable[[nn.Module, Any], "Tensor | None"]
+
+
+class Erasure:
+    """An eraser at work at one site: called on what a module returns.
+
+    Attributes:
+        ran: whether the site has been run.
+        active: False leaves the rows as they are, for a comparison.
+        norm: of a fused norm: its erased output, or None where the module has to compute it.
+    """
+
+    def __init__(self, eraser: Eraser, norm: Norm | None = None) -> None:
+        self.eraser, self.norm = eraser, norm
+        self.ran, self.active = False, True
+
+    def __call__(self, output: Any) -> Any:
+        """Return the output of the module with its hidden states erased."""
+        self.ran = True
+        if isinstance(output, Tensor):
+            return self.eraser._bound_for(output)(output) if self.active else output
+        hidden = hidden_of(output)
+        if hidden is output:
+            kind = type(output).__name__
+            raise ValueError(f"the output of {self.eraser.site!r} is a {kind}, expected one float tensor")
+        return (self(hidden), *output[1:])
+
+    def __reduce__(self) -> Any:
+        return Erasure, (self.eraser, self.norm)  # a copy has not run
+
+
+def erase_in(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
+    """Let a module erase what it returns; returns what ends that.
+
+    The module stays the same object with the same parameters, hooks and names in a `state_dict`; its type changes. A
+    hook would do too, and costs more: torch takes a longer way to call a module that has any.
+
+    Raises:
+        ValueError: the module cannot change its type, or has been given erasers already; says why.
+    """
+    if acts_of(module) is not None or wears(module, LAYER):
+        raise ValueError("something else is attached there, which acts first")
+    if "forward" in vars(module):
+        raise ValueError("its forward has been replaced")
+    try:
+        put_on(module, LAYER, forward=_forward_over)
+    except TypeError as error:
+        raise ValueError(f"its type cannot change ({error})") from error
+    vars(module)["_erasure"] = erasure
+
+    def end() -> None:
+        # first: so the module is its own again, also under a type that cannot be taken off
+        vars(module)["_erasure"] = None
+        if take_off(module, LAYER):
+            del vars(module)["_erasure"]
+
+    return end
+
+
+def _forward_over(kind: type[nn.Module]) -> Callable[..., Any]:
+    original = kind.forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        erasure: Any = self._erasure  # raises in a copy that lost it
+        if erasure is None:
+            return original(self, *args, **kwargs)
+        if erasure.norm is not None and erasure.active and len(args) == 1 and not kwargs:
+            erased = erasure.norm(self, args[0])
+            if erased is not None:
+                erasure.ran = True
+                return erased
+        return erasure(original(self, *args, **kwargs))
+
+    return forward

@@ -1,0 +1,75 @@
+"""CoNLL-U: sentences with the part of speech of each word, the format of Universal Dependencies."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ._spans import Span, word_spans
+
+FIELDS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+# the universal parts of speech, https://universaldependencies.org/u/pos/
+UPOS = (
+    *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
+    *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
+)
+
+
+class Sentence(NamedTuple):
+    """A sentence: its text, its words, and the value of each word in one field."""
+
+    text: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    def spans(self, classes: dict[str, int]) -> list[Span]:
+        """The words whose tag has a class, as spans of the text."""
+        return word_spans(self.words, [classes.get(tag, -100) for tag in self.tags], self.text)[1]
+
+
+def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[Sentence]:
+    """Yield the sentences of a CoNLL-U file.
+
+    Words that are written as one (`2-3`, such as the French "du") count as their surface form, without a tag; empty
+    nodes (`8.1`) are no words. The text is that of the comment `# text = `, else the words joined by blanks.
+
+    Args:
+        path: a UTF-8 file.
+        field: what to read: "UPOS", "XPOS", "DEPREL" or another of the ten fields.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown field, or a line that is none of CoNLL-U; it is numbered.
+    """
+    if field not in FIELDS:
+        raise ValueError(f"unknown field {field!r}, expected one of {', '.join(FIELDS)}")
+    column = FIELDS.index(field)
+    text, words, covered = "", [], 0
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate([*file, "\n"], 1):
+            line = line.rstrip("\r\n")
+            if not line.strip():
+                if words:
+                    forms = tuple(form for form, _ in words)
+                    yield Sentence(text or " ".join(forms), forms, tuple(tag for _, tag in words))
+                text, words, covered = "", [], 0
+            elif line.startswith("#"):
+                key, _, value = line[1:].partition("=")
+                text = value.strip() if key.strip() == "text" else text
+            else:
+                cells = line.split("\t")
+                if len(cells) != len(FIELDS):
+                    raise ValueError(
+                        f"line {number} of {path} has {len(cells)} fields, expected {len(FIELDS)} with tabs between"
+                    )
+                if not re.fullmatch(r"\d+(-\d+|\.\d+)?", cells[0]):
+                    raise ValueError(f"line {number} of {path} has the ID {cells[0]!r}, expected a number, 2-3 or 8.1")
+                first, _, last = cells[0].partition("-")
+                if last:
+                    covered = int(last)
+                    words.append((cells[1], "_"))
+                elif "." not in first and int(first) > covered:
+                    words.append((cells[1], cells[column]))

@@ -1,0 +1,18 @@
+"""Erasers: frozen affine maps of low rank, those that are told the labels, and tables of several."""
+
+from __future__ import annotations
+
+from ._conditional import ConditionalEraser, TargetEraser
+from ._eraser import Eraser
+from ._quantiles import QuantileNormalizer
+from ._report import Report
+from ._table import EraserTable
+
+__all__ = [
+    "ConditionalEraser",
+    "Eraser",
+    "EraserTable",
+    "QuantileNormalizer",
+    "Report",
+    "TargetEraser",
+]

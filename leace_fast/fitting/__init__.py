@@ -1,0 +1,50 @@
+"""What the methods share: the concept's columns, whitening, spans, passes over rows, the report."""
+
+from __future__ import annotations
+
+from ._concept import (
+    DEPENDENT,
+    Concept,
+    absent_of,
+    canonical_columns,
+    check_moments,
+    concept_of,
+    concepts_of,
+    fullest,
+    union_of,
+)
+from ._fitted import check_class, check_count, check_rank, fitted, mean_squared_change, warn_of
+from ._row_stream import RowStream, Summary
+from ._span import described, span_of
+from ._subspace import concept_subspace
+from ._whitening import EPSILON, Scaling, Shrinkage, Whitening, factored, scaling_of, whitening_of
+
+__all__ = [
+    "Concept",
+    "DEPENDENT",
+    "EPSILON",
+    "RowStream",
+    "Scaling",
+    "Shrinkage",
+    "Summary",
+    "Whitening",
+    "absent_of",
+    "canonical_columns",
+    "check_class",
+    "check_count",
+    "check_moments",
+    "check_rank",
+    "concept_of",
+    "concept_subspace",
+    "concepts_of",
+    "described",
+    "factored",
+    "fitted",
+    "fullest",
+    "mean_squared_change",
+    "scaling_of",
+    "span_of",
+    "union_of",
+    "warn_of",
+    "whitening_of",
+]

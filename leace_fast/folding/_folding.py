@@ -1,0 +1,230 @@
+"""`fold_`: erasers multiplied into the weights that read their sites, so that they cost nothing at run time.
+
+`W (x - L R (x - mu)) = (W - W L R) x + W L R mu`: the offset goes into the bias, and where there is none the
+least-squares linear map takes the eraser's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..erasers import Eraser
+from ..models import forget_compiled, tapped
+from ._agreement import check_agrees, example_of, hooked_output, output_of, share
+from ._edits import Edits, add_biases, check_weight
+from ._padding import with_padding
+from ._readers import Reader, readings_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One site to fold: its eraser in the form that its readers can take, and these readers."""
+
+    site: str
+    eraser: Eraser
+    readers: tuple[Reader, ...]
+    cost_ratio: float  # of the form taken over the affine eraser
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What `fold_` did.
+
+    Attributes:
+        readers: names of the modules whose weights changed, by site.
+        cost_ratio: mean squared change of x over that of the affine eraser, by site; 1 where the offset was kept.
+        leak: the largest share of the concept's covariance that rounded weights still read.
+        difference: norm of the folded model's output less the hooked one's, over that output's norm.
+        bytes_kept: host memory that the original weights take until `unfold_`.
+    """
+
+    readers: dict[str, tuple[str, ...]]
+    cost_ratio: dict[str, float]
+    leak: float
+    difference: float
+    bytes_kept: int
+
+    def __str__(self) -> str:
+        count = sum(map(len, self.readers.values()))
+        kept = f"; {self.bytes_kept / 2**20:.1f} MiB kept for unfold_" if self.bytes_kept else ""
+        return (
+            f"folded {len(self.readers)} sites into {count} modules: the weights still read {self.leak:.1e} of the "
+            f"concept's covariance, the output is {self.difference:.1e} from the hooked model's, the change of x at "
+            f"most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
+        )
+
+
+# what was there before, for each folded model; None where it was not kept
+FOLDED: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
+
+
+def fold_(
+    model: nn.Module,
+    erasers: Mapping[str, Eraser],
+    example: Mapping[str, Any] | Tensor | None = None,
+    *,
+    add_bias: bool = False,
+    max_cost_ratio: float = 1.1,
+    keep_originals: bool = True,
+) -> FoldReport:
+    """Fold erasers into the weights of every layer that reads their sites.
+
+    A site all of whose readers have a bias keeps its offset; at any other the linear map of
+    `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
+    state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
+    The folded model is then compared with the hooked one on the example.
+
+    Args:
+        model: changed in place; on any failure it is restored to the bit.
+        erasers: by the name of the site.
+        example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
+        add_bias: give biases to readers that lack them, with the flags of the config that make them; not where a mask
+            multiplies what they read.
+        max_cost_ratio: refuse a linear map that changes x more than so many times the affine one.
+        keep_originals: keep the original weights in host memory, as `unfold_` needs them.
+
+    Raises:
+        ValueError: a site is read by something else than a product with a plain weight of its own, which is named;
+            or a linear map is dear or unknown; or the model is folded already.
+        RuntimeError: the folded model does not do what the hooked one does.
+
+    >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    >>> eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1], torch.ones(4))
+    >>> report = fold_(model, {"0": eraser}, torch.randn(3, 4).double())
+    >>> model[1].weight[:, 0].tolist(), report.readers
+    ([0.0, 0.0], {'0': ('1',)})
+    >>> unfold_(model)
+    """
+    if any(module in FOLDED for module in model.modules()):
+        raise ValueError("this model is folded already: unfold_ it first")
+    example = example_of(model) if example is None else example
+    plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
+    clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
+    edits, leak = Edits(), 0.0
+    with undone_on_error(model, edits):
+        missing = {bias_name(r) for p in plans if p.eraser.mean is not None for r in p.readers if r.bias is None}
+        if missing:
+            add_biases(model, edits, missing)
+        for p in plans:
+            for reader in p.readers:
+                leak = max(leak, _fold(model, edits, p.eraser, reader))
+        written = {r.parameter for p in plans for r in p.readers}
+        difference = check_agrees(
+            {model.get_parameter(name).dtype for name in written}, clean, wanted, output_of(model, example)
+        )
+    forget_compiled()
+    FOLDED[model] = edits if keep_originals else None
+    return FoldReport(
+        readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
+        cost_ratio={p.site: p.cost_ratio for p in plans},
+        leak=leak,
+        difference=difference,
+        bytes_kept=edits.bytes_kept if keep_originals else 0,
+    )
+
+
+def unfold_(model: nn.Module) -> None:
+    """Restore the weights, biases and config of a folded model to the bit.
+
+    Raises:
+        ValueError: the model is not folded, was changed since, or was folded with `keep_originals=False`.
+    """
+    if model not in FOLDED:
+        raise ValueError("this model is not folded (a copy or a loaded model does not know its original weights)")
+    edits = FOLDED[model]
+    if edits is None:
+        raise ValueError("this model was folded with keep_originals=False: load it again")
+    edits.check_unchanged(model)
+    edits.undo(model)
+    forget_compiled()
+    del FOLDED[model]
+
+
+def plan(
+    model: nn.Module,
+    erasers: Mapping[str, Eraser],
+    example: Mapping[str, Any] | Tensor,
+    *,
+    add_bias: bool,
+    max_cost_ratio: float,
+    reuse_bias: bool = True,
+) -> list[Plan]:
+    """Return what is to be folded where, after every check that can be made before weights change.
+
+    Args:
+        add_bias: readers can be given a bias.
+        reuse_bias: biases that readers have can be changed.
+    """
+    if not erasers:
+        raise ValueError("nothing to fold: no eraser was given")
+    if tapped(model):
+        raise ValueError("erasers or recordings are attached to this model: leave their `with` block before folding")
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise ValueError("autocast keeps rounded copies of the weights: fold outside of it")
+    plans = []
+    for site, reading in readings_of(model, erasers, *with_padding(model, example)).items():
+        eraser = erasers[site]
+        if reading.others or not reading.readers:
+            others = "; ".join(reading.others) or "no linear layer"
+            raise ValueError(
+                f"{site!r} cannot be folded: it is {'also ' if reading.readers else ''}read by {others}; only products "
+                "with plain weights of their own can take an eraser: leave this site out, or attach the scrubber"
+            )
+        for reader in reading.readers:
+            width = check_weight(model, reader.parameter).shape[reader.axis]
+            if width != eraser.dim:
+                raise ValueError(f"{reader.module!r} reads {site!r} at width {width}, its eraser has {eraser.dim}")
+        ratio = eraser.report.cost_ratio if eraser.report else 1.0
+        lacking = next((r.module for r in reading.readers if not (add_bias or reuse_bias and r.bias)), "")
+        if eraser.mean is not None and (lacking or reading.scaled):
+            reason = f"{lacking!r}, which takes no bias"
+            if reading.scaled:
+                reason = f"{reading.readers[0].module!r} after a factor, as of a padding mask, which a bias would miss"
+            try:
+                ratio, eraser = eraser.linear_cost_ratio, eraser.without_offset(max_cost_ratio)
+            except ValueError as error:
+                raise ValueError(
+                    f"{site!r} is read by {reason}, and {error}; or attach the scrubber, which keeps every offset"
+                ) from error
+        plans.append(Plan(site, eraser, reading.readers, ratio))
+    return plans
+
+
+def bias_name(reader: Reader) -> str:
+    """The name of a reader's bias, or the one that it would have."""
+    if reader.parameter.endswith("weight"):
+        return reader.bias or f"{reader.parameter.removesuffix('weight')}bias"
+    return reader.bias or f"{reader.parameter}_bias"
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, edits: Edits) -> Iterator[None]:
+    """Undo the edits if the block fails."""
+    try:
+        yield
+    except BaseException:
+        edits.undo(model)
+        raise
+
+
+def _fold(model: nn.Module, edits: Edits, eraser: Eraser, reader: Reader) -> float:
+    """Fold into one weight and its bias; return the share of the concept's covariance that is left by rounding."""
+    parameter = model.get_parameter(reader.parameter).detach()
+    left, right = (part.to(parameter.device, torch.float64) for part in (eraser.left, eraser.right))
+    weight = parameter.double() if reader.axis == -1 else parameter.double().mT
+    seen = weight @ left
+    folded = (weight - seen @ right).to(parameter.dtype)
+    edits.write(model, reader.parameter, folded if reader.axis == -1 else folded.mT)
+    if eraser.mean is not None:
+        bias = model.get_parameter(bias_name(reader))
+        offset = seen @ (right @ eraser.mean.to(left))
+        edits.write(model, bias_name(reader), (bias.detach().double() + offset).to(bias.dtype))
+    left_over = folded.double() @ left - (seen - seen @ (right @ left))
+    return share(left_over, seen)

@@ -1,0 +1,294 @@
+"""`export_lora`: erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA.
+
+`W (I - L R) = W - (W L) R`: an eraser of rank k in front of a linear layer is a LoRA of rank k on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .._files import write_bytes
+from ..erasers import Eraser
+from ..models import tap
+from ._agreement import check_agrees, example_of, output_of, share
+from ._folding import Plan, plan
+from ._readers import Reader
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# of the mean squared change of x, which a rounded R may add before R too is held in two parts
+MAX_DAMAGE = 0.01
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What `export_lora` wrote.
+
+    Attributes:
+        folder: where the adapter lies.
+        rank: the largest rank of a module.
+        target_modules: as in the adapter's config.
+        leak: the largest share of the concept's covariance that a module with the adapter still reads.
+        damage: the most that rounding adds to the mean squared change of a site's rows, relative, on the example.
+        cost_ratio: mean squared change of x over that of the affine eraser, by site.
+        difference: norm of the output with the adapter less the hooked model's, over that output's norm.
+    """
+
+    folder: Path
+    rank: int
+    target_modules: tuple[str, ...]
+    leak: float
+    damage: float
+    cost_ratio: dict[str, float]
+    difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: LoRA of rank {self.rank} on {', '.join(self.target_modules[:8])}"
+            f"{' ...' if len(self.target_modules) > 8 else ''}; {self.leak:.1e} of the concept's covariance remains, "
+            f"rounding adds {self.damage:.1e} to the change of x, which is at most {max(self.cost_ratio.values()):.4f} "
+            f"of the affine erasers'; the output is {self.difference:.1e} from the hooked model's"
+        )
+
+
+def export_lora(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    erasers: Mapping[str, Eraser],
+    example: Mapping[str, Any] | Tensor | None = None,
+    *,
+    lora_bias: bool = False,
+    split: bool = True,
+    dtype: torch.dtype | None = None,
+    max_cost_ratio: float = 1.1,
+    base_model: str | None = None,
+) -> LoraReport:
+    """Write erasers as a LoRA adapter of `model`: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Most stacks refuse a LoRA with a bias or ignore it, so the linear map of `Eraser.without_offset` is exported. In
+    16 bits R is rounded first, L refitted to it, and the product of L with the weight held in a high and a low part:
+    rank 2k, and 3k where a rounded R would change x noticeably more.
+
+    Args:
+        folder: made if it does not exist.
+        model: the unquantised model; it is run, and not changed.
+        erasers: by the name of the site.
+        example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
+        lora_bias: keep the offset in biases of the adapter, which PEFT itself reads; not where a mask of padding
+            multiplies what the layer reads.
+        split: False for plain factors of rank k, which in 16 bits leave 0.5 to 10 % of the concept.
+        dtype: of the adapter; None for that of the weights.
+        max_cost_ratio: refuse a linear map that changes x more than so many times the affine one.
+        base_model: name of the model in the adapter's config; None for the model's own.
+
+    Raises:
+        ValueError: as in `fold_`, or a reader is neither an `nn.Linear` nor a `Conv1D`, which LoRA cannot adapt.
+        RuntimeError: the adapter does not do what the hooks do; nothing is written.
+
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3; https://github.com/huggingface/peft.
+
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).bfloat16()
+    >>> eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = export_lora(folder, model, {"0": eraser}, torch.randn(3, 4).bfloat16())
+    >>> report.rank, report.target_modules, report.leak
+    (1, ('1',), 0.0)
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model is wrapped by PEFT: export for the model inside, as by model.get_base_model()")
+    erasers = {site: eraser for site, eraser in erasers.items() if eraser.rank}  # of rank 0: nothing to serve
+    example = example_of(model) if example is None else example
+    plans = plan(model, erasers, example, add_bias=lora_bias, max_cost_ratio=max_cost_ratio, reuse_bias=False)
+    for p in plans:
+        for reader in p.readers:
+            _check_adaptable(model, p.site, reader)
+    clean = output_of(model, example)
+    wanted, rows = _hooked(model, plans, example)
+    adapters: dict[str, Adapter] = {}
+    leak, damage = 0.0, 0.0
+    for p in plans:
+        kind = dtype or model.get_parameter(p.readers[0].parameter).dtype
+        factors = _Factors(p.eraser, rows[p.site], kind, split)
+        damage = max(damage, factors.damage)
+        for reader in p.readers:
+            adapters[reader.module] = factors.adapter(_matrix(model, reader), lora_bias)
+            leak = max(leak, adapters[reader.module].leak)
+    with _adapted(model, adapters):
+        got = output_of(model, example)
+    kinds = {a.down.dtype for a in adapters.values()} | {
+        model.get_parameter(f"{name}.weight").dtype for name in adapters
+    }
+    difference = check_agrees(kinds, clean, wanted, got)
+    config = _config(model, adapters, lora_bias, base_model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{name}.{key}": t for name, a in adapters.items() for key, t in a.tensors().items()}
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_bytes(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+    return LoraReport(
+        folder=folder,
+        rank=config["r"],
+        target_modules=tuple(config["target_modules"]),
+        leak=leak,
+        damage=damage,
+        cost_ratio={p.site: p.cost_ratio for p in plans},
+        difference=difference,
+    )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`x -> up (down x) + bias`, to be added to a linear layer's output."""
+
+    down: Tensor  # (r, in), PEFT's lora_A
+    up: Tensor  # (out, r), PEFT's lora_B
+    bias: Tensor | None
+    leak: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"lora_A.weight": self.down, "lora_B.weight": self.up, "lora_B.bias": self.bias}
+        # R serves all readers of a site, but a file holds no tensor twice
+        return {name: part.cpu().clone() for name, part in named.items() if part is not None}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(self.down.dtype) @ self.down.mT, self.up, self.bias)
+
+
+class _Factors:
+    """The factors of one eraser in the dtype of an adapter, shared by all readers of its site."""
+
+    def __init__(self, eraser: Eraser, rows: Tensor, dtype: torch.dtype, split: bool) -> None:
+        self.dtype = dtype
+        self.exact_left, self.exact_right = eraser.left.to(rows), eraser.right.to(rows)
+        self.mean = None if eraser.mean is None else eraser.mean.to(rows)
+        # rows of R at about unit length, by powers of two: no digit is lost, and half precision stays in range
+        scale = torch.exp2(-torch.log2(self.exact_right.norm(dim=1).clamp_min(1e-300)).round())[:, None]
+        right, left = self.exact_right * scale, self.exact_left / scale.mT
+        high, low = _split(right, dtype)
+        self.parts = 2 if split and dtype.itemsize < 4 and bool((high != right).any()) else 1
+        self.left, self.right = left, high.double()
+        if self.parts > 1:
+            self._refit(right)
+        self.damage = self._damage(rows)
+        self.down = torch.cat([high] * self.parts)
+        if self.parts > 1 and self.damage > MAX_DAMAGE:
+            self.parts, self.right, self.left = 3, high.double() + low.double(), left
+            self._refit(right)
+            self.damage = self._damage(rows)
+            self.down = torch.cat([high, high, low])
+
+    def _refit(self, right: Tensor) -> None:
+        """Fit L to the rounded R, so that what both do to the columns of L stays what it was."""
+        if self.left.any():
+            self.left = self.left @ torch.linalg.solve((self.right @ self.left).mT, (right @ self.left).mT).mT
+
+    def _damage(self, rows: Tensor) -> float:
+        centred = rows if self.mean is None else rows - self.mean
+        exact = centred @ self.exact_right.mT @ self.exact_left.mT
+        return share(centred @ self.right.mT @ self.left.mT, exact) ** 2 - 1 if exact.any() else 0.0
+
+    def adapter(self, weight: Tensor, with_bias: bool) -> Adapter:
+        """The adapter of a layer with a weight (out, in) in float64; without an offset its bias is zero."""
+        high, low = _split(-(weight @ self.left), self.dtype)
+        up = torch.cat([high, low, high][: self.parts], dim=1)
+        bias = None
+        if with_bias:
+            mean = torch.zeros_like(weight[0]) if self.mean is None else self.mean
+            bias = (weight @ self.left @ (self.right @ mean)).to(self.dtype)
+        seen = weight @ self.exact_left
+        remains = up.double() @ (self.down.double() @ self.exact_left) + seen @ (self.exact_right @ self.exact_left)
+        return Adapter(self.down, up, bias, share(remains, seen))
+
+
+def _split(exact: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A matrix as a sum of two in a narrower dtype."""
+    high = exact.to(dtype)
+    return high, (exact - high.to(exact.dtype)).to(dtype)
+
+
+def _check_adaptable(model: nn.Module, site: str, reader: Reader) -> None:
+    module = model.get_submodule(reader.module)
+    known = isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and reader.axis == -2)
+    if not known or reader.parameter != f"{reader.module}.weight":
+        raise ValueError(
+            f"{site!r} is read by {reader.module!r}, a {type(module).__name__}, which a LoRA adapter cannot reach: "
+            "fold_ can, or leave this site out"
+        )
+
+
+def _matrix(model: nn.Module, reader: Reader) -> Tensor:
+    weight = model.get_parameter(reader.parameter).detach().double()
+    return weight if reader.axis == -1 else weight.mT
+
+
+def _hooked(model: nn.Module, plans: list[Plan], example: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hooked model's output, and the rows of each site in float64 as they come to its eraser."""
+    erasers, rows = {p.site: p.eraser for p in plans}, {}
+
+    def erase(site: str, output: Tensor) -> Tensor:
+        rows[site] = output.detach().reshape(-1, output.shape[-1]).double()
+        return erasers[site](output)
+
+    with tap(model, erasers, erase):
+        return output_of(model, example), rows
+
+
+@contextmanager
+def _adapted(model: nn.Module, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Add the adapters to the outputs of their modules, as a server of LoRA does."""
+
+    def hook(adapter: Adapter) -> Any:
+        return lambda module, args, output: output + adapter(args[0]).to(output.dtype)
+
+    handles = []
+    try:
+        for name, adapter in adapters.items():
+            handles.append(model.get_submodule(name).register_forward_hook(hook(adapter)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _config(
+    model: nn.Module, adapters: Mapping[str, Adapter], lora_bias: bool, base_model: str | None
+) -> dict[str, Any]:
+    """The content of PEFT's adapter_config.json; alpha equals the rank everywhere, so that nothing is scaled."""
+    ranks = {name: len(adapter.down) for name, adapter in adapters.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {name: other for name, other in ranks.items() if other != rank}
+    leaves = {name.rpartition(".")[2] for name in adapters}
+    alike = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves}
+    model_config, generates = getattr(model, "config", None), getattr(model, "can_generate", lambda: False)()
+    tasks = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}
+    return {
+        "peft_type": "LORA",
+        "task_type": tasks[bool(getattr(model_config, "is_encoder_decoder", False))] if generates else None,
+        "base_model_name_or_path": base_model or getattr(model, "name_or_path", None) or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "lora_bias": lora_bias,
+        # leaf names where they mean these modules and no others
+        "target_modules": sorted(leaves if alike == set(adapters) else adapters),
+        "fan_in_fan_out": any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in adapters),
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }

@@ -1,0 +1,51 @@
+"""Everything that knows `nn.Module`: sites, hooks, the labels of a batch, statistics by site."""
+
+from __future__ import annotations
+
+from ._batch_labels import MASK, BatchLabels, decoder_sites
+from ._groups import GROUPS
+from ._hooks import acts_of, add_act, forget_compiled, tap, tapped
+from ._identity import Identity
+from ._modules import (
+    LABELS,
+    check_inputs,
+    evaluating,
+    hidden_of,
+    is_hidden,
+    is_norm,
+    multiplies,
+    run_example,
+    submodules,
+)
+from ._recording import record
+from ._retyping import put_on, take_off, wears
+from ._sites import Site, by_row, find_sites
+
+__all__ = [
+    "BatchLabels",
+    "GROUPS",
+    "Identity",
+    "LABELS",
+    "MASK",
+    "Site",
+    "acts_of",
+    "add_act",
+    "by_row",
+    "check_inputs",
+    "decoder_sites",
+    "evaluating",
+    "find_sites",
+    "forget_compiled",
+    "hidden_of",
+    "is_hidden",
+    "is_norm",
+    "multiplies",
+    "put_on",
+    "record",
+    "run_example",
+    "submodules",
+    "take_off",
+    "tap",
+    "tapped",
+    "wears",
+]

@@ -1,0 +1,338 @@
+"""`Replay`: forward passes of stored batches that stop at a site and later go on from there.
+
+Nothing here knows a model family. While a batch is stopped, what its outermost completed modules returned is kept in a
+`Buffer`; when it goes on, the model's own code runs again from the start, but these modules return at once what they
+returned before. So each weight is multiplied once for each batch, however many sites there are. Of a stack of layers
+only the last completed one is kept: those before it hand on their input, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..models import LABELS, evaluating, tap
+from ._buffer import Buffer, Slot
+
+PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+MOST = 4  # a module's output is kept up to so many times the size of its input: attention weights are not
+CHECKED_ROWS = 64
+
+
+class Stop(Exception):
+    """Ends a forward pass at a site."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Stands for the n-th leaf of a module's arguments."""
+
+    index: int
+
+
+@dataclass
+class Kept:
+    """What one call of a module returned: leaves that are stored tensors, arguments or plain values."""
+
+    leaves: list[Any]
+    spec: Any
+
+    def restore(self, arguments: tuple[Any, ...]) -> Any:
+        given = pytree.tree_leaves(arguments)
+
+        def value(leaf: Any) -> Any:
+            return given[leaf.index] if isinstance(leaf, Argument) else leaf.get() if isinstance(leaf, Slot) else leaf
+
+        return pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
+
+    def drop(self) -> None:
+        for leaf in self.leaves:
+            if isinstance(leaf, Slot):
+                leaf.drop()
+
+
+class Batch:
+    """A stored batch, and what its forward pass has left so far."""
+
+    def __init__(self, inputs: Mapping[str, Any], buffer: Buffer) -> None:
+        leaves, spec = pytree.tree_flatten({name: value for name, value in inputs.items() if name != LABELS})
+        self.inputs = Kept([buffer.put(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        self.kept: dict[str, Kept] = {}
+        self.passed: set[str] = set()  # layers whose output nobody reads any more
+
+    def clear(self) -> None:
+        """Forget the forward pass."""
+        for kept in self.kept.values():
+            kept.drop()
+        self.kept, self.passed = {}, set()
+
+
+class Replay:
+    """Forward passes of one model, from site to site.
+
+    Args:
+        model: any module; to be used inside `running`.
+        sites: names of modules, in the order in which a forward pass runs them.
+        act: called with a site's name and its output when a pass comes by; returns None or what takes its place.
+        buffer: where stopped passes wait.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[str], act: Callable[[str, Tensor], Tensor | None], buffer: Buffer
+    ) -> None:
+        self.model, self.sites, self.act, self.buffer = model, list(sites), act, buffer
+        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self._batch: Batch | None = None
+        self._until: str | None = None
+        self._reached: Tensor | None = None
+        self._live: dict[str, tuple[list[Any], Any, list[int]]] = {}
+        self._single: set[str] = set()  # modules that run once in a forward pass
+        self._layers: dict[str, str | None] = {}  # items of lists of modules, and the one before each
+        self._templates: dict[str, tuple[list[Any], Any]] = {}  # of layers that can be passed by
+
+    @contextmanager
+    def running(self, example: Batch) -> Iterator[None]:
+        """Passes run inside the block; on the way in, the model is traced and the replay checked on a batch.
+
+        Raises:
+            ValueError: going on from a site gives other activations than running through; the site is named.
+        """
+        names = {module: name for name, module in self.model.named_modules() if name}
+        own = {module: module.__dict__.get("forward") for module in names if _has_weights(module)}
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(_eagerly())
+            stack.enter_context(tap(self.model, self.sites, self._at_site))
+            clean = self._trace(example, names)
+            try:
+                for module in own:
+                    if names[module] in self._single:
+                        module.forward = self._resuming(names[module], module.forward)
+                self._check(example, clean)
+                yield
+            finally:
+                for module, forward in own.items():
+                    module.__dict__.pop("forward", None)
+                    if forward is not None:
+                        module.forward = forward
+
+    def run(self, batch: Batch, until: str, keep: bool = True) -> Tensor:
+        """Run a batch from where it stopped to a site that lies further on; return the site's output there.
+
+        Raises:
+            ValueError: the forward pass ended without running the site.
+        """
+        self._batch, self._until, self._reached, self._live = batch, until, None, {}
+        try:
+            self.model(**self._inputs(batch))
+        except Stop:
+            pass
+        finally:
+            reached, live = self._reached, self._live
+            self._batch, self._until, self._reached, self._live = None, None, None, {}
+        if reached is None:
+            raise ValueError(f"{until!r} did not run in this forward pass: leave it out of the sites")
+        if keep:
+            self._store(batch, live)
+        return reached
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs = batch.inputs.restore(())
+        inputs = pytree.tree_map_only(Tensor, lambda value: value.to(self.device), inputs)
+        return without_cache(self.model, inputs)
+
+    # -------------------------------------------------------------- in a pass
+
+    def _at_site(self, name: str, output: Tensor) -> Tensor | None:
+        if self._batch is None or name in self._batch.passed:
+            return None
+        if name == self._until:
+            self._reached = output
+            raise Stop
+        return self.act(name, output)
+
+    def _resuming(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def resumed(*args: Any, **kwargs: Any) -> Any:
+            batch = self._batch
+            if batch is None:
+                return forward(*args, **kwargs)
+            if name in batch.passed:
+                leaves, spec = self._templates[name]
+                return Kept(leaves, spec).restore((args, kwargs))
+            if name in batch.kept:
+                return batch.kept[name].restore((args, kwargs))
+            given = pytree.tree_leaves((args, kwargs))
+            versions = [_version(value) for value in given]
+            output = forward(*args, **kwargs)
+            self._note(name, given, versions, output)
+            return output
+
+        return resumed
+
+    def _note(self, name: str, given: list[Any], versions: list[int], output: Any) -> None:
+        """A module has completed: hold its output, and no longer those of the modules inside."""
+        for inner in [key for key in self._live if key.startswith(f"{name}.")]:
+            del self._live[inner]
+        # an argument that was changed in place is not what it will be when the module does not run
+        whole = [value for value, old in zip(given, versions, strict=True) if old == _version(value)]
+        leaves, spec = _described(output, given, whole)
+        new = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not all(isinstance(leaf, (Tensor, Argument, *PLAIN)) for leaf in leaves):
+            return
+        size = max((value.nbytes for value in given if isinstance(value, Tensor)), default=0)
+        if name in self._layers or sum(leaf.nbytes for leaf in new) <= MOST * size:
+            self._live[name] = (leaves, spec, [leaf._version for leaf in new])
+
+    def _store(self, batch: Batch, live: dict[str, tuple[list[Any], Any, list[int]]]) -> None:
+        for name, (leaves, spec, versions) in live.items():
+            if [leaf._version for leaf in leaves if isinstance(leaf, Tensor)] != versions:
+                continue  # changed in place after its module returned it: it is computed again
+            for inner in [key for key in batch.kept if key.startswith(f"{name}.")]:
+                batch.kept.pop(inner).drop()
+            stored = [self.buffer.put(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            batch.kept[name] = Kept(stored, spec)
+            before = self._layers.get(name)
+            if before in self._templates and before in batch.kept:
+                batch.kept.pop(before).drop()
+                batch.passed.add(before)
+
+    # --------------------------------------------------------------- the trace
+
+    def _trace(self, example: Batch, names: dict[nn.Module, str]) -> list[Tensor]:
+        """Run the example once, learn which modules run once and which can be passed by; return rows of each site."""
+        calls: Counter[str] = Counter()
+        clean: dict[str, Tensor] = {}
+        lists = {item: module for module in (self.model, *names) for item in _items(module)}
+        last: dict[nn.Module, tuple[str, list[Any]]] = {}  # what the latest item of each list returned
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            name, given = names[module], pytree.tree_leaves((args, kwargs))
+            calls[name] += 1
+            if module not in lists:
+                return
+            before, returned = last.get(lists[module], ("", []))
+            chained = any(value is leaf for value in given if isinstance(value, Tensor) for leaf in returned)
+            self._layers[name] = before if chained else None
+            last[lists[module]] = (name, pytree.tree_leaves(output))
+            if template := _template(given, output):
+                self._templates[name] = template
+
+        def act(name: str, output: Tensor) -> None:
+            clean[name] = _some_rows(output)
+
+        handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
+        try:
+            with tap(self.model, self.sites, act):
+                self.model(**self._inputs(example))
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._single = {name for name, count in calls.items() if count == 1}
+        self._layers = {name: before for name, before in self._layers.items() if name in self._single}
+        return [clean[name] for name in self.sites]
+
+    def _check(self, example: Batch, clean: Sequence[Tensor]) -> None:
+        """Go from site to site on the example, and compare."""
+        act, self.act = self.act, lambda name, output: None
+        try:
+            for last in (False, True):
+                other = next(
+                    (
+                        site
+                        for site, wanted in zip(self.sites, clean, strict=True)
+                        if not _near(_some_rows(self.run(example, site)), wanted)
+                    ),
+                    None,
+                )
+                example.clear()
+                if other is None:
+                    return
+                if last:
+                    raise ValueError(
+                        f"a forward pass that was stopped and goes on gives other activations at {other!r} than one "
+                        "that runs through: a module before it keeps a state between calls or draws at random; "
+                        'mode="parallel" needs no stops'
+                    )
+                # some later module reads what an earlier layer returned: keep the outputs of all layers
+                self._templates = {}
+        finally:
+            self.act = act
+
+
+def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a pass that keeps no keys and values of all layers for a next one."""
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        return {"use_cache": False, **inputs}
+    return inputs
+
+
+def _items(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether something is multiplied inside: modules without it are run again rather than kept."""
+    return any(
+        parameter.ndim > 1
+        for inner in module.modules()
+        if not isinstance(inner, nn.Embedding)
+        for parameter in inner.parameters(recurse=False)
+    )
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) else 0
+
+
+def _described(output: Any, given: Sequence[Any], whole: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The leaves of an output, those that are arguments by their place, and its structure."""
+    leaves, spec = pytree.tree_flatten(output)
+    places = {id(value): index for index, value in enumerate(given) if any(value is other for other in whole)}
+    return [Argument(places[id(v)]) if isinstance(v, Tensor) and id(v) in places else v for v in leaves], spec
+
+
+def _template(given: Sequence[Any], output: Any) -> tuple[list[Any], Any] | None:
+    """What stands for a layer's output once nobody reads it: its input in the place of the hidden states."""
+    leaves, spec = _described(output, given, given)
+    new = [index for index, leaf in enumerate(leaves) if not isinstance(leaf, (Argument, *PLAIN))]
+    if len(new) != 1 or not isinstance(leaves[new[0]], Tensor):
+        return None
+    hidden = leaves[new[0]]
+    for index, value in enumerate(given):
+        if isinstance(value, Tensor) and value.shape == hidden.shape and value.dtype == hidden.dtype:
+            leaves[new[0]] = Argument(index)
+            return leaves, spec
+    return None
+
+
+def _some_rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    step = max(1, -(-len(rows) // CHECKED_ROWS))
+    return rows[::step].clone()
+
+
+def _near(x: Tensor, wanted: Tensor) -> bool:
+    # some kernels add in an order that differs from call to call
+    atol = 100 * torch.finfo(x.dtype).eps * float(wanted.abs().nan_to_num().max()) if wanted.numel() else 0.0
+    return x.shape == wanted.shape and torch.allclose(x, wanted, rtol=0, atol=atol, equal_nan=True)
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    # compiled code holds the modules' own forwards
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
