@@ -151,7 +151,7 @@ def _eraser(
         change += float(share * (gap + (moved * difference).sum()))
         mapped = covariance + moved + moved.mT + moved @ difference.mT
         not_erased += _missed(moments, label, mapping_error(mapped, goal))
-    warn_of(not_erased, depth=1)
+    warn_of(not_erased)
     k, dim = moments.num_classes or 0, moments.dim
     source, target = (maps.new_zeros(k, dim) for _ in range(2))
     every = eye.repeat(k, 1, 1)
