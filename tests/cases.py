@@ -136,7 +136,7 @@ METHODS = [
     Method("inlp", inlp, complete=False, rescales=False, ranked=False),
     Method(
         "splince",
-        lambda m, task: splince(m, task, shrinkage=False, max_cost_ratio=math.inf),
+        lambda m, task: splince(m, task, shrinkage=False, max_change_ratio=math.inf),
         needs_task=True,
     ),
     Method(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from .._warnings import warn
 
 # Columns of one product: wide enough for BLAS; an eighth of the matrix does 56 % of the full work, at best 50.
 LEAST_PANEL, PANELS = 64, 8
@@ -241,8 +242,7 @@ def _warn_of_tiny(squares: Tensor, x: Tensor, centre: Tensor) -> None:
     """Warn of columns that vary, by so little that their squares are lost."""
     small = squares < LOST_SQUARE
     if bool(small.any()) and (columns := int((x[:, small] != centre[small]).any(0).sum())):
-        warnings.warn(
+        warn(
             f"{columns} columns of x vary by less than 1e-145 about their mean: their squares leave the range of "
-            "float64, and they may count as constant. Multiply x by a constant first",
-            stacklevel=2,
+            "float64, and they may count as constant. Multiply x by a constant first"
         )

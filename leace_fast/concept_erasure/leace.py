@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import compute_dtype, project
+from .._warnings import warn
 from ._closed_form import projection_factors
 from ._fitter import Fitter
 
@@ -116,7 +116,7 @@ class LeaceFitter(Fitter[LeaceEraser]):
             self.svd_tol,
         )
         if unresolved:
-            warnings.warn("not erased: " + "; ".join(unresolved), stacklevel=4)
+            warn("not erased: " + "; ".join(unresolved))
         dtype = statistics.dtype if statistics.dtype.is_complex else compute_dtype(statistics.dtype)
         # Both factors lie by rank, as the kernels read them.
         left = left.mT.to(dtype, memory_format=torch.contiguous_format).mT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._conditional import ConditionalEraser, TargetEraser
 from ._eraser import Eraser
+from ._linear import MAX_COST_RATIO
 from ._quantiles import QuantileNormalizer
 from ._report import Report
 from ._table import EraserTable
@@ -12,6 +13,7 @@ __all__ = [
     "ConditionalEraser",
     "Eraser",
     "EraserTable",
+    "MAX_COST_RATIO",
     "QuantileNormalizer",
     "Report",
     "TargetEraser",

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import torch
 from torch import Tensor
 
 from .._ops import compute_dtype
 from ..statistics import IGNORE
-from ._labelled import Labelled, checked_labels, checked_rows
+from ._arguments import Rows, checked_labels, checked_rows, factor_of, tensor_of
+from ._labelled import Labelled
 from ._report import Report
 
 ROWS_AT_ONCE = 8192
 
 
 class ConditionalEraser(Labelled):
-    """The map `e(x, y) = (x - source[y]) M[y]' + target[y]`; what is given is copied.
+    """The map `e(x, y) = (x - source[y]) M[y]' + goal[y]`; what is given is copied.
 
-    A second label may tell where to: then source, target and maps have an axis for each. Rows are computed in float64
+    A second label may tell where to: then source, goal and maps have an axis for each. Rows are computed in float64
     if they are float64 and in float32 otherwise, and rounded once to their own dtype.
 
     Args:
         source: (k, d) or (k, k, d), what the rows of each class are centred about.
-        target: of the same shape, where that point goes.
+        goal: of the same shape, where that point goes.
         maps: (k, d, d) or (k, k, d, d), or None for translations alone.
         method: name of the method that made it.
         report: how it was fitted.
 
     Raises:
         ValueError: the shapes do not fit, or a number is not finite.
+
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, appendix F, for translations; "Quadratic LEACE" of
+        EleutherAI, https://blog.eleuther.ai/oracle-leace/, for maps.
 
     >>> import torch
     >>> eraser = ConditionalEraser(torch.tensor([[0.0], [4.0]]), torch.tensor([[2.0], [2.0]]))
@@ -42,26 +47,19 @@ class ConditionalEraser(Labelled):
     @torch.inference_mode(False)
     def __init__(
         self,
-        source: Tensor,
-        target: Tensor,
-        maps: Tensor | None = None,
+        source: Tensor | numpy.ndarray,
+        goal: Tensor | numpy.ndarray,
+        maps: Tensor | numpy.ndarray | None = None,
         *,
         method: str = "custom",
         report: Report | None = None,
     ) -> None:
-        if source.ndim not in (2, 3) or source.shape != target.shape:
-            raise ValueError(f"source {tuple(source.shape)} and target {tuple(target.shape)}, expected (k, d) twice")
+        source, goal, maps = factor_of(source), factor_of(goal), None if maps is None else factor_of(maps)
+        if source.ndim not in (2, 3) or source.shape != goal.shape:
+            raise ValueError(f"source {tuple(source.shape)} and goal {tuple(goal.shape)}, expected (k, d) twice")
         if maps is not None and maps.shape != (*source.shape, source.shape[-1]):
             raise ValueError(f"maps have shape {tuple(maps.shape)}, expected {(*source.shape, source.shape[-1])}")
-        dtype = compute_dtype(source.dtype)
-        parts = {"source": source, "target": target, "maps": maps}
-        self._parts = {
-            name: part.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-            for name, part in parts.items()
-            if part is not None
-        }
-        if not all(bool(part.isfinite().all()) for part in self._parts.values()):
-            raise ValueError("a map holds NaN or Inf, expected finite numbers")
+        self._keep("a map holds", source=source, goal=goal, maps=maps)
         self.method, self.report = method, report
         self._moving = self._labels_that_move()
         self._frozen = True
@@ -72,9 +70,9 @@ class ConditionalEraser(Labelled):
         return self._parts["source"].clone()
 
     @property
-    def target(self) -> Tensor:
+    def goal(self) -> Tensor:
         """Where that point goes, of the same shape."""
-        return self._parts["target"].clone()
+        return self._parts["goal"].clone()
 
     @property
     def maps(self) -> Tensor | None:
@@ -96,17 +94,19 @@ class ConditionalEraser(Labelled):
         labels = " to ".join(str(size) for size in self._parts["source"].shape[:-1])
         return f"ConditionalEraser({self.method}: {labels} classes, {self.dim} dimensions, {kind})"
 
-    def __call__(self, x: Tensor, *labels: Tensor | int) -> Tensor:
+    def __call__(self, x: Rows, *labels: Tensor | numpy.ndarray | int) -> Rows:
         """Return the rows x (..., d) mapped by their class, in their dtype; label -100 leaves a row as it is.
 
         Args:
-            x: (..., d), floating.
+            x: (..., d), floating, a tensor or an array of NumPy, which gives an array.
             labels: y (...), integers; then where to, (...) or one integer, if there are maps between classes.
 
         Raises:
             TypeError: x is not floating, or labels are not integers.
             ValueError: a shape does not fit, or a label is no class.
         """
+        if not isinstance(x, Tensor):
+            return self(tensor_of(x), *labels).numpy()
         shape = self._parts["source"].shape
         if len(labels) != len(shape) - 1:
             raise ValueError(f"got {len(labels)} labels a row, expected {len(shape) - 1}")
@@ -117,24 +117,24 @@ class ConditionalEraser(Labelled):
         rows = x.reshape(-1, self.dim).to(dtype)
         out = x.reshape(-1, self.dim).clone()
         if "maps" not in parts:
-            moved = (parts["target"] - parts["source"])[index]
+            moved = (parts["goal"] - parts["source"])[index]
             return torch.where(kept[:, None], (rows + moved).to(x.dtype), out).view(x.shape)
         for label in self._moving.intersection(index[kept].unique().tolist()):
             members = (kept & (index == label)).nonzero().flatten()
             for some in members.split(ROWS_AT_ONCE):
-                mapped = (rows[some] - parts["source"][label]) @ parts["maps"][label].mT + parts["target"][label]
+                mapped = (rows[some] - parts["source"][label]) @ parts["maps"][label].mT + parts["goal"][label]
                 out[some] = mapped.to(x.dtype)
         return out.view(x.shape)
 
     def _labels_that_move(self) -> set[int]:
         """Return the labels whose map is not the identity: rows of the others stay as they are, to the bit."""
-        moving = (self._parts["source"] != self._parts["target"]).any(-1)
+        moving = (self._parts["source"] != self._parts["goal"]).any(-1)
         if "maps" in self._parts:
             eye = torch.eye(self.dim, dtype=self._parts["maps"].dtype, device=self._parts["maps"].device)
             moving |= (self._parts["maps"] != eye).flatten(-2).any(-1)
         return set(moving.flatten().nonzero().flatten().tolist())
 
-    def _index(self, x: Tensor, labels: tuple[Tensor | int, ...]) -> tuple[Tensor, Tensor]:
+    def _index(self, x: Tensor, labels: tuple[Tensor | numpy.ndarray | int, ...]) -> tuple[Tensor, Tensor]:
         """Return the index of each row's map (n,), and which rows are to change (n,)."""
         count = math.prod(x.shape[:-1])
         index = torch.zeros(count, dtype=torch.int64, device=x.device)
@@ -158,6 +158,8 @@ class TargetEraser(Labelled):
     Raises:
         ValueError: the shapes do not fit, or a number is not finite.
 
+    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, appendix F.
+
     >>> import torch
     >>> eraser = TargetEraser(torch.tensor([[2.0]]), torch.tensor([1.0]))
     >>> eraser(torch.tensor([[5.0]]), torch.tensor([[3.0]])).tolist()
@@ -168,17 +170,19 @@ class TargetEraser(Labelled):
 
     @torch.inference_mode(False)
     def __init__(
-        self, coefficients: Tensor, mean: Tensor, *, method: str = "custom", report: Report | None = None
+        self,
+        coefficients: Tensor | numpy.ndarray,
+        mean: Tensor | numpy.ndarray,
+        *,
+        method: str = "custom",
+        report: Report | None = None,
     ) -> None:
+        coefficients, mean = factor_of(coefficients), factor_of(mean)
         if coefficients.ndim != 2 or mean.shape != coefficients.shape[1:]:
             raise ValueError(
                 f"coefficients {tuple(coefficients.shape)}, mean {tuple(mean.shape)}, expected (d, t), (t,)"
             )
-        dtype = compute_dtype(coefficients.dtype)
-        parts = {"coefficients": coefficients, "mean": mean}
-        self._parts = {name: part.detach().to(dtype, copy=True) for name, part in parts.items()}
-        if not all(bool(part.isfinite().all()) for part in self._parts.values()):
-            raise ValueError("a coefficient or a mean is NaN or Inf, expected finite numbers")
+        self._keep("a coefficient or a mean is", coefficients=coefficients, mean=mean)
         self.method, self.report = method, report
         self._frozen = True
 
@@ -200,13 +204,20 @@ class TargetEraser(Labelled):
     def __repr__(self) -> str:
         return f"TargetEraser({self.method}: {len(self.mean)} targets, {self.dim} dimensions)"
 
-    def __call__(self, x: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, x: Rows, z: Tensor | numpy.ndarray) -> Rows:
         """Return x (..., d) less what its targets z (..., t) explain, of the shape and dtype of x.
 
+        Args:
+            x: (..., d), floating, a tensor or an array of NumPy, which gives an array.
+            z: (..., t), numbers.
+
         Raises:
-            TypeError: x is not floating.
+            TypeError: x is not floating, or z is neither a tensor nor an array.
             ValueError: a shape does not fit.
         """
+        if not isinstance(x, Tensor):
+            return self(tensor_of(x), z).numpy()
+        z = tensor_of(z, "z")
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}, expected a floating one")
         if x.shape[-1:] != (self.dim,) or z.shape != (*x.shape[:-1], len(self._parts["mean"])):

@@ -25,6 +25,14 @@ class Report:
         cost_ratio: that change over the change of the affine eraser; 1 for the affine eraser itself.
         not_erased: each class or direction that was not erased, and why.
         concepts: what was erased of each of several concepts.
+
+    Source: docs/methods.md; `change` and `cost_ratio` as in Belrose et al. 2023, https://arxiv.org/abs/2306.03819,
+        equations 2 and 3.
+
+    >>> print(Report("leace", dim=8, rank=1, rows=1000, change=0.25, not_erased=("class 2: it has no rows",)))
+    leace: rank 1 of 8 dimensions, from 1,000 rows
+      mean squared change 0.25
+      not erased: class 2: it has no rows
     """
 
     method: str
@@ -41,12 +49,31 @@ class Report:
     concepts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types, for JSON."""
+        """Return plain types, for JSON.
+
+        Source: `dataclasses.asdict`.
+
+        >>> Report("leace", dim=8, rank=1, rows=1000, change=0.25).to_dict()["rank"]
+        1
+        """
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
-        """Return the report that `to_dict` wrote."""
+        """Return the report that `to_dict` wrote.
+
+        Args:
+            values: what it wrote, also after a way through JSON.
+
+        Raises:
+            TypeError: a name is missing or unknown.
+
+        Source: `dataclasses.asdict`.
+
+        >>> report = Report("leace", dim=8, rank=1, rows=1000, change=0.25, not_erased=("class 2: it has no rows",))
+        >>> Report.from_dict(report.to_dict()) == report
+        True
+        """
         lists = {name: tuple(values.get(name, ())) for name in ("not_erased", "concepts")}
         return cls(**{**values, **lists})
 

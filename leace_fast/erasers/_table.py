@@ -6,10 +6,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from .._ops import project, project_
+from ._arguments import Rows, changed, destination, tensor_of
 from ._eraser import Eraser
 
 NONE = -1  # the index of a row that no eraser acts on
@@ -31,6 +33,8 @@ class EraserTable:
     Raises:
         TypeError: an entry is no `Eraser`.
         ValueError: no eraser, erasers of several widths or above `rank`, another dtype.
+
+    Source: docs/serving.md; each row as in Belrose et al. 2023, https://arxiv.org/abs/2306.03819, equation 1.
 
     >>> eye = torch.eye(3)
     >>> table = EraserTable([Eraser(eye[:, :1], eye[:1]), Eraser(eye[:, 1:], eye[1:])])
@@ -86,11 +90,11 @@ class EraserTable:
     def __repr__(self) -> str:
         return f"EraserTable({len(self)} erasers, rank {self.rank} of {self.dim}, {self.dtype}, {self.device})"
 
-    def __call__(self, x: Tensor, index: Tensor | int) -> Tensor:
+    def __call__(self, x: Rows, index: Tensor | numpy.ndarray | int) -> Rows:
         """Return the rows x (..., d), each erased by the eraser of its index.
 
         Args:
-            x: (..., d), floating.
+            x: (..., d), floating, a tensor or an array of NumPy, which gives an array.
             index: integers of the leading shape of x, or of the first dimensions of it (one for each sequence);
                 -1 leaves rows as they are.
 
@@ -100,11 +104,30 @@ class EraserTable:
             TypeError: x is not floating, or index is not of integers.
             ValueError: a shape or device does not fit.
         """
+        if not isinstance(x, Tensor):
+            return self(tensor_of(x), index).numpy()
         left, right, mean, places = self._factors(x, index)
         return project(x, left, right, mean, places)
 
-    def apply_(self, x: Tensor, index: Tensor | int) -> Tensor:
-        """Erase rows x (..., d) in place and return x; `index` and errors as in a call."""
+    def apply_(self, x: Rows, index: Tensor | numpy.ndarray | int) -> Rows:
+        """Erase rows in place and return x.
+
+        Args:
+            x: (..., d), floating, a tensor or a writable array of NumPy.
+            index: as in a call.
+
+        Raises:
+            IndexError, TypeError: as in a call.
+            ValueError: as in a call, or x is a read-only array.
+
+        Source: docs/serving.md.
+
+        >>> table, x = EraserTable([Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1])]), torch.ones(2, 2)
+        >>> table.apply_(x, torch.tensor([-1, 0])) is x, x.tolist()
+        (True, [[1.0, 1.0], [0.0, 1.0]])
+        """
+        if not isinstance(x, Tensor):
+            return changed(x, lambda rows: self.apply_(rows, index))
         left, right, mean, places = self._factors(x, index)
         return project_(x, left, right, mean, places)
 
@@ -115,10 +138,22 @@ class EraserTable:
         written beside the old ones once all work that was queued before has ended; then one number is changed. On
         the CPU they go into a copy of the stack: calls that run keep the old one.
 
+        Args:
+            i: the place, 0 to the number of erasers less one.
+            eraser: of the table's width, and of its rank at most.
+
         Raises:
             IndexError: there is no eraser i, or a call met an unknown index before, as in `check`.
             TypeError: `eraser` is no `Eraser`.
             ValueError: it has another width than the table, or a higher rank.
+
+        Source: docs/serving.md.
+
+        >>> eye = torch.eye(2)
+        >>> table = EraserTable([Eraser(eye[:, :1], eye[:1])])
+        >>> table.swap(0, Eraser(eye[:, 1:], eye[1:]))
+        >>> table(torch.ones(2), 0)
+        tensor([1., 0.])
         """
         if not 0 <= i < len(self):
             raise IndexError(f"the table has erasers 0 to {len(self) - 1}, got {i}")
@@ -139,16 +174,49 @@ class EraserTable:
             self._write(self._views, other, eraser)
             self._places[i + 1] = other
 
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> EraserTable:
+        """Return a table of the same erasers on a device and in float32 or float64; either may come first.
+
+        Args:
+            device: where to; None for where the table is.
+            dtype: torch.float64 for float64 rows, torch.float32 for all others; None leaves it as it is.
+
+        Raises:
+            ValueError: dtype is another: factors are never rounded further, whatever dtype x has.
+
+        Source: the call of `torch.Tensor.to`.
+
+        >>> EraserTable([Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1])]).to(torch.float64).dtype
+        torch.float64
+        """
+        device, dtype = destination(device, dtype)
+        with self._writing:
+            views, places = self._views, self._places[1:].tolist() if self._static else range(len(self))
+            erasers = [Eraser(*(stack[place] for stack in views)) for place in places]
+        return EraserTable(erasers, self.device if device is None else device, dtype or self.dtype, self.rank)
+
     def check(self) -> None:
-        """Raise IndexError if a call has met an unknown index since the last check; this waits for the device."""
+        """Look whether a call has met an unknown index since the last check; this waits for the device.
+
+        Raises:
+            IndexError: one has, on a device where the call itself did not wait to look; its rows came out as NaN.
+
+        Source: docs/serving.md.
+
+        >>> EraserTable([Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1])]).check()
+        """
         if self._static and (unknown := int(self._unknown)):
             self._unknown.zero_()
             raise IndexError(
                 f"{unknown} rows had an index outside -1 to {len(self) - 1} since the last check; they came out as NaN"
             )
 
-    def _factors(self, x: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if not isinstance(index, Tensor):
+    def _factors(self, x: Tensor, index: Tensor | numpy.ndarray | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if isinstance(index, numpy.ndarray):
+            index = tensor_of(index)
+        elif not isinstance(index, Tensor):
             index = torch.tensor(index, device=x.device)
         if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
             raise TypeError(f"index has dtype {index.dtype}, expected integers: the eraser of each row, -1 for none")

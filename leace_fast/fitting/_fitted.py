@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from .._warnings import warn
 from ..erasers import Eraser, Report
 from ..statistics import Moments
 from ._whitening import Whitening
@@ -36,10 +36,10 @@ def check_class(moments: Moments, name: str, value: object) -> int:
     return value
 
 
-def warn_of(not_erased: Sequence[str], depth: int = 0) -> None:
-    """Warn the caller's caller, or who stands `depth` calls above it, of what was not erased."""
+def warn_of(not_erased: Sequence[str]) -> None:
+    """Warn the user of what was not erased, if anything."""
     if not_erased:
-        warnings.warn("not erased: " + "; ".join(not_erased), stacklevel=3 + depth)
+        warn("not erased: " + "; ".join(not_erased))
 
 
 def mean_squared_change(moments: Moments, left: Tensor, right: Tensor, mean: Tensor | None) -> float:

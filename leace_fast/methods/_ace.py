@@ -7,20 +7,20 @@ from ..fitting import check_class, concept_subspace, fitted, warn_of
 from ..statistics import Moments
 
 
-def ace(moments: Moments, reference: int = 0, *, target: int | None = None, strength: float = 0.0) -> Eraser:
+def ace(moments: Moments, reference: int = 0, *, to: int | None = None, strength: float = 0.0) -> Eraser:
     """Return `x - V V' (x - m)`, V a basis of the differences of class means, m the reference class's mean.
 
     Every row gets the reference's part, that is erased *to* a class which has a meaning, not to the mean of all.
-    `strength` then adds so much of the way to another class: `m = m_ref + strength (m_target - m_ref)`.
+    `strength` then adds so much of the way to another class: `m = m_ref + strength (m_to - m_ref)`.
 
     Args:
         moments: statistics of (x, labels), with classes.
         reference: the class without the concept.
-        target: the class that `strength` leads to; not needed with two classes.
-        strength: 0 gives the reference, 1 the target, beyond them exaggerates.
+        to: the class that `strength` leads to; not needed with two classes.
+        strength: 0 gives the reference, 1 that class, beyond them exaggerates.
 
     Raises:
-        ValueError: real-valued targets, a class is unknown or has no rows, or several classes could be the target.
+        ValueError: real-valued targets, a class is unknown or has no rows, or `strength` could lead to several classes.
 
     Source: Marshall, Scherlis and Belrose 2024, https://arxiv.org/abs/2411.09003, equation 7.
 
@@ -37,9 +37,9 @@ def ace(moments: Moments, reference: int = 0, *, target: int | None = None, stre
     mean = moments.class_means[reference]
     if strength:
         others = [j for j in (moments.class_counts > 0).nonzero().flatten().tolist() if j != reference]
-        if target is None and len(others) > 1:
-            raise ValueError(f"classes {others} could be the target of strength={strength}: say which with target=")
-        goal = check_class(moments, "target", others[0] if target is None else target)
+        if to is None and len(others) > 1:
+            raise ValueError(f"classes {others} could be where strength={strength} leads: say which with to=")
+        goal = check_class(moments, "to", others[0] if to is None else to)
         mean = mean + strength * (moments.means_about_shift[goal] - moments.means_about_shift[reference])
     warn_of(found.not_erased)
     return fitted("ace", moments, found.basis, found.basis.mT, mean, not_erased=found.not_erased)

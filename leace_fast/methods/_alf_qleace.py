@@ -13,7 +13,7 @@ from ._leace import leace
 def alf_qleace(
     moments: Moments,
     *,
-    target: float = 0.9,
+    share: float = 0.9,
     max_rank: int | None = None,
     shrinkage: Shrinkage = "auto",
     ridge: float | None = None,
@@ -22,17 +22,17 @@ def alf_qleace(
 
     After `leace`, directions are dropped about the mean one by one: always the leading eigenvector, by magnitude, of
     `S_j - S` for the class j whose covariance is farthest from that within all classes in the Frobenius norm, until
-    the farthest is at most `1 - target` of what it was. Class means coincide exactly; covariances only nearly so:
+    the farthest is at most `1 - share` of what it was. Class means coincide exactly; covariances only nearly so:
     `quadratic` makes them equal, but needs labels.
 
     Args:
         moments: statistics of (x, labels), with `per_class=True`.
-        target: share of the largest covariance difference to erase, 0 to 1.
+        share: of the largest covariance difference, how much to erase, 0 to 1.
         max_rank: drop at most so many directions beside those of `leace`.
         shrinkage, ridge: as in `leace`.
 
     Raises:
-        ValueError: no class covariances, or target or max_rank out of range; or as in `leace`.
+        ValueError: no class covariances, or share or max_rank out of range; or as in `leace`.
 
     Source: Quirke and Belrose 2025, https://arxiv.org/abs/2502.02820 (approximate label-free quadratic LEACE), as
         EleutherAI's code of it (alf_qleace.py) has it, but for this: there class moments are sums, so that larger
@@ -50,8 +50,8 @@ def alf_qleace(
     """
     check_moments(moments)
     check_rank(max_rank)
-    if not 0 <= target <= 1:
-        raise ValueError(f"target is {target}, expected a share from 0 to 1")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}, expected a number from 0 to 1")
     covariances = moments.class_covariances
     first = leace(moments, shrinkage=shrinkage, ridge=ridge)
     present = moments.class_weights > 0
@@ -61,7 +61,7 @@ def alf_qleace(
     differences = projection @ differences @ projection.mT
 
     farthest = differences.norm(dim=(1, 2))
-    before, floor = float(farthest.max()), (1 - target) * float(farthest.max())
+    before, floor = float(farthest.max()), (1 - share) * float(farthest.max())
     dropped = projection.new_zeros(moments.dim, 0)
     while farthest.max() > floor and dropped.shape[1] < (max_rank or moments.dim):
         values, vectors = torch.linalg.eigh(differences[farthest.argmax()])

@@ -98,7 +98,7 @@ def _on_moments(
         dropped = torch.cat([dropped, _off(new, dropped)], 1)
         closed = torch.cat([closed, torch.linalg.qr(_off(white.whiten(new), closed))[0]], 1)
     share = float(torch.linalg.svdvals(_off(signal, closed))[0]) ** 2
-    warn_of(absent, depth=1)
+    warn_of(absent)
     left = f"a linear classifier still explains {share:.1e} of a label's variance"
     return fitted(
         "inlp",

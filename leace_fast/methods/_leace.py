@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..erasers import Eraser, Report
+from ..erasers import MAX_COST_RATIO, Eraser, Report
 from ..fitting import (
     Shrinkage,
     Whitening,
@@ -34,7 +34,7 @@ def leace(
     affine: bool = True,
     shrinkage: Shrinkage = "auto",
     ridge: float | None = None,
-    max_cost_ratio: float = 1.1,
+    max_cost_ratio: float = MAX_COST_RATIO,
 ) -> Eraser:
     """Return the least-squares eraser of the concept in some moments, in closed form.
 

@@ -42,22 +42,22 @@ def quadratic(moments: Moments, *, ridge: float | None = None) -> ConditionalEra
     absent = absent_of(moments)
     gaussians = class_gaussians(moments, ridge)
     maps, goal = maps_to_barycentre(gaussians)
-    targets = moments.mean.expand_as(gaussians.means)
-    return _eraser("quadratic", moments, gaussians, maps, targets, goal.expand_as(maps), absent)
+    centres = moments.mean.expand_as(gaussians.means)
+    return _eraser("quadratic", moments, gaussians, maps, centres, goal.expand_as(maps), absent)
 
 
-def mimic(moments: Moments, target: int = 1, *, ridge: float | None = None) -> ConditionalEraser:
+def mimic(moments: Moments, to: int = 1, *, ridge: float | None = None) -> ConditionalEraser:
     """Return the map that gives the rows of each class the mean and the covariance of one, which stays as it is.
 
-    `e(x, y) = A_y (x - m_y) + m_t`, A_y the optimal transport from the covariance of class y to that of the target.
+    `e(x, y) = A_y (x - m_y) + m_to`, A_y the optimal transport from the covariance of class y to that of class `to`.
 
     Args:
         moments: statistics of (x, labels), with `per_class=True`.
-        target: the class to take after.
+        to: the class to take after.
         ridge: as in `quadratic`.
 
     Raises:
-        ValueError: the target is unknown or has no rows; or as in `quadratic`.
+        ValueError: `to` is unknown or has no rows; or as in `quadratic`.
 
     Warns:
         UserWarning: as in `quadratic`.
@@ -66,19 +66,19 @@ def mimic(moments: Moments, target: int = 1, *, ridge: float | None = None) -> C
 
     >>> y = torch.arange(800) % 2
     >>> x = torch.randn(800, 3, dtype=torch.float64) * (1 + y[:, None])
-    >>> eraser = mimic(Moments(3, 2, per_class=True).update(x, y), target=1)
+    >>> eraser = mimic(Moments(3, 2, per_class=True).update(x, y), to=1)
     >>> torch.equal(eraser(x, y)[1::2], x[1::2]), bool(eraser(x, y)[::2].std() > 1.8)
     (True, True)
     """
     absent = absent_of(moments)
-    check_class(moments, "target", target)
+    check_class(moments, "to", to)
     gaussians = class_gaussians(moments, ridge)
-    there = int((gaussians.present == target).nonzero())
+    there = int((gaussians.present == to).nonzero())
     goal = gaussians.factors[there]
-    stay = torch.eye(moments.dim, dtype=goal.dtype, device=goal.device)  # the target's own rows, to the bit
+    stay = torch.eye(moments.dim, dtype=goal.dtype, device=goal.device)  # the rows of class `to`, to the bit
     maps = [stay if i == there else transport_maps(factor, goal)[0] for i, factor in enumerate(gaussians.factors)]
-    targets = gaussians.means[there].expand_as(gaussians.means)
-    return _eraser("mimic", moments, gaussians, torch.stack(maps), targets, goal.expand_as(gaussians.factors), absent)
+    centres = gaussians.means[there].expand_as(gaussians.means)
+    return _eraser("mimic", moments, gaussians, torch.stack(maps), centres, goal.expand_as(gaussians.factors), absent)
 
 
 def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> ConditionalEraser:
@@ -110,9 +110,9 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
     gaussians = class_gaussians(moments, ridge)
     present, dim, k = gaussians.present.tolist(), moments.dim, moments.num_classes or 0
     eye = torch.eye(dim, dtype=torch.float64, device=moments.device)
-    maps, source, target = eye.repeat(k, k, 1, 1), eye.new_zeros(k, k, dim), eye.new_zeros(k, k, dim)
+    maps, source, goal = eye.repeat(k, k, 1, 1), eye.new_zeros(k, k, dim), eye.new_zeros(k, k, dim)
     for there, to in enumerate(present):
-        source[present, to], target[present, to] = gaussians.means, gaussians.means[there]
+        source[present, to], goal[present, to] = gaussians.means, gaussians.means[there]
         for here, label in enumerate(present[:there]):
             both = transport_maps(gaussians.factors[here], gaussians.factors[there])
             maps[label, to], maps[to, label] = both
@@ -128,7 +128,7 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
         not_erased += _missed(moments, label, mapping_error(covariance, gaussians.factors[here]))
     warn_of(not_erased)
     report = Report("quadratic_editor", dim, dim, moments.count, change, not_erased=tuple(not_erased))
-    return ConditionalEraser(source, target, maps, method="quadratic_editor", report=report)
+    return ConditionalEraser(source, goal, maps, method="quadratic_editor", report=report)
 
 
 def _eraser(
@@ -136,14 +136,14 @@ def _eraser(
     moments: Moments,
     gaussians: ClassGaussians,
     maps: Tensor,
-    targets: Tensor,
+    centres: Tensor,
     goals: Tensor,
     absent: tuple[str, ...],
 ) -> ConditionalEraser:
     """Return the eraser of the classes with rows; one without rows stays as it is, and is named."""
     not_erased, change = list(absent), 0.0
     eye = torch.eye(moments.dim, dtype=maps.dtype, device=maps.device)
-    gaps = (targets - gaussians.means).square().sum(1)
+    gaps = (centres - gaussians.means).square().sum(1)
     parts = zip(gaussians.present.tolist(), gaussians.shares, gaps, maps, gaussians.covariances, goals, strict=True)
     for label, share, gap, transport, covariance, goal in parts:
         difference = transport - eye
@@ -151,13 +151,13 @@ def _eraser(
         change += float(share * (gap + (moved * difference).sum()))
         mapped = covariance + moved + moved.mT + moved @ difference.mT
         not_erased += _missed(moments, label, mapping_error(mapped, goal))
-    warn_of(not_erased, depth=1)
+    warn_of(not_erased)
     k, dim = moments.num_classes or 0, moments.dim
-    source, target = (maps.new_zeros(k, dim) for _ in range(2))
+    source, goal = (maps.new_zeros(k, dim) for _ in range(2))
     every = eye.repeat(k, 1, 1)
-    source[gaussians.present], target[gaussians.present], every[gaussians.present] = gaussians.means, targets, maps
+    source[gaussians.present], goal[gaussians.present], every[gaussians.present] = gaussians.means, centres, maps
     report = Report(method, dim, dim, moments.count, change, not_erased=tuple(not_erased))
-    return ConditionalEraser(source, target, every, method=method, report=report)
+    return ConditionalEraser(source, goal, every, method=method, report=report)
 
 
 def _missed(moments: Moments, label: int, error: float) -> list[str]:

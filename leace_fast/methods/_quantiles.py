@@ -84,9 +84,9 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
         raise ValueError(f"{len(present)} classes have rows, a swap needs two")
     axis = _axis(summary, direction)
     source = _tables(rows, summary, axis, points)
-    target = source.clone()
-    target[present] = source[present.flip(0)]
-    return _reported("swap", rows, summary, source, target, axis)
+    goal = source.clone()
+    goal[present] = source[present.flip(0)]
+    return _reported("swap", rows, summary, source, goal, axis)
 
 
 def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int = POINTS) -> QuantileNormalizer:
@@ -121,18 +121,18 @@ def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int 
     shares = (summary.counts / summary.rows).to(source)
     common = torch.einsum("k,kmq->mq", shares, source) if to is None else source[to]
     present = (summary.counts > 0)[:, None, None]
-    target = torch.where(present.to(source.device), common.expand_as(source), source)
-    return _reported("normalize_quantiles", rows, summary, source, target)
+    goal = torch.where(present.to(source.device), common.expand_as(source), source)
+    return _reported("normalize_quantiles", rows, summary, source, goal)
 
 
 def _reported(
-    method: str, rows: RowStream, summary: Summary, source: Tensor, target: Tensor, axes: Tensor | None = None
+    method: str, rows: RowStream, summary: Summary, source: Tensor, goal: Tensor, axes: Tensor | None = None
 ) -> QuantileNormalizer:
     """Return the map of these quantiles with a report."""
-    moving = QuantileNormalizer(source, target, axes)
+    moving = QuantileNormalizer(source, goal, axes)
     change = sum(float((moving(x, y) - x).square().sum()) for x, y in rows) / summary.rows
     report = Report(method, len(summary.mean), source.shape[1], summary.rows, change)
-    return QuantileNormalizer(source, target, axes, method=method, report=report)
+    return QuantileNormalizer(source, goal, axes, method=method, report=report)
 
 
 def _axis(summary: Summary, direction: Tensor | None) -> Tensor:

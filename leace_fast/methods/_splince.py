@@ -31,7 +31,7 @@ def splince(
     *,
     shrinkage: Shrinkage = "auto",
     ridge: float | None = None,
-    max_cost_ratio: float = 100.0,
+    max_change_ratio: float = 100.0,
 ) -> Eraser:
     """Return the eraser of least change that removes a concept and fixes the covariance of x with a task.
 
@@ -43,10 +43,10 @@ def splince(
         moments: statistics of (x, labels) of the concept to erase, or of several.
         task: those of the same x with the labels or targets to keep, or of several.
         shrinkage, ridge: as in `leace`.
-        max_cost_ratio: refuse a map that changes x more than so many times as `leace` does.
+        max_change_ratio: refuse a map that changes x more than so many times as `leace` does.
 
     Raises:
-        ValueError: concept and task share a direction, or are so close that the change would pass `max_cost_ratio`;
+        ValueError: concept and task share a direction, or are so close that the change would pass `max_change_ratio`;
             or as in `leace`.
 
     Warns:
@@ -93,9 +93,9 @@ def splince(
         white=white,
     )
     least = float(erased.left.square().sum())  # the change of leace
-    if eraser.report and eraser.report.change > max_cost_ratio * least:
+    if eraser.report and eraser.report.change > max_change_ratio * least:
         raise ValueError(
             f"keeping the task changes x {eraser.report.change / least:.3g} times as much as erasing alone, at most "
-            f"{max_cost_ratio} is allowed: concept and task are too close, raise max_cost_ratio or use leace"
+            f"{max_change_ratio} is allowed: concept and task are too close, raise max_change_ratio or use leace"
         )
     return eraser

@@ -73,7 +73,7 @@ def _factor(covariance: Tensor, pooled: Tensor, ridge: float | None, least: floa
             raise ValueError("a class covariance is not that of any data: the moments were damaged or removed too far")
 
 
-def transport_maps(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def transport_maps(source: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
     """Return the symmetric A (d, d) with `A S A = T`, that of least squared change, and its inverse, which leads back.
 
     With S = K K', T = F F' and the singular values of `F' K = U s V'`, they are `K^-T V s V' K^-1` and
@@ -81,9 +81,9 @@ def transport_maps(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Knott and Smith 1984, https://doi.org/10.1007/BF00934745, the optimal map between Gaussians.
     """
-    u, values, v = torch.linalg.svd(target.mT @ source)
+    u, values, v = torch.linalg.svd(goal.mT @ source)
     root = values.sqrt()
-    return _squared(source, v.mT * root), _squared(target, u * root)
+    return _squared(source, v.mT * root), _squared(goal, u * root)
 
 
 def _squared(factor: Tensor, columns: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ def _lower(root: Tensor) -> Tensor:
     return triangle * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
 
 
-def mapping_error(mapped: Tensor, target: Tensor) -> float:
+def mapping_error(mapped: Tensor, goal: Tensor) -> float:
     """Return how far a covariance is from T = F F', in units of T: the largest entry of `F^-1 S F^-T - I`."""
-    whitened = torch.linalg.solve_triangular(target, mapped, upper=False)
-    whitened = torch.linalg.solve_triangular(target, whitened.mT, upper=False)
-    return float((whitened - torch.eye(len(target), dtype=target.dtype, device=target.device)).abs().max())
+    whitened = torch.linalg.solve_triangular(goal, mapped, upper=False)
+    whitened = torch.linalg.solve_triangular(goal, whitened.mT, upper=False)
+    return float((whitened - torch.eye(len(goal), dtype=goal.dtype, device=goal.device)).abs().max())

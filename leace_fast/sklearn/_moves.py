@@ -25,8 +25,8 @@ class AceTransformer(StreamingTransformer):
 
     Args:
         reference: position among the sorted classes of the one without the concept.
-        target: that of the class that `strength` leads to; not needed with two classes.
-        strength: 0 gives the reference, 1 the target, beyond them exaggerates.
+        to: that of the class that `strength` leads to; not needed with two classes.
+        strength: 0 gives the reference, 1 that class, beyond them exaggerates.
 
     Source: Marshall et al. 2024, https://arxiv.org/abs/2411.09003, equation 7.
 
@@ -39,13 +39,13 @@ class AceTransformer(StreamingTransformer):
 
     kind = "classes"
 
-    def __init__(self, *, reference: int = 0, target: int | None = None, strength: float = 0.0) -> None:
+    def __init__(self, *, reference: int = 0, to: int | None = None, strength: float = 0.0) -> None:
         self.reference = reference
-        self.target = target
+        self.to = to
         self.strength = strength
 
     def _fit_eraser(self, moments: Moments) -> Eraser:
-        return ace(moments, self.reference, target=self.target, strength=self.strength)
+        return ace(moments, self.reference, to=self.to, strength=self.strength)
 
 
 class SwitchTransformer(StreamingTransformer):

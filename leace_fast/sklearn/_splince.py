@@ -20,7 +20,7 @@ class SplinceTransformer(StreamingTransformer):
     Args:
         shrinkage, kind: as in `LeaceTransformer`; `kind` is that of the concept.
         task_kind: "classes" or "numbers", what the task holds; "auto" as scikit-learn takes it.
-        max_cost_ratio: refuse a map that changes X more than so many times as `LeaceTransformer` does.
+        max_change_ratio: refuse a map that changes X more than so many times as `LeaceTransformer` does.
 
     Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
 
@@ -40,12 +40,12 @@ class SplinceTransformer(StreamingTransformer):
         shrinkage: Shrinkage = "auto",
         kind: Kind = "auto",
         task_kind: Kind = "auto",
-        max_cost_ratio: float = 100.0,
+        max_change_ratio: float = 100.0,
     ) -> None:
         self.shrinkage: Shrinkage = shrinkage
         self.kind = kind
         self.task_kind: Kind = task_kind
-        self.max_cost_ratio = max_cost_ratio
+        self.max_change_ratio = max_change_ratio
 
     def fit(
         self,
@@ -117,7 +117,7 @@ class SplinceTransformer(StreamingTransformer):
     def _eraser_of(self, moments: Moments, kept: Moments | None) -> Eraser:
         if kept is None:
             return leace(moments, shrinkage=self.shrinkage)
-        return splince(moments, kept, shrinkage=self.shrinkage, max_cost_ratio=self.max_cost_ratio)
+        return splince(moments, kept, shrinkage=self.shrinkage, max_change_ratio=self.max_change_ratio)
 
     def _keep_both(
         self, moments: Moments, found: Concept, eraser: Eraser | None, kept: Moments | None, aim: Concept | None

@@ -17,15 +17,15 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def parts(*labels: int, dim: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = ((*labels, dim), (*labels, dim), (*labels, dim, dim))
-    source, target, maps = (torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes)
-    return source, target, maps
+    source, goal, maps = (torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes)
+    return source, goal, maps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("affine", [True, False])
 def test_maps_each_row_by_its_class(dtype: torch.dtype, affine: bool) -> None:
-    source, target, maps = parts(3)
-    eraser = ConditionalEraser(source, target, maps if affine else None)
+    source, goal, maps = parts(3)
+    eraser = ConditionalEraser(source, goal, maps if affine else None)
     x, y = torch.randn(2, 5, 4).to(dtype), torch.tensor([[0, 1, 2, -100, 1], [2, 2, 0, 0, -100]])
     out = eraser(x, y)
     for i in range(2):
@@ -35,28 +35,28 @@ def test_maps_each_row_by_its_class(dtype: torch.dtype, affine: bool) -> None:
                 assert torch.equal(out[i, j], row)
                 continue
             wide = row.double() - source[label]
-            expected = ((maps[label] @ wide if affine else wide) + target[label]).to(dtype)
+            expected = ((maps[label] @ wide if affine else wide) + goal[label]).to(dtype)
             torch.testing.assert_close(out[i, j], expected, rtol=2e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5)
     assert out.dtype == dtype and out.shape == x.shape
     assert eraser(x[:0], y[:0]).shape == (0, 5, 4)
 
 
 def test_two_labels_choose_the_map() -> None:
-    source, target, maps = parts(3, 3)
-    eraser = ConditionalEraser(source, target, maps)
+    source, goal, maps = parts(3, 3)
+    eraser = ConditionalEraser(source, goal, maps)
     x, y, to = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, -100, 1]), torch.arange(6) % 3
     out = eraser(x, y, to)
     for i in (0, 1, 2, 3, 5):
-        expected = maps[y[i], to[i]] @ (x[i] - source[y[i], to[i]]) + target[y[i], to[i]]
+        expected = maps[y[i], to[i]] @ (x[i] - source[y[i], to[i]]) + goal[y[i], to[i]]
         torch.testing.assert_close(out[i], expected)
     assert torch.equal(eraser(x, y, 2), eraser(x, y, torch.full((6,), 2)))
 
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_files_are_exact(tmp_path: Path, affine: bool) -> None:
-    source, target, maps = parts(3)
+    source, goal, maps = parts(3)
     report = Report("oracle", 4, 2, 10, 0.5, not_erased=("class 2: it has no rows",))
-    eraser = ConditionalEraser(source, target, maps if affine else None, method="oracle", report=report)
+    eraser = ConditionalEraser(source, goal, maps if affine else None, method="oracle", report=report)
     eraser.save(tmp_path / "e.safetensors")
     loaded = ConditionalEraser.load(tmp_path / "e.safetensors")
     x, y = torch.randn(9, 4), torch.arange(9) % 3
@@ -68,11 +68,11 @@ def test_files_are_exact(tmp_path: Path, affine: bool) -> None:
 
 
 def test_is_frozen_and_shares_nothing() -> None:
-    source, target, maps = parts(2)
-    eraser = ConditionalEraser(source, target, maps)
+    source, goal, maps = parts(2)
+    eraser = ConditionalEraser(source, goal, maps)
     before = eraser(torch.ones(2, 4), torch.arange(2))
     source.zero_()
-    eraser.target.zero_()
+    eraser.goal.zero_()
     assert torch.equal(eraser(torch.ones(2, 4), torch.arange(2)), before)
     with pytest.raises(AttributeError, match="an eraser is frozen: cannot set 'method'"):
         eraser.method = "x"
@@ -81,8 +81,8 @@ def test_is_frozen_and_shares_nothing() -> None:
 
 
 def test_refusals_of_conditional() -> None:
-    source, target, maps = parts(3)
-    eraser = ConditionalEraser(source, target, maps)
+    source, goal, maps = parts(3)
+    eraser = ConditionalEraser(source, goal, maps)
     x, y = torch.ones(2, 4), torch.arange(2)
     for given, error, message in [
         ((x, y.float()), TypeError, "labels have dtype torch.float32, expected integers"),
@@ -97,11 +97,11 @@ def test_refusals_of_conditional() -> None:
         with pytest.raises(error, match=message):
             eraser(*given)
     with pytest.raises(ValueError, match="expected \\(k, d\\) twice"):
-        ConditionalEraser(source, target[:2])
+        ConditionalEraser(source, goal[:2])
     with pytest.raises(ValueError, match="maps have shape"):
-        ConditionalEraser(source, target, maps[:, :3])
+        ConditionalEraser(source, goal, maps[:, :3])
     with pytest.raises(ValueError, match="NaN or Inf"):
-        ConditionalEraser(source * torch.nan, target)
+        ConditionalEraser(source * torch.nan, goal)
 
 
 def test_target_eraser(tmp_path: Path) -> None:

@@ -99,12 +99,12 @@ def test_median_holds_the_coordinate(quantile: float) -> None:
 
 def test_interpolates_between_quantiles_and_moves_beyond() -> None:
     source = torch.tensor([[0.0, 1.0, 1.0, 3.0]])
-    target = torch.tensor([[10.0, 12.0, 14.0, 15.0]])
+    goal = torch.tensor([[10.0, 12.0, 14.0, 15.0]])
     values = torch.tensor([[-2.0, 0.0, 0.5, 1.0, 2.0, 3.0, 7.0]])
     expected = torch.tensor([[8.0, 10.0, 11.0, 13.0, 14.5, 15.0, 19.0]])
-    within(interpolated(values, source, target) - expected, 1e-6, "values")
+    within(interpolated(values, source, goal) - expected, 1e-6, "values")
     constant = torch.ones(1, 4)
-    within(interpolated(torch.ones(1, 2), constant, target) - 12.5, 1e-6, "a constant goes to the middle")
+    within(interpolated(torch.ones(1, 2), constant, goal) - 12.5, 1e-6, "a constant goes to the middle")
 
 
 def test_rows_dtypes_and_files(tmp_path: Path) -> None:

@@ -30,20 +30,20 @@ def farthest(x: torch.Tensor, data: cases.Data) -> float:
     return float((covariances - torch.einsum("k,kij->ij", shares, covariances)).norm(dim=(1, 2)).max())
 
 
-@pytest.mark.parametrize("target", [0.5, 0.9, 1.0])
-def test_reaches_its_target(target: float) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_reaches_its_share(share: float) -> None:
     data = unlike()
     moments = data.moments(per_class=True)
-    eraser, plain = alf_qleace(moments, target=target), leace(moments)
+    eraser, plain = alf_qleace(moments, share=share), leace(moments)
     before, after = farthest(plain(data.x), data), farthest(eraser(data.x), data)
-    assert after <= (1 - target) * before + 1e-12
+    assert after <= (1 - share) * before + 1e-12
     assert eraser.rank > plain.rank and eraser.report is not None
     within(data.moments(eraser(data.x)).class_mean_differences, 1e-12, "class means")
-    share = float(eraser.report.not_erased[-1].split()[2])
-    assert share == pytest.approx(after / before, abs=0.01), "the report says what is left"
-    if target < 1:
-        smaller = alf_qleace(moments, target=target, max_rank=eraser.rank - plain.rank - 1)
-        assert farthest(smaller(data.x), data) > (1 - target) * before, "it drops no more than it must"
+    left = float(eraser.report.not_erased[-1].split()[2])
+    assert left == pytest.approx(after / before, abs=0.01), "the report says what is left"
+    if share < 1:
+        smaller = alf_qleace(moments, share=share, max_rank=eraser.rank - plain.rank - 1)
+        assert farthest(smaller(data.x), data) > (1 - share) * before, "it drops no more than it must"
         assert eraser.rank < 12
 
 
@@ -63,14 +63,14 @@ def test_of_equal_covariances_it_is_leace() -> None:
     half = torch.randn(400, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x, y = torch.cat([half, half + 1]), torch.arange(800) // 400
     moments = Moments(5, 2, per_class=True).update(x, y)
-    eraser, plain = alf_qleace(moments, target=0.0), leace(moments)
+    eraser, plain = alf_qleace(moments, share=0.0), leace(moments)
     within(eraser.left @ eraser.right - plain.left @ plain.right, 1e-12, "eraser")
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="make the moments with per_class=True"):
         alf_qleace(unlike().moments())
-    options: list[dict[str, Any]] = [{"target": 1.1}, {"target": float("nan")}, {"max_rank": 0}]
+    options: list[dict[str, Any]] = [{"share": 1.1}, {"share": float("nan")}, {"max_rank": 0}]
     for bad in options:
         with pytest.raises(ValueError, match="expected a"):
             alf_qleace(unlike().moments(per_class=True), **bad)

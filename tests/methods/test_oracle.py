@@ -41,7 +41,7 @@ def erase(name: str, data: cases.Data) -> Tensor | None:
     method = METHODS[name]
     moments = data.moments(per_class=True) if data.options.get("num_classes") else data.moments()
     if name == "splince":
-        return method(moments, data.task(), max_cost_ratio=1e9)(data.x)
+        return method(moments, data.task(), max_change_ratio=1e9)(data.x)
     if name == "switch":
         return method(moments, to=0)(data.x)
     if name in ("oracle", "quadratic", "mimic"):

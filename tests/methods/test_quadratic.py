@@ -103,19 +103,19 @@ def test_no_quadratic_classifier_can_tell(num_classes: int) -> None:
     assert loss(oracle(moments)(data.x, data.y)) < 0.9 * constant
 
 
-@pytest.mark.parametrize("target", [0, 2])
-def test_mimic_gives_every_class_the_gaussian_of_one(target: int) -> None:
+@pytest.mark.parametrize("to", [0, 2])
+def test_mimic_gives_every_class_the_gaussian_of_one(to: int) -> None:
     data = unlike(3)
     moments = moments_of(data)
-    eraser = mimic(moments, target)
+    eraser = mimic(moments, to)
     out = eraser(data.x, data.y)
     after = moments_of(data, out)
-    scale = moments.class_covariances[target].diagonal().sqrt()
-    within((after.class_means - moments.class_means[target]) / scale, 1e-11, "means")
-    gap = (after.class_covariances - moments.class_covariances[target]) / torch.outer(scale, scale)
+    scale = moments.class_covariances[to].diagonal().sqrt()
+    within((after.class_means - moments.class_means[to]) / scale, 1e-11, "means")
+    gap = (after.class_covariances - moments.class_covariances[to]) / torch.outer(scale, scale)
     within(gap, 1e-10, "covariances")
-    same = data.y == target
-    assert torch.equal(out[same], data.x[same]), "rows of the target class stay to the bit"
+    same = data.y == to
+    assert torch.equal(out[same], data.x[same]), "rows of class `to` stay to the bit"
     assert eraser.maps is not None
     within(eraser.maps - eraser.maps.mT, 1e-10 * eraser.maps.abs().max(), "an optimal map is symmetric")
     assert (torch.linalg.eigvalsh(eraser.maps) > 0).all(), "and the gradient of something convex"
@@ -166,7 +166,7 @@ def test_refusals(method) -> None:
         method(data.moments())
     with pytest.raises(ValueError, match="ridge is -1.0, expected a finite number >= 0"):
         method(moments_of(data), ridge=-1.0)
-    with pytest.raises(ValueError, match="target is 2, expected a class from 0 to 1"):
+    with pytest.raises(ValueError, match="to is 2, expected a class from 0 to 1"):
         mimic(moments_of(data), 2)
 
 

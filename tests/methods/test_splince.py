@@ -102,5 +102,5 @@ def test_refuses_a_task_that_is_the_concept() -> None:
     near = Moments(10, target_dim=1).update(x, (y == 1)[:, None] + 1e-2 * z)
     with pytest.raises(ValueError, match="times as much as erasing alone, at most 100.0 is allowed"):
         splince(concept, near)
-    options: dict[str, Any] = {"max_cost_ratio": math.inf}
+    options: dict[str, Any] = {"max_change_ratio": math.inf}
     assert splince(concept, near, **options).rank == 2

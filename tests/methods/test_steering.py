@@ -77,9 +77,9 @@ def test_ace_of_several_classes() -> None:
     moments = data.moments()
     after = data.moments(ace(moments, 2)(data.x))
     within(after.class_means - moments.class_means[2], 1e-12, "means")
-    to = data.moments(ace(moments, 2, target=3, strength=1.0)(data.x))
+    to = data.moments(ace(moments, 2, to=3, strength=1.0)(data.x))
     within(to.class_means - moments.class_means[3], 1e-12, "means")
-    with pytest.raises(ValueError, match=r"classes \[0, 1, 3\] could be the target of strength=1.0"):
+    with pytest.raises(ValueError, match=r"classes \[0, 1, 3\] could be where strength=1.0 leads: say which with to="):
         ace(moments, 2, strength=1.0)
 
 
