@@ -9,8 +9,10 @@ from ._identity import Identity
 from ._modules import (
     LABELS,
     check_inputs,
+    device_of,
     evaluating,
     hidden_of,
+    inputs_of,
     is_hidden,
     is_norm,
     multiplies,
@@ -19,7 +21,7 @@ from ._modules import (
 )
 from ._recording import record
 from ._retyping import put_on, take_off, wears
-from ._sites import Site, by_row, find_sites
+from ._sites import Site, by_row, find_sites, resolve_sites
 
 __all__ = [
     "BatchLabels",
@@ -33,15 +35,18 @@ __all__ = [
     "by_row",
     "check_inputs",
     "decoder_sites",
+    "device_of",
     "evaluating",
     "find_sites",
     "forget_compiled",
     "hidden_of",
+    "inputs_of",
     "is_hidden",
     "is_norm",
     "multiplies",
     "put_on",
     "record",
+    "resolve_sites",
     "run_example",
     "submodules",
     "take_off",

@@ -31,6 +31,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter that is in memory (offloaded ones are on "meta"), the CPU without any.
+
+    >>> device_of(nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
+
+
+def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a model takes of a batch: all but the concept's labels, the tensors on a device.
+
+    >>> inputs_of({"x": torch.ones(1), "concept_labels": torch.zeros(1)}, torch.device("cpu"))
+    {'x': tensor([1.])}
+    """
+    kept = {name: value for name, value in batch.items() if name != LABELS}
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+
 def multiplies(dtype: torch.dtype) -> bool:
     """Tell whether torch has products of a dtype for this processor: without, 16-bit ones take many times as long."""
     checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}

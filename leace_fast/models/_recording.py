@@ -15,7 +15,7 @@ from ..statistics import DTYPES, Aside, Moments, check_kinds, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
 from ._modules import LABELS
-from ._sites import Site, find_sites
+from ._sites import Site, resolve_sites
 
 
 @contextmanager
@@ -156,10 +156,7 @@ class _Recorder:
         return self.made[name]
 
     def _start(self, example: Any) -> None:
-        if isinstance(self.wanted, list) and all(isinstance(site, Site) for site in self.wanted) and self.wanted:
-            sites = self.wanted
-        else:
-            sites = find_sites(self.model, example, self.wanted)
+        sites = resolve_sites(self.model, example, self.wanted)
         self.decoder = decoder_sites(self.model, [site.name for site in sites])
         self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites

@@ -104,6 +104,27 @@ def find_sites(
     return [Site(name, width, tuple(trace.readers[name])) for name, width in trace.widths.items() if name in chosen]
 
 
+def resolve_sites(
+    model: nn.Module, example: Mapping[str, Any] | Tensor, sites: str | Iterable[str] | Iterable[Site]
+) -> list[Site]:
+    """The sites that a caller asked for: those that it has already, or what `find_sites` finds of the names.
+
+    Args:
+        model, example: as in `find_sites`; run only where there is something to find.
+        sites: as in `find_sites`; or what it returned.
+
+    Raises:
+        ValueError: as `find_sites`, also for no site at all, and for names among `Site`s.
+
+    >>> resolve_sites(nn.LayerNorm(4), {}, [Site("", 4)])
+    [Site(name='', width=4, readers=())]
+    """
+    wanted: Any = sites if isinstance(sites, str) else list(sites)
+    if wanted and all(isinstance(site, Site) for site in wanted):
+        return wanted
+    return find_sites(model, example, wanted)
+
+
 class _Owner(NamedTuple):
     """Whose output a tensor is: itself, or (scaled) its rows in another dtype or each times a number, as of a mask."""
 

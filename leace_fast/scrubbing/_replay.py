@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import LABELS, evaluating, tap
+from ..models import LABELS, device_of, evaluating, tap
 from ._buffer import Buffer, Slot
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -90,7 +90,7 @@ class Replay:
         self, model: nn.Module, sites: Sequence[str], act: Callable[[str, Tensor], Tensor | None], buffer: Buffer
     ) -> None:
         self.model, self.sites, self.act, self.buffer = model, list(sites), act, buffer
-        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.device = device_of(model)
         self._batch: Batch | None = None
         self._until: str | None = None
         self._reached: Tensor | None = None
