@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "leace_fast"
 # A file may import from rooms of its own floor or of a lower one; a folder is one room, whatever is in it.
 FLOORS = {
     "_version": 0,
+    "_warnings": 0,
     "triton_kernels": 0,
     "_ops": 1,
     "_files": 1,

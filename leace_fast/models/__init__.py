@@ -11,17 +11,20 @@ from ._modules import (
     check_inputs,
     device_of,
     evaluating,
+    has_weight,
     hidden_of,
     inputs_of,
     is_hidden,
     is_norm,
+    items_of,
     multiplies,
     run_example,
     submodules,
 )
 from ._recording import record
 from ._retyping import put_on, take_off, wears
-from ._sites import Site, by_row, find_sites, resolve_sites
+from ._sites import Site, find_sites, resolve_sites
+from ._trace import by_row
 
 __all__ = [
     "BatchLabels",
@@ -39,10 +42,12 @@ __all__ = [
     "evaluating",
     "find_sites",
     "forget_compiled",
+    "has_weight",
     "hidden_of",
     "inputs_of",
     "is_hidden",
     "is_norm",
+    "items_of",
     "multiplies",
     "put_on",
     "record",

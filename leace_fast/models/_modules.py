@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
+LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -91,6 +92,16 @@ def check_inputs(model: Any, batches: Any) -> None:
 def is_norm(module: nn.Module) -> bool:
     """Whether the type of a module names it a norm."""
     return "norm" in type(module).__name__.lower()
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Whether a module multiplies rows with a weight of its own; an embedding only looks rows up."""
+    return not isinstance(module, nn.Embedding) and any(part.ndim > 1 for part in module.parameters(recurse=False))
+
+
+def items_of(module: nn.Module) -> list[nn.Module]:
+    """The items of a list of modules; of any other module none."""
+    return list(module) if isinstance(module, LISTS) else []
 
 
 def is_hidden(output: Any) -> bool:
