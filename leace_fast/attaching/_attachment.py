@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._warnings import warn
 from ..erasers import Eraser
 from ..models import add_act, evaluating, hidden_of, is_norm, run_example, submodules, wears
 from ._erasure import LAYER, Erasure, erase_in
@@ -137,11 +137,7 @@ def _attach(module: nn.Module, erasure: Erasure, fused: bool) -> Callable[[], No
             return erase_in(module, erasure)
         except ValueError as reason:
             erasure.norm = None
-            warnings.warn(
-                f"{erasure.eraser.site!r} is erased after it has run, as it cannot be fused: {reason}",
-                UserWarning,
-                stacklevel=6,
-            )
+            warn(f"{erasure.eraser.site!r} is erased after it has run, as it cannot be fused: {reason}")
     try:
         return erase_in(module, erasure)
     except ValueError:

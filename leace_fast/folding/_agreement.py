@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..erasers import Eraser
-from ..models import run_example, tap
+from ..models import device_of, inputs_of, run_example, tap
 
 
 def example_of(model: nn.Module) -> dict[str, Any]:
@@ -19,8 +19,7 @@ def example_of(model: nn.Module) -> dict[str, Any]:
     inputs = getattr(model, "dummy_inputs", None)
     if not inputs or getattr(model, "main_input_name", "input_ids") not in inputs:
         raise ValueError("an example is needed: pass example=, a batch of the model's inputs")
-    device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return inputs_of(inputs, device_of(model))
 
 
 def output_of(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .._ops import ROW_DTYPES
 
 
 class Edits:

@@ -6,7 +6,7 @@ least-squares linear map takes the eraser's place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
-from ..models import forget_compiled, tapped
+from ..models import forget_compiled
 from ._agreement import check_agrees, example_of, hooked_output, output_of, share
-from ._edits import Edits, add_biases, check_weight
-from ._padding import with_padding
-from ._readers import Reader, readings_of
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One site to fold: its eraser in the form that its readers can take, and these readers."""
-
-    site: str
-    eraser: Eraser
-    readers: tuple[Reader, ...]
-    cost_ratio: float  # of the form taken over the affine eraser
+from ._edits import Edits, add_biases
+from ._plan import Plan, bias_name, plan
+from ._readers import Reader
 
 
 @dataclass(frozen=True)
@@ -102,31 +92,21 @@ def fold_(
     ([0.0, 0.0], {'0': ('1',)})
     >>> unfold_(model)
     """
-    if any(module in FOLDED for module in model.modules()):
-        raise ValueError("this model is folded already: unfold_ it first")
+    check_not_folded(model)
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
     clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
-    edits, leak = Edits(), 0.0
+    edits = Edits()
     with undone_on_error(model, edits):
-        missing = {bias_name(r) for p in plans if p.eraser.mean is not None for r in p.readers if r.bias is None}
-        if missing:
-            add_biases(model, edits, missing)
-        for p in plans:
-            for reader in p.readers:
-                leak = max(leak, _fold(model, edits, p.eraser, reader))
-        written = {r.parameter for p in plans for r in p.readers}
-        difference = check_agrees(
-            {model.get_parameter(name).dtype for name in written}, clean, wanted, output_of(model, example)
-        )
-    forget_compiled()
-    FOLDED[model] = edits if keep_originals else None
+        leak = _fold_all(model, edits, plans)
+        dtypes = {model.get_parameter(reader.parameter).dtype for p in plans for reader in p.readers}
+        difference = check_agrees(dtypes, clean, wanted, output_of(model, example))
     return FoldReport(
         readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
         cost_ratio={p.site: p.cost_ratio for p in plans},
         leak=leak,
         difference=difference,
-        bytes_kept=edits.bytes_kept if keep_originals else 0,
+        bytes_kept=remember(model, edits, keep_originals),
     )
 
 
@@ -147,61 +127,17 @@ def unfold_(model: nn.Module) -> None:
     del FOLDED[model]
 
 
-def plan(
-    model: nn.Module,
-    erasers: Mapping[str, Eraser],
-    example: Mapping[str, Any] | Tensor,
-    *,
-    add_bias: bool,
-    max_cost_ratio: float,
-    reuse_bias: bool = True,
-) -> list[Plan]:
-    """Return what is to be folded where, after every check that can be made before weights change.
-
-    Args:
-        add_bias: readers can be given a bias.
-        reuse_bias: biases that readers have can be changed.
-    """
-    if not erasers:
-        raise ValueError("nothing to fold: no eraser was given")
-    if tapped(model):
-        raise ValueError("erasers or recordings are attached to this model: leave their `with` block before folding")
-    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
-        raise ValueError("autocast keeps rounded copies of the weights: fold outside of it")
-    plans = []
-    for site, reading in readings_of(model, erasers, *with_padding(model, example)).items():
-        eraser = erasers[site]
-        if reading.others or not reading.readers:
-            others = "; ".join(reading.others) or "no linear layer"
-            raise ValueError(
-                f"{site!r} cannot be folded: it is {'also ' if reading.readers else ''}read by {others}; only products "
-                "with plain weights of their own can take an eraser: leave this site out, or attach the scrubber"
-            )
-        for reader in reading.readers:
-            width = check_weight(model, reader.parameter).shape[reader.axis]
-            if width != eraser.dim:
-                raise ValueError(f"{reader.module!r} reads {site!r} at width {width}, its eraser has {eraser.dim}")
-        ratio = eraser.report.cost_ratio if eraser.report else 1.0
-        lacking = next((r.module for r in reading.readers if not (add_bias or reuse_bias and r.bias)), "")
-        if eraser.mean is not None and (lacking or reading.scaled):
-            reason = f"{lacking!r}, which takes no bias"
-            if reading.scaled:
-                reason = f"{reading.readers[0].module!r} after a factor, as of a padding mask, which a bias would miss"
-            try:
-                ratio, eraser = eraser.linear_cost_ratio, eraser.without_offset(max_cost_ratio)
-            except ValueError as error:
-                raise ValueError(
-                    f"{site!r} is read by {reason}, and {error}; or attach the scrubber, which keeps every offset"
-                ) from error
-        plans.append(Plan(site, eraser, reading.readers, ratio))
-    return plans
+def check_not_folded(model: nn.Module) -> None:
+    """Raise ValueError for a model, or one that holds a model, that is folded."""
+    if any(module in FOLDED for module in model.modules()):
+        raise ValueError("this model is folded already: unfold_ it first")
 
 
-def bias_name(reader: Reader) -> str:
-    """The name of a reader's bias, or the one that it would have."""
-    if reader.parameter.endswith("weight"):
-        return reader.bias or f"{reader.parameter.removesuffix('weight')}bias"
-    return reader.bias or f"{reader.parameter}_bias"
+def remember(model: nn.Module, edits: Edits, keep_originals: bool) -> int:
+    """Note that a model is folded, with what `unfold_` needs if that is kept; returns the bytes that it takes."""
+    forget_compiled()
+    FOLDED[model] = edits if keep_originals else None
+    return edits.bytes_kept if keep_originals else 0
 
 
 @contextmanager
@@ -212,6 +148,14 @@ def undone_on_error(model: nn.Module, edits: Edits) -> Iterator[None]:
     except BaseException:
         edits.undo(model)
         raise
+
+
+def _fold_all(model: nn.Module, edits: Edits, plans: Iterable[Plan]) -> float:
+    """Fold everything, into new biases where they are wanted; return the largest share that `_fold` leaves."""
+    missing = {bias_name(r) for p in plans if p.eraser.mean is not None for r in p.readers if r.bias is None}
+    if missing:
+        add_biases(model, edits, missing)
+    return max(_fold(model, edits, p.eraser, reader) for p in plans for reader in p.readers)
 
 
 def _fold(model: nn.Module, edits: Edits, eraser: Eraser, reader: Reader) -> float:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
-from ..models import forget_compiled, tapped
 from ._agreement import check_agrees, example_of, hooked_output, output_of, share
+from ._calls import tensors_in
 from ._edits import Edits, check_weight
-from ._folding import FOLDED, FoldReport, undone_on_error
-from ._readers import tensors_in
+from ._folding import FoldReport, check_not_folded, remember, undone_on_error
+from ._plan import check_detached
 from ._writers import Stream, Writer
 
 STREAM = "residual stream"
@@ -56,10 +56,8 @@ def fold_residual_(
     >>> block[0].weight[:, 0].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    if any(module in FOLDED for module in model.modules()):
-        raise ValueError("this model is folded already: unfold_ it first")
-    if tapped(model):
-        raise ValueError("erasers or recordings are attached to this model: leave their `with` block before folding")
+    check_not_folded(model)
+    check_detached(model)
     left, right = eraser.left.double(), eraser.right.double()
     if _excess(left, right) > 1e-3:
         raise ValueError("only an eraser of strength 1 gives the same at every position: R L must be the identity")
@@ -81,14 +79,12 @@ def fold_residual_(
         dtypes = {model.get_parameter(writer.parameter).dtype for writer in writers}
         difference = check_agrees(dtypes, clean, wanted, output_of(model, example))
         leak = _check_erased(eraser, dtypes, before, _norm_inputs(model, stream.norms, example))
-    forget_compiled()
-    FOLDED[model] = edits if keep_originals else None
     return FoldReport(
         readers={STREAM: tuple(dict.fromkeys(writer.module for writer in writers))},
         cost_ratio={STREAM: 1.0},
         leak=leak,
         difference=difference,
-        bytes_kept=edits.bytes_kept if keep_originals else 0,
+        bytes_kept=remember(model, edits, keep_originals),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..models import is_norm, run_example
-from ._readers import COPIES, NO_VALUES, PRODUCTS, memory_of, mixes, tensors_in, whole_rows
+from ._calls import PRODUCTS, Call, memory_of, tensors_in, whole_rows
 
 
 @dataclass(frozen=True, order=True)
@@ -97,32 +97,30 @@ class Stream(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        inputs, outputs = tensors_in((args, kwargs)), tensors_in(output)
-        terms = [t for t in inputs if memory_of(t) in self.terms]
-        new = self._written(name, args)
+        call = Call(func, args, kwargs, output)
+        terms = [tensor for tensor in call.inputs if memory_of(tensor) in self.terms]
+        new = self._written(call.name, args)
         if new is not None:
-            self._mark(terms, name)
-            if outputs[0].shape[-1] == self.width:
-                self._keep(outputs[0], frozenset([new]))
-            return output
-        if not terms or name in NO_VALUES:
-            return output
-        if (
-            outputs
-            and not func._schema.is_mutable
-            and {memory_of(t) for t in outputs} <= {memory_of(t) for t in inputs}
-        ):
-            return output  # a view
-        if name in COPIES and not mixes(name, args) and len(terms) == 1 and whole_rows(outputs[0], -1, self.width):
-            self._keep(outputs[0], self._terms(terms[0]))
-        elif name in ("add", "add_") and len(terms) == len(args) == 2 and not kwargs:
-            self._keep(outputs[0], self._terms(terms[0]) | self._terms(terms[1]))
-        elif name in ("mul", "div") and self._is_pure(terms[0]) and tensors_in(args[1:]) == []:
-            self._keep(outputs[0], self._terms(terms[0]))  # a number: P commutes with it
-        else:
-            self._mark(terms, name)
+            self._mark(terms, call.name)
+            if call.outputs[0].shape[-1] == self.width:
+                self._keep(call.outputs[0], frozenset([new]))
+        elif terms and not call.reads_no_values:
+            handed_on = self._handed_on(call, terms)
+            if handed_on is None:
+                self._mark(terms, call.name)
+            else:
+                self._keep(call.outputs[0], handed_on)
         return output
+
+    def _handed_on(self, call: Call, terms: list[Tensor]) -> frozenset[Writer] | None:
+        """The terms whose sum an operation gives out; None where it reads them in another way."""
+        if call.copies_rows and len(terms) == 1 and whole_rows(call.outputs[0], -1, self.width):
+            return self._terms(terms[0])
+        if call.name in ("add", "add_") and len(terms) == len(call.args) == 2 and not call.kwargs:
+            return self._terms(terms[0]) | self._terms(terms[1])
+        if call.name in ("mul", "div") and self._is_pure(terms[0]) and not tensors_in(call.args[1:]):
+            return self._terms(terms[0])  # a number: P commutes with it
+        return None
 
     def _written(self, name: str, args: Any) -> Writer | None:
         """The weight whose rows or columns an operation gives out, if it is one of the model's."""

@@ -9,17 +9,22 @@ from ._identity import Identity
 from ._modules import (
     LABELS,
     check_inputs,
+    device_of,
     evaluating,
+    has_weight,
     hidden_of,
+    inputs_of,
     is_hidden,
     is_norm,
+    items_of,
     multiplies,
     run_example,
     submodules,
 )
 from ._recording import record
 from ._retyping import put_on, take_off, wears
-from ._sites import Site, by_row, find_sites
+from ._sites import Site, find_sites, resolve_sites
+from ._trace import by_row
 
 __all__ = [
     "BatchLabels",
@@ -33,15 +38,20 @@ __all__ = [
     "by_row",
     "check_inputs",
     "decoder_sites",
+    "device_of",
     "evaluating",
     "find_sites",
     "forget_compiled",
+    "has_weight",
     "hidden_of",
+    "inputs_of",
     "is_hidden",
     "is_norm",
+    "items_of",
     "multiplies",
     "put_on",
     "record",
+    "resolve_sites",
     "run_example",
     "submodules",
     "take_off",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..statistics import IGNORE
 from ._modules import LABELS, submodules
 
 MASK = "attention_mask"
 DECODER_MASK = "decoder_attention_mask"
-IGNORED = -100
 
 
 class BatchLabels:
@@ -69,7 +69,7 @@ class BatchLabels:
     def used(self) -> Tensor:
         """The class labels that count, as one axis: not -100, and for tokens not masked."""
         mask = self.masks.get(MASK)
-        kept = self.labels != IGNORED
+        kept = self.labels != IGNORE
         if mask is not None and len(self.lead) == 2:
             kept &= mask.to(kept.device)
         return self.labels[kept]

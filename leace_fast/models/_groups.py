@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._modules import is_norm
+from ._modules import LISTS, has_weight, is_norm
 
 GROUPS = ("residual", "attention_out", "mlp_out")
 ATTENTION = ("attention", "attn")  # in the names of its types and modules
@@ -99,22 +99,27 @@ def _width(outputs: list[Any]) -> int:
 
 
 def _layers(model: nn.Module, runs: dict[str, _Run]) -> list[str]:
+    """The items of all stacks of layers, in the order in which they ran; stacks inside layers are none."""
     layers: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(name.startswith(f"{at}.") for at in layers):
+        if not isinstance(module, LISTS) or name.startswith(tuple(f"{layer}." for layer in layers)):
             continue
         items = [f"{name}.{key}".lstrip(".") for key, _ in module.named_children()]
         items = [item for item in items if item in runs and runs[item].calls == 1]
-        ran = [runs[item] for item in items]
-        chained = all(
-            bool(one.outputs) and one.outputs[0] in two.inputs for one, two in zip(ran, ran[1:], strict=False)
-        )
-        one_kind = isinstance(module, nn.ModuleList) or len({type(run.module) for run in ran}) == 1
-        deep = all(run.width and any(True for _ in run.module.children()) for run in ran)
-        one_width = len({run.width for run in ran}) == 1  # a stream keeps its width; convolutions of sound do not
-        if ran and chained and one_kind and deep and one_width:
+        if _is_stack(module, [runs[item] for item in items]):
             layers += items
     return [name for name in runs if name in set(layers)]
+
+
+def _is_stack(module: nn.Module, ran: list[_Run]) -> bool:
+    """Whether the items of a list that ran are layers, each of which takes what the one before returned."""
+    if len({run.width for run in ran}) != 1 or not ran[0].width:
+        return False  # a stream keeps its width; convolutions of sound do not
+    if isinstance(module, nn.Sequential) and len({type(run.module) for run in ran}) != 1:
+        return False  # the parts of one layer
+    if any(next(run.module.children(), None) is None for run in ran):
+        return False  # single functions
+    return all(one.outputs and one.outputs[0] in two.inputs for one, two in pairwise(ran))
 
 
 def _inside(runs: dict[str, _Run], layer: str, attention: bool) -> list[str]:
@@ -122,7 +127,7 @@ def _inside(runs: dict[str, _Run], layer: str, attention: bool) -> list[str]:
     width = runs[layer].width
     last: dict[str, str] = {}
     for name, run in runs.items():
-        if not name.startswith(f"{layer}.") or run.width != width or run.calls > 1 or not _multiplies(run.module):
+        if not name.startswith(f"{layer}.") or run.width != width or run.calls > 1 or not has_weight(run.module):
             continue
         around = [outer for outer in _around(name, layer) if outer in runs]
         attentions = [outer for outer in around if _is_attention(outer, runs[outer].module)]
@@ -147,12 +152,6 @@ def _outermost(runs: dict[str, _Run], layer: str, name: str, width: int) -> str:
         if run and not norms and run.width == width and run.can_act:
             return outer
     return name
-
-
-def _multiplies(module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding):
-        return False
-    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
+LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def submodules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -29,6 +30,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     if f"_orig_mod.{name}" in known:
         return f"no {kind} {name!r} in what torch.compile returned: pass the model it was made of, which it follows"
     return f"no {kind} {name!r} in this model" + (f"; the nearest: {', '.join(nearest)}" if nearest else "")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter that is in memory (offloaded ones are on "meta"), the CPU without any.
+
+    >>> device_of(nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
+
+
+def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a model takes of a batch: all but the concept's labels, the tensors on a device.
+
+    >>> inputs_of({"x": torch.ones(1), "concept_labels": torch.zeros(1)}, torch.device("cpu"))
+    {'x': tensor([1.])}
+    """
+    kept = {name: value for name, value in batch.items() if name != LABELS}
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kept.items()}
 
 
 def multiplies(dtype: torch.dtype) -> bool:
@@ -72,6 +92,16 @@ def check_inputs(model: Any, batches: Any) -> None:
 def is_norm(module: nn.Module) -> bool:
     """Whether the type of a module names it a norm."""
     return "norm" in type(module).__name__.lower()
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Whether a module multiplies rows with a weight of its own; an embedding only looks rows up."""
+    return not isinstance(module, nn.Embedding) and any(part.ndim > 1 for part in module.parameters(recurse=False))
+
+
+def items_of(module: nn.Module) -> list[nn.Module]:
+    """The items of a list of modules; of any other module none."""
+    return list(module) if isinstance(module, LISTS) else []
 
 
 def is_hidden(output: Any) -> bool:

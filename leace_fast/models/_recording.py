@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -11,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..statistics import DTYPES, Aside, Moments, check_kinds, serves
+from .._warnings import warn
+from ..statistics import DTYPES, IGNORE, Aside, Moments, check_kinds, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
 from ._modules import LABELS
-from ._sites import Site, find_sites
+from ._sites import Site, resolve_sites
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def record(
         stack.callback(model.register_forward_hook(commit).remove)
         yield recorder.moments
         if not recorder.moments:
-            warnings.warn("record: no forward call of this model was recorded", stacklevel=3)
+            warn("record: no forward call of this model was recorded")
 
 
 class _Recorder:
@@ -96,7 +96,7 @@ class _Recorder:
         if kwargs.get(LABELS) is None:
             raise ValueError(
                 f'record needs the labels of every batch: pass "{LABELS}" with the model\'s inputs, (batch, length) '
-                "with -100 for tokens to leave out, or (batch,) for whole sequences"
+                f"with {IGNORE} for tokens to leave out, or (batch,) for whole sequences"
             )
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
@@ -156,10 +156,7 @@ class _Recorder:
         return self.made[name]
 
     def _start(self, example: Any) -> None:
-        if isinstance(self.wanted, list) and all(isinstance(site, Site) for site in self.wanted) and self.wanted:
-            sites = self.wanted
-        else:
-            sites = find_sites(self.model, example, self.wanted)
+        sites = resolve_sites(self.model, example, self.wanted)
         self.decoder = decoder_sites(self.model, [site.name for site in sites])
         self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import LABELS, evaluating, tap
+from ..models import LABELS, device_of, evaluating, has_weight, items_of, tap
 from ._buffer import Buffer, Slot
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -90,7 +90,7 @@ class Replay:
         self, model: nn.Module, sites: Sequence[str], act: Callable[[str, Tensor], Tensor | None], buffer: Buffer
     ) -> None:
         self.model, self.sites, self.act, self.buffer = model, list(sites), act, buffer
-        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.device = device_of(model)
         self._batch: Batch | None = None
         self._until: str | None = None
         self._reached: Tensor | None = None
@@ -213,7 +213,7 @@ class Replay:
         """Run the example once, learn which modules run once and which can be passed by; return rows of each site."""
         calls: Counter[str] = Counter()
         clean: dict[str, Tensor] = {}
-        lists = {item: module for module in (self.model, *names) for item in _items(module)}
+        lists = {item: module for module in (self.model, *names) for item in items_of(module)}
         last: dict[nn.Module, tuple[str, list[Any]]] = {}  # what the latest item of each list returned
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -277,18 +277,9 @@ def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _items(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
-
-
 def _has_weights(module: nn.Module) -> bool:
     """Whether something is multiplied inside: modules without it are run again rather than kept."""
-    return any(
-        parameter.ndim > 1
-        for inner in module.modules()
-        if not isinstance(inner, nn.Embedding)
-        for parameter in inner.parameters(recurse=False)
-    )
+    return any(has_weight(inner) for inner in module.modules())
 
 
 def _version(value: Any) -> int:

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from .._progress import Track, progress_bars
 from ..erasers import Eraser
 from ..methods import METHODS, moments_method
-from ..models import LABELS, MASK, BatchLabels, Site, check_inputs, decoder_sites, evaluating, find_sites, tap
+from ..models import (
+    LABELS,
+    MASK,
+    BatchLabels,
+    Site,
+    check_inputs,
+    decoder_sites,
+    device_of,
+    evaluating,
+    inputs_of,
+    resolve_sites,
+    tap,
+)
 from ..statistics import Moments
 from ._buffer import Buffer, give_back_memory
 from ._checkpoint import Checkpoint, Digest, fingerprint
@@ -107,7 +119,7 @@ class _Job:
     ) -> None:
         self.model, self.fit, self.track, self.folder, self.facts = model, fit, track, checkpoint, facts
         self.given = num_classes
-        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.device = device_of(model)
         self.concepts: list[str] = []
         self.options: dict[str, dict[str, Any]] = {}  # of the Moments, by concept
         self.decoder: set[str] = set()
@@ -210,18 +222,13 @@ class _Job:
         return eraser.with_site(site)
 
     def find(self, batch: Mapping[str, Any], sites: Any) -> list[str]:
-        wanted = sites if isinstance(sites, str) else list(sites)
-        if isinstance(wanted, str) or not wanted or not all(isinstance(site, Site) for site in wanted):
-            wanted = find_sites(self.model, self.on_device(batch), wanted)
-        names = [site.name for site in wanted]
+        names = [site.name for site in resolve_sites(self.model, self.on_device(batch), sites)]
         self.decoder = decoder_sites(self.model, names)
         self.facts["sites"] = names
         return names
 
     def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        values = {name: value for name, value in batch.items() if name != LABELS}
-        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in values.items()}
-        return without_cache(self.model, moved)
+        return without_cache(self.model, inputs_of(batch, self.device))
 
     def checkpoint(self, digest: Digest) -> Checkpoint | None:
         facts = {**self.facts, "concepts": self.options, "model": fingerprint(self.model), "data": str(digest)}

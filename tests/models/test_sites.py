@@ -12,7 +12,7 @@ from tiny_models import state_of
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from leace_fast.models import Site, find_sites, submodules
+from leace_fast.models import Site, find_sites, resolve_sites, submodules
 
 
 def names_of(layer: str, norms: tuple[str, ...], layers: int = 2) -> list[str]:
@@ -299,3 +299,16 @@ def test_the_trace_holds_no_activations(sites):
     WatchedNorm.most = 0
     assert len(find_sites(model, torch.ones(1, 5, 8), sites)) == 6
     assert len(WatchedNorm.outputs) >= 6 and WatchedNorm.most <= 2
+
+
+def test_sites_are_resolved_by_one_rule() -> None:
+    model = nn.Sequential(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), nn.Sequential(nn.LayerNorm(4)))
+    x = torch.ones(1, 4)
+    found = find_sites(model, x)
+    assert resolve_sites(model, x, "norms") == resolve_sites(model, x, ["0.0"]) == found
+    assert resolve_sites(model, x, iter(["0.0"])) == found
+    chosen = [Site("1.0", 4), Site("0.0", 4)]
+    assert resolve_sites(model, {}, iter(chosen)) == chosen, "nothing runs for sites that are known"
+    for wrong in ([], [Site("1.0", 4), "0.0"], "absent"):
+        with pytest.raises(ValueError, match="expected norms|must be norms"):
+            resolve_sites(model, x, wrong)  # type: ignore[arg-type]
