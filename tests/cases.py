@@ -48,6 +48,7 @@ STATISTICS = [
     Statistic("5 classes, masked", {"num_classes": 5}, masked=True),
     Statistic("3 classes, weighted", {"num_classes": 3}, weighted=True),
     Statistic("40 classes", {"num_classes": 40}),
+    Statistic("2 classes, all options", {"num_classes": 2, "precision": "ieee", "nonfinite": "skip"}),
     Statistic("40 classes, weighted and masked", {"num_classes": 40}, weighted=True, masked=True),
     Statistic("by class", {"num_classes": 3, "per_class": True}),
     Statistic("by class, weighted and masked", {"num_classes": 2, "per_class": True}, weighted=True, masked=True),

@@ -19,8 +19,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from leace_fast.statistics import IGNORE
 from leace_fast.statistics._state import State
-from leace_fast.triton_kernels import block, configs
+from leace_fast.triton_kernels import configs
+from leace_fast.triton_kernels import launches as launching
+from leace_fast.triton_kernels.block import BlockKernels
+from leace_fast.triton_kernels.rows import Batch, Strided, Waiting
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NAMES = {
@@ -41,16 +45,20 @@ PROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with the arguments that it was launched with."""
+    """One kernel with the arguments that it was launched with, by name."""
 
     kernel: Any
-    arguments: tuple[Any, ...]
-    sizes: dict[str, Any]
+    arguments: dict[str, Any]
     warps: int
 
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that are compiled in."""
+        return {part.name: self.arguments[part.name] for part in self.kernel.params if part.is_constexpr}
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,11 @@ def recorded() -> Iterator[list[Launch]]:
     """Collect launches instead of doing them."""
     launches: list[Launch] = []
 
-    def note(kernel: Any, grid: Any, *arguments: Any, warps: int = 4, **sizes: Any) -> None:
+    def note(kernel: Any, grid: Any, arguments: Any, warps: int) -> None:
         assert all(0 < size < 2**31 for size in grid) and max((*grid, 1, 1)[1:3]) < 2**16
-        launches.append(Launch(kernel, arguments, sizes, warps))
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, arguments, strict=True)), warps))
 
-    with patch.object(block, "launch", note):
+    with patch.object(launching, "launch", note):
         yield launches
 
 
@@ -94,35 +102,37 @@ def launches(
     """Return all launches for a batch of labels, rows and one block, with tensors that hold nothing."""
     device = torch.device("meta")
     config = configs.update_config(dtype, precision, capability)
-    kernels = block.BlockKernels((), dim, classes, targets, per_class, config, device, PROCESSORS[capability])
+    kernels = BlockKernels(dim, classes, targets, per_class, config, device, PROCESSORS[capability])
     state = State.empty(dim, classes, targets, per_class, device)
-    rows = kernels.rows
+    rows = kernels.sizes.rows
 
-    def strided(tensor: Tensor) -> block.Strided:
-        return block.Strided(tensor, 0, tensor.stride(0), tensor.stride(-1))
+    def strided(tensor: Tensor) -> Strided:
+        return Strided(tensor, 0, tensor.stride(0), tensor.stride(-1))
 
     x, y = torch.empty(rows, dim, dtype=dtype, device=device), torch.empty(rows, dtype=torch.int64, device=device)
     z = torch.empty(rows, max(targets, 1), dtype=torch.float32, device=device)
     one = strided(torch.empty(rows, dtype=torch.float32, device=device))
     mask = strided(torch.empty(rows, dtype=torch.uint8, device=device))
-    batch = block.Batch(rows, strided(x), strided(z) if targets else strided(y), mask, one if weighted else None)
-    waiting = block.Waiting(y.int(), torch.empty(rows, dtype=torch.float64, device=device), z.double())
+    batch = Batch(rows, strided(x), strided(z) if targets else strided(y), mask, one if weighted else None, IGNORE)
+    waiting = Waiting(y.int(), torch.empty(rows, dtype=torch.float64, device=device), z.double())
     with recorded() as found:
-        kernels.stage(batch, 0, rows, 0, waiting)
-        kernels.copy(batch, 0, rows, 0, x)
-        kernels.add(state, batch.x, 0, rows, rows, waiting, weighted, y)
+        kernels.staging.stage(batch, 0, rows, 0, waiting)
+        kernels.staging.copy(batch, 0, rows, 0, x)
+        kernels.add(state, batch.part(0, rows), waiting, weighted, y)
     return [launch for index, launch in enumerate(found) if launch.name not in [one.name for one in found[:index]]]
 
 
 def build(launch: Launch, capability: tuple[int, int]) -> Built:
     """Compile a launch as Triton would at run time."""
-    names = launch.kernel.arg_names
+    sizes = launch.sizes
     fixed = set(launch.kernel.do_not_specialize)
     signature: dict[str, str] = {}
-    constants: dict[str, Any] = dict(launch.sizes)
+    constants: dict[str, Any] = dict(sizes)
     attributes: dict[tuple[int, ...], Any] = {}
-    for index, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
-        if isinstance(value, Tensor):
+    for index, (name, value) in enumerate(launch.arguments.items()):
+        if name in sizes:
+            signature[name] = "constexpr"
+        elif isinstance(value, Tensor):
             signature[name] = f"*{NAMES[value.dtype]}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, TensorDescriptor):
@@ -133,8 +143,7 @@ def build(launch: Launch, capability: tuple[int, int]) -> Built:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0 and name not in fixed and index not in fixed:
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(launch.sizes, "constexpr")
-    source = ASTSource(launch.kernel, {name: signature[name] for name in names}, constants, attributes)
+    source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
     compiled = triton.compile(source, target=target, options={"num_warps": launch.warps, "enable_fp_fusion": True})
     usage = _resources(compiled.asm["cubin"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ ZERO = 4e-9  # a coefficient or a gradient that is nothing but rounding
 
 def bits(moments: Moments) -> dict[str, Any]:
     """Return everything that some moments hold, to the bit: the state, the staged rows, and the counters."""
-    held = {f"state.{name}": tensor.clone() for name, tensor in moments._state.tensors().items()}
-    if moments._staged:
-        rows = moments._staged.filled()
+    sums = moments._sums
+    held = {f"state.{name}": tensor.clone() for name, tensor in sums.state.tensors().items()}
+    if sums.staged:
+        rows = sums.staged.filled()
         held |= {f"staged.{name}": part.clone() for name, part in vars(rows).items() if isinstance(part, Tensor)}
-    counters = (moments._skipped, moments._relative_error, dict(moments._removed), moments.nonfinite)
-    return {**held, "counters": counters}
+    return {**held, "kind": asdict(sums.kind), "counters": asdict(sums.tally)}
 
 
 def settled_bits(moments: Moments) -> dict[str, Any]:

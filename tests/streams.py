@@ -87,7 +87,7 @@ class Cuda(TorchDispatchMode):
                     self.races.append(f"{what} on {stream.name} and {which} on {other}")
             before[stream.name] = tick, what
 
-    def launch(self, kernel: Any, grid: Any, *arguments: Any, **sizes: Any) -> None:
+    def launch(self, kernel: Any, grid: Any, arguments: Any, warps: int) -> None:
         """Stand in for the launch of a kernel."""
         parts = [getattr(one, "base", one) for one in arguments]
         self.touch(kernel.__name__, [part for part in parts if isinstance(part, Tensor)])

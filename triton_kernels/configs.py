@@ -65,9 +65,19 @@ def update_config(dtype: torch.dtype, precision: str, capability: tuple[int, int
     return Update(torch.bfloat16, 1, 128, step, 512, stages, 8, hopper, threshold, 2.0**126, 4e-6)
 
 
-def block_rows(width: int) -> int:
+def padded(dim: int) -> int:
+    """Return how many columns a tile has for `dim` of them."""
+    return -(-dim // WIDTH) * WIDTH
+
+
+def block_rows(dim: int) -> int:
     """Return the rows of a block: some ten thousand, so that the float64 sums are seldom read and written."""
-    return max(4096, min(2**26 // width // 1024 * 1024, 32768))
+    return max(4096, min(2**26 // padded(dim) // 1024 * 1024, 32768))
+
+
+def triangle_size(side: int) -> int:
+    """Return the cells of a lower triangle with its diagonal."""
+    return side * (side + 1) // 2
 
 
 def split_count(tiles: int, processors: int, rows: int) -> int:

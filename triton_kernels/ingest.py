@@ -1,7 +1,7 @@
 """Ingest: the rows of a block by class, shifted and scaled into a tile to be multiplied, and their exact sums.
 
 A chunk is up to CHUNK rows of one class, in the order in which they came. Every chunk and block of columns has its
-own program and its own place to write to; `fold` adds what they wrote, in order.
+own program and its own place to write to; `sum_chunks` adds what they wrote, in order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def locate(
     dim,
     width,
     CLASSES: tl.constexpr,
-    CLASS_BINS: tl.constexpr,
+    BINS: tl.constexpr,
     THRESHOLD: tl.constexpr,
     MAX_SCALE: tl.constexpr,
     ORDINARY: tl.constexpr,
@@ -91,7 +91,7 @@ def locate(
     if (tl.min((unmoved | (column >= dim)).to(tl.int32), 0) == 0) | (rows < rows_in_all):
         tl.store(as_is, 0)
 
-    classes = tl.arange(0, CLASS_BINS)
+    classes = tl.arange(0, BINS)
     held = tl.sum(tl.load(state_counts + classes, mask=classes < CLASSES, other=0), 0)
     if held == 0:
         tl.store(state_shift + column, median.to(tl.float64), mask=column < dim)
@@ -128,7 +128,7 @@ def ingest(
     again,
     fetched,  # whether the product can read x itself
     CLASSES: tl.constexpr,
-    CLASS_BINS: tl.constexpr,
+    BINS: tl.constexpr,
     TARGETS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     PLANES: tl.constexpr,
@@ -153,7 +153,7 @@ def ingest(
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     factor = tl.program_id(2)  # 0: the rows themselves; t: times target t - 1
-    classes = tl.arange(0, CLASS_BINS)
+    classes = tl.arange(0, BINS)
     # The last class that starts here or before: those before it with the same start have no rows.
     group = tl.sum((tl.load(chunks + classes, mask=classes <= CLASSES, other=0x7FFFFFFF) <= chunk).to(tl.int32), 0) - 1
     first = tl.load(starts + group) + (chunk - tl.load(chunks + group)) * CHUNK

@@ -8,9 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LEFT_OUT = ("ignored", "label", "mask", "weight", "target")  # the first is no mistake: -100, masked or of weight zero
+LEFT_OUT = ("ignored", "label", "mask", "weight", "target")  # the first is no mistake
 REASONS = tl.constexpr(len(LEFT_OUT))
-IGNORE = tl.constexpr(-100)
 MOST_WEIGHT = tl.constexpr(1e30)  # or one divided by it: products of weighted rows stay in the range of float32
 
 
@@ -41,6 +40,7 @@ def stage_labels(
     w_outer,
     w_inner,
     CLASSES: tl.constexpr,
+    IGNORE: tl.constexpr,  # the label of rows to leave out
     HAS_LABELS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,

@@ -74,7 +74,7 @@ def rank_update(
     x,  # with FETCH, tensor descriptor of the rows themselves with the same blocks, zero beyond its ends
     as_is,  # (1,) int32: whether the tile would hold the rows as they are
     bad,  # int32: whether any row is not finite, so that the tile was written after all
-    starts,  # (groups * STRIDE + 1,) int32: rows of group g are those from starts[g STRIDE] to starts[(g + 1) STRIDE]
+    tile_starts,  # (groups * STRIDE + 1,) int32: rows of group g are those from entry g STRIDE to entry (g + 1) STRIDE
     partial,  # (groups, splits, tiles, BLOCK, BLOCK) float32
     plane_rows,
     group_begin,
@@ -92,8 +92,8 @@ def rank_update(
     index, split, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits = tl.num_programs(1)
     i, j = triangle(index)
-    begin = tl.load(starts + (group_begin + group) * STRIDE)
-    steps = tl.cdiv(tl.load(starts + (group_begin + group + 1) * STRIDE) - begin, STEP)
+    begin = tl.load(tile_starts + (group_begin + group) * STRIDE)
+    steps = tl.cdiv(tl.load(tile_starts + (group_begin + group + 1) * STRIDE) - begin, STEP)
     share = tl.cdiv(steps, splits)
     begin += split * share * STEP
     steps = tl.minimum(share, steps - split * share)
@@ -122,7 +122,7 @@ def tile_sums(group_sums, group_rest, state_shift, shift, weight, column, inside
 @triton.jit(do_not_specialize=["group_begin"])
 def add_partials(
     partial,  # (groups, splits, tiles, BLOCK, BLOCK) float32, of `rank_update`
-    group_weights,  # (groups,) float64, of this block, of `fold`
+    group_weights,  # (groups,) float64, of this block, of `sum_chunks`
     group_sums,  # (groups, width) float64
     group_rest,  # (groups, width) float64
     group_low,  # (groups, width) float64

@@ -20,16 +20,16 @@ def measure(
     config = update_config(torch.bfloat16, "high", capability)
     found = []
     for promote in promoted:
-        kernels = BlockKernels((), dim, 2, 0, False, replace(config, promote=promote), device, 1)
-        tile = kernels.tile[: kernels.rows]
+        kernels = BlockKernels(dim, 2, 0, False, replace(config, promote=promote), device, 1)
+        tile = kernels.scratch.tile[: kernels.sizes.rows]
         generator = torch.Generator(device).manual_seed(promote)
         tile.copy_(torch.randn(tile.shape, generator=generator, device=device))
-        kernels.tile_starts[-1] = kernels.rows
-        kernels._multiply(State.empty(dim, 2, 0, False, device), 0, 1)
+        kernels.scratch.tile_starts[-1] = kernels.sizes.rows
+        kernels.product.add(State.empty(dim, 2, 0, False, device), 0, 1)
         # Of tiles (0, 0), (1, 0), (1, 1), ...: those on the diagonal.
-        side = kernels.width // config.tile
+        side = kernels.sizes.width // config.tile
         own = torch.tensor([i * (i + 3) // 2 for i in range(side)], device=device)
-        summed = kernels.partial[0].double().sum(0)[own].diagonal(dim1=1, dim2=2).flatten()[:dim]
+        summed = kernels.scratch.partial[0].double().sum(0)[own].diagonal(dim1=1, dim2=2).flatten()[:dim]
         exact = tile[:, :dim].double().square().sum(0)
         error = summed / exact - 1
         found.append({"rows": promote, "mean": float(error.mean()), "worst": float(error.abs().max())})

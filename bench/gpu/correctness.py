@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from leace_fast import Moments, record
+from leace_fast.statistics import GPU_ROW_DTYPES, IGNORE
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Of an entry of the correlation matrix. Narrow rows that are shifted are rounded, by 2^-9 or 2^-12 of themselves.
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12, torch.float32: 0.0}
 BOUND = 5e-6
@@ -25,7 +25,7 @@ def sample(rows: int, dim: int, dtype: torch.dtype, offset: float, device: torch
 
 def labels(rows: int, classes: int, device: torch.device) -> Tensor:
     y = torch.randint(classes, (rows,), generator=torch.Generator(device).manual_seed(1), device=device)
-    y[1 :: max(rows // 50, 2)] = -100
+    y[1 :: max(rows // 50, 2)] = IGNORE
     return y
 
 
@@ -54,7 +54,7 @@ def errors(moments: Moments, x: Tensor, y: Tensor) -> dict[str, float]:
 def check_sums(device: torch.device, shapes: list[tuple[int, int]], offsets: tuple[float, ...]) -> list[dict[str, Any]]:
     """Hold counts, sums and second moments of random rows to float64, for every dtype and way of multiplying."""
     found = []
-    kinds = [(dtype, "high") for dtype in DTYPES] + [(torch.float32, "ieee")]
+    kinds = [(dtype, "high") for dtype in GPU_ROW_DTYPES] + [(torch.float32, "ieee")]
     for (rows, dim), (dtype, precision), offset in itertools.product(shapes, kinds, offsets):
         x, y = sample(rows, dim, dtype, offset, device, rows), labels(rows, 5, device)
         moments = Moments(dim, 5, device=device, precision=precision)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def check_no_waiting(device: torch.device, sites: int, rows: int, dim: int, step
         for one in moments:
             one.update(x, y)
 
-    for _ in range(2 + moments[0]._rows_on_device().rows // rows):  # until each has met a full block
+    for _ in range(2 + moments[0]._sums.rows_on_device().rows // rows):  # until each has met a full block
         step()
     with no_waiting(device) as allocated:
         for _ in range(steps):
@@ -128,7 +128,7 @@ def check_record(device: torch.device, sites: int, rows: int, dim: int, steps: i
             model(x)
     warm, by_hand = 0, Moments(dim, 2, device=device)
     with record(model, [f"{index}.0" for index in range(sites)], num_classes=2) as moments:
-        while not warm or warm * rows < 2 * by_hand._rows_on_device().rows:
+        while not warm or warm * rows < 2 * by_hand._sums.rows_on_device().rows:
             model(x, concept_labels=y)
             warm += 1
         with no_waiting(device) as allocated:

@@ -12,6 +12,7 @@ from timing import Work, compiled, median_seconds, rotation, row
 from torch import Tensor
 
 from leace_fast import Moments
+from leace_fast.statistics import Kind
 from leace_fast.statistics._device import DeviceRows
 from leace_fast.statistics._state import State
 from leace_fast.triton_kernels.block import BlockKernels
@@ -48,7 +49,7 @@ def rows(device: torch.device, rates: dict[str, float], dims: tuple[int, ...] = 
     for dim in dims:
         yield from product_alone(device, rates, dim)
     for dim in dims:
-        count = DeviceRows(dim, CLASSES, 0, False, device, "high").rows
+        count = DeviceRows(Kind(dim, CLASSES), device).rows
         yield from whole_update(device, rates, count, dim, torch.bfloat16)
     for dim, count, dtype in UPDATES:
         yield from whole_update(device, rates, count, dim, dtype)
@@ -61,13 +62,14 @@ def rows(device: torch.device, rates: dict[str, float], dims: tuple[int, ...] = 
 def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> Iterator[dict[str, Any]]:
     """Compare the symmetric kernel with the full product of cuBLAS and of torch.compile."""
     kernels = kernels_for(dim, 2, device)
-    rows, need = kernels.rows, work("product", kernels.rows, dim, 2)
-    kernels.tile.normal_()
-    kernels.scale.fill_(1)
-    kernels.as_is.fill_(1)
-    kernels.bad.zero_()
-    kernels.tile_starts[-1] = rows
-    kernels.group_weights[0] = rows
+    rows, scratch = kernels.sizes.rows, kernels.scratch
+    need = work("product", rows, dim, 2)
+    scratch.tile.normal_()
+    scratch.scale.fill_(1)
+    scratch.as_is.fill_(1)
+    scratch.bad.zero_()
+    scratch.tile_starts[-1] = rows
+    scratch.group_weights[0] = rows
     state = State.empty(dim, 2, 0, False, device)
     turn = stream(rows, dim, torch.bfloat16, device)
 
@@ -75,8 +77,8 @@ def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> It
         x = turn()
         return torch.mm(x.T, x, out_dtype=torch.float32)
 
-    yield row(need, "leace-fast, of a tile", lambda: kernels._multiply(state, 0, 1), rates, CALLS, True)
-    yield row(need, "leace-fast", lambda: kernels._multiply(state, 0, 1, turn()), rates, CALLS, True)
+    yield row(need, "leace-fast, of a tile", lambda: kernels.product.add(state, 0, 1), rates, CALLS, True)
+    yield row(need, "leace-fast", lambda: kernels.product.add(state, 0, 1, turn()), rates, CALLS, True)
     yield row(need, "torch.mm", full, rates, CALLS, True)
     if dim in COMPILED:
         product = compiled(lambda x: torch.mm(x.T, x, out_dtype=torch.float32))
@@ -86,7 +88,7 @@ def product_alone(device: torch.device, rates: dict[str, float], dim: int) -> It
 def kernels_for(dim: int, classes: int, device: torch.device) -> BlockKernels:
     """Return the kernels that `Moments` uses for bfloat16 rows."""
     state = State.empty(dim, classes, 0, False, device)
-    with DeviceRows(dim, classes, 0, False, device, "high")._on_device(state) as kernels:
+    with DeviceRows(Kind(dim, classes), device)._on_device(state) as kernels:
         return kernels
 
 
@@ -100,7 +102,7 @@ def whole_update(
     turn, y = stream(rows, dim, dtype, device), labels(rows, CLASSES, device)
     moments = Moments(dim, CLASSES, device=device)
     yield row(need, "leace-fast", lambda: moments.update(turn(), y), rates)
-    if rows % moments._rows_on_device().rows == 0:  # nothing is left to wait
+    if rows % moments._sums.rows_on_device().rows == 0:  # nothing is left to wait
         yield row(need, "leace-fast, in a graph", lambda: moments.update(turn(), y), rates, CALLS, True)
 
     def torch_mm() -> Tensor:
@@ -137,16 +139,16 @@ def ingest_alone(device: torch.device, rates: dict[str, float], classes: int) ->
     """Compare everything but the product with a copy of the rows."""
     dim = INGEST[0]
     kernels = kernels_for(dim, classes, device)
-    rows = kernels.rows
+    rows = kernels.sizes.rows
     need = Work(f"ingest d={dim} N={rows} k={classes}", 2 * rows * dim * 2, 0)
     turn, y = stream(rows, dim, torch.bfloat16, device), labels(rows, classes, device)
-    held = DeviceRows(dim, classes, 0, False, device, "high")
+    held = DeviceRows(Kind(dim, classes), device)
     state = State.empty(dim, classes, 0, False, device)
 
     def ingest() -> None:
         held.add(state, turn(), y, None, None)
 
-    with patch.object(kernels, "_multiply", lambda *_: None):
+    with patch.object(kernels.product, "add_all", lambda *_: None):
         yield row(need, "leace-fast", ingest, rates, CALLS, True)
         shifted = torch.arange(dim, device=device) % 2 * 10
         turn = rotation(lambda: (torch.randn(rows, dim, device=device) + shifted).bfloat16())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._warnings import warn
-from ..statistics import DTYPES, IGNORE, Aside, Moments, check_kinds, serves
+from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
 from ._modules import LABELS
@@ -166,7 +166,7 @@ class _Recorder:
             return
         if name in self.held:
             raise ValueError(f"{name!r} ran twice in one forward pass: record sites that run once")
-        if serves(output.device) and output.dtype in DTYPES:
+        if serves(output.device) and output.dtype in GPU_ROW_DTYPES:
             rows = self.batch.rows(name, output, name in self.decoder)
             self._moments_of(name, output)._stage(output.detach(), *rows)
             self.held[name] = None
@@ -178,9 +178,8 @@ class _Recorder:
     def _check(self, batch: BatchLabels) -> None:
         # range and dtype are checked by the one who knows them, before the model runs
         if serves(batch.labels.device):
-            kinds = {name: self.options[name] for name in ("num_classes", "target_dim")}
             x = torch.empty(*batch.lead, 1, device="meta")
-            check_kinds(1, **kinds, x=x, y=batch.labels, mask=None, weight=None)
+            check_shapes(Kind(1, **self.options), x, batch.labels)
             return
         mask = batch.masks[MASK].cpu() if MASK in batch.masks and len(batch.lead) == 2 else None
         Moments(1, **self.options).update(torch.zeros(*batch.lead, 1), batch.labels.cpu(), mask=mask)

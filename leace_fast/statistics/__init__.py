@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from ._device import DTYPES, serves
+from ._checks import check_shapes
+from ._kernels import GPU_ROW_DTYPES, serves
+from ._kind import Kind
 from ._moments import Moments
-from ._rows import IGNORE, check_kinds
+from ._rows import IGNORE
 from ._streams import Aside
 
 __all__ = [
     "Aside",
-    "DTYPES",
+    "GPU_ROW_DTYPES",
     "IGNORE",
+    "Kind",
     "Moments",
-    "check_kinds",
+    "check_shapes",
     "serves",
 ]

@@ -1,4 +1,4 @@
-"""What `Moments` tell: means and covariances, derived in float64 from the sums, as copies."""
+"""What `Moments` tell: their kind, and means and covariances, derived in float64 from the sums, as copies."""
 
 from __future__ import annotations
 
@@ -7,25 +7,52 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ._kind import Kind, Precision
 from ._state import State
 
 PANEL = 256  # rows of the second moment that are read at a time
 
 
 class Derived(ABC):
-    """The quantities that follow from a `State`; every tensor is a new one.
+    """What follows from a `Kind` and a `State`; every tensor is a new one.
 
     A property that needs rows raises `ValueError` where there are none, and one
     that needs classes where the targets are real-valued.
     """
 
-    dim: int
-    num_classes: int | None
-    per_class: bool
+    @property
+    @abstractmethod
+    def _kind(self) -> Kind:
+        """Return what the sums are of."""
 
     @abstractmethod
     def _flush(self) -> State:
         """Return the sums over all rows so far."""
+
+    @property
+    def dim(self) -> int:
+        """Width of x."""
+        return self._kind.dim
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None for real-valued targets."""
+        return self._kind.num_classes
+
+    @property
+    def target_dim(self) -> int | None:
+        """Width of real-valued targets, or None for classes."""
+        return self._kind.target_dim
+
+    @property
+    def per_class(self) -> bool:
+        """Whether each class has a second moment of its own."""
+        return self._kind.per_class
+
+    @property
+    def precision(self) -> Precision:
+        """How float32 rows are multiplied on a GPU."""
+        return self._kind.precision
 
     @property
     def count(self) -> int:

@@ -7,34 +7,23 @@ in the data (labels out of range, rows that are not finite) is left out and coun
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import _streams as streams
+from ._kernels import kernels_for
+from ._kind import Kind
+from ._rows import IGNORE
 from ._state import State
 from ._streams import Turns
 
 if TYPE_CHECKING:
-    from ..triton_kernels.block import Batch, BlockKernels, Strided
-
-Precision = Literal["low", "high", "ieee"]
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-DEVICES = ["cuda"]  # tests add the CPU, where Triton's interpreter runs the kernels
-# One set of scratch memory for all statistics of a kind: they use it one after the other.
-_KERNELS: WeakValueDictionary[tuple[Any, ...], BlockKernels] = WeakValueDictionary()
-
-
-def serves(device: torch.device) -> bool:
-    """Tell whether the kernels can run on a device: an NVIDIA GPU of compute capability 8.0 or later."""
-    if device.type not in DEVICES or importlib.util.find_spec("triton") is None:
-        return False
-    return device.type != "cuda" or (torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0))
+    from ..triton_kernels.block import BlockKernels
+    from ..triton_kernels.rows import Batch
 
 
 class DeviceRows:
@@ -44,21 +33,17 @@ class DeviceRows:
     on how the stream is cut into batches. Whole blocks are read where they lie; other rows are copied first.
 
     Args:
-        dim, num_classes, target_dim, per_class: as in `Moments`; one class for real-valued targets.
+        kind: that of the `Moments`.
         device: where everything lies.
-        precision: how float32 rows are multiplied: `"low"` rounds them to bfloat16, `"high"` splits them into two of
-            these, `"ieee"` is float32 throughout.
     """
 
-    def __init__(
-        self, dim: int, num_classes: int, target_dim: int, per_class: bool, device: torch.device, precision: Precision
-    ) -> None:
-        from ..triton_kernels.block import COUNTERS, Waiting, block_rows
+    def __init__(self, kind: Kind, device: torch.device) -> None:
+        from ..triton_kernels.block import COUNTERS
+        from ..triton_kernels.configs import block_rows
+        from ..triton_kernels.rows import Waiting
 
-        self.kind = (dim, num_classes, target_dim, per_class)
-        self.device = device
-        self.precision: Precision = precision
-        self.rows, self.used = block_rows(dim), 0
+        self.kind, self.device = kind, device
+        self.rows, self.used = block_rows(kind.dim), 0
         self.pending = 0  # rows behind those, staged and not committed
         self.is_read = True  # nothing came since `flush` and `take_counts`
         self.relative_error = 0.0  # of what was multiplied so far
@@ -66,12 +51,12 @@ class DeviceRows:
         self._waiting = Waiting(
             codes=zeros(self.rows, dtype=torch.int32),
             weights=zeros(self.rows, dtype=torch.float64),
-            targets=zeros(self.rows, target_dim, dtype=torch.float64),
+            targets=zeros(self.rows, kind.target_dim or 0, dtype=torch.float64),
         )
         self._counts = zeros(len(COUNTERS), dtype=torch.int64)
         self._block: Tensor | None = None  # (rows, dim): those that wait, of one dtype
         self._dtype, self._weighted = torch.bfloat16, False
-        self._kernels: BlockKernels | None = None
+        self._kernels: BlockKernels | None = None  # of that dtype, once they are needed
         self._turns = Turns(device)
 
     def add(self, state: State, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
@@ -85,8 +70,8 @@ class DeviceRows:
             while begin < rows:
                 taken = min(self.rows - self.used, rows - begin)
                 if taken == self.rows:
-                    kernels.stage(batch, begin, taken, 0, self._waiting)
-                    kernels.add(state, batch.x, begin, batch.length, taken, self._waiting, self._weighted, self._counts)
+                    kernels.staging.stage(batch, begin, taken, 0, self._waiting)
+                    kernels.add(state, batch.part(begin, taken), self._waiting, self._weighted, self._counts)
                     self._took(kernels)
                 else:
                     self._copy(kernels, batch, begin, taken)
@@ -142,7 +127,7 @@ class DeviceRows:
 
     def copy(self, state: State) -> DeviceRows:
         """Return a buffer that shares nothing with this one but scratch memory; what is only staged is left out."""
-        twin = DeviceRows(*self.kind, self.device, self.precision)
+        twin = DeviceRows(self.kind, self.device)
         twin.used, twin.relative_error, twin.is_read = self.used, self.relative_error, self.is_read
         twin._dtype, twin._weighted = self._dtype, self._weighted
         with self._on_device(state, scratch=False), twin._turns.take(list):
@@ -157,6 +142,8 @@ class DeviceRows:
         """Go on to rows of another kind after those that wait."""
         if self.used and (dtype != self._dtype or weighted != self._weighted):
             self.flush(state)
+        if dtype != self._dtype:
+            self._kernels = None
         self._dtype, self._weighted = dtype, weighted
 
     def _took(self, kernels: BlockKernels) -> None:
@@ -164,28 +151,24 @@ class DeviceRows:
         self.is_read, self.relative_error = False, max(self.relative_error, kernels.config.error)
 
     def _batch(self, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> Batch:
-        from ..triton_kernels.block import Batch
+        from ..triton_kernels.rows import Batch
 
-        lead = x.ndim - 1
-        return Batch(
-            length=x.shape[-2] if lead else 1,
-            x=self._strided(x, lead),
-            y=self._strided(y, lead),
-            mask=None if mask is None else self._strided(mask, lead),
-            weight=None if weight is None else self._strided(weight, lead),
-        )
+        return Batch.of(x, y, mask, weight, IGNORE, self.device)
 
     def _copy(self, kernels: BlockKernels, batch: Batch, begin: int, count: int) -> None:
         """Copy rows of a batch behind those that wait."""
-        kernels.stage(batch, begin, count, self.used, self._waiting)
-        kernels.copy(batch, begin, count, self.used, self._room())
+        kernels.staging.stage(batch, begin, count, self.used, self._waiting)
+        kernels.staging.copy(batch, begin, count, self.used, self._room())
         self.pending = count
 
     def _add_waiting(self, kernels: BlockKernels, state: State, begin: int, rows: int) -> None:
         """Add rows begin..begin+rows of those that wait."""
+        from ..triton_kernels.rows import Part, Strided
+
         waiting = self._waiting._make(part[begin:] for part in self._waiting)
-        x = self._strided(self._room(), 1)
-        kernels.add(state, x, begin, len(x.tensor), rows, waiting, self._weighted, self._counts)
+        room = self._room()
+        part = Part(Strided.of(room, 1, self.device), begin, len(room), rows)
+        kernels.add(state, part, waiting, self._weighted, self._counts)
 
     def _move_up(self, count: int) -> None:
         """Forget the first rows of those that wait, and move the others to their place."""
@@ -209,7 +192,7 @@ class DeviceRows:
         """Return where rows of the current dtype wait."""
         if self._block is None or self._block.dtype != self._dtype:
             rows = len(self._waiting.codes)
-            self._block = torch.empty(rows, self.kind[0], dtype=self._dtype, device=self.device)
+            self._block = torch.empty(rows, self.kind.dim, dtype=self._dtype, device=self.device)
         return self._block
 
     def _memory(self, state: State) -> list[Tensor]:
@@ -217,39 +200,10 @@ class DeviceRows:
         own = [*self._waiting, self._counts, *state.tensors().values()]
         return own if self._block is None else [*own, self._block]
 
-    def _strided(self, part: Tensor, lead: int) -> Strided:
-        """Return rows as they lie. Only those with more than two leading axes may have to be copied."""
-        from ..triton_kernels.block import Strided
-
-        # From pinned memory this waits: the caller may fill it again at once.
-        part = part.detach().to(self.device)
-        if part.dtype == torch.bool:
-            part = part.view(torch.uint8)
-        if lead > 2:
-            part, lead = part.flatten(0, lead - 2), 2
-        strides = part.stride()
-        outer, inner = (0, 0, *strides[:lead])[-2:]
-        return Strided(part, outer, inner, strides[-1] if len(strides) > lead else 0)
-
     def _find_kernels(self) -> BlockKernels:
         """Return the kernels for rows of the current dtype."""
-        from ..triton_kernels.block import BlockKernels
-        from ..triton_kernels.configs import update_config
-
-        key = (*self.kind, self._dtype, self.precision, self.device)
-        if self._kernels is None or self._kernels.key != key:
-            found = _KERNELS.get(key)
-            if found is None:
-                cuda = self.device.type == "cuda"
-                properties = torch.cuda.get_device_properties(self.device) if cuda else None
-                capability = (properties.major, properties.minor) if properties else (9, 0)
-                processors = properties.multi_processor_count if properties else 4
-                config = update_config(self._dtype, self.precision, capability)
-                found = BlockKernels(key, *self.kind, config, self.device, processors)
-                found.turns = Turns(self.device)
-                with found.turns.take(found.memory):
-                    _KERNELS[key] = found
-            self._kernels = found
+        if self._kernels is None:
+            self._kernels = kernels_for(self.kind, self._dtype, self.device)
         return self._kernels
 
     @contextmanager

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from typing import Literal, get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .._files import load_tensors, save_tensors
-from ._block_sums import relative_error
+from ._accumulator import Accumulator
 from ._derived import Derived
-from ._device import DTYPES, DeviceRows, Precision, serves
+from ._kind import Kind, NonFinite, Precision
 from ._removal import without
-from ._rows import IGNORE, Rows, check_kinds, check_rows
 from ._state import State
-
-# What only a device sees, by the name under which it is counted there.
-MISTAKES = {
-    "label": "had a label out of range, expected 0 to {most}, or {ignore} for rows to leave out",
-    "mask": "had a mask other than 0 and 1, use weight= for weights",
-    "weight": "had a weight that is not 0 nor 1e-30 to 1e30, only ratios of weights count",
-}
+from ._tally import Tally
 
 
 class Moments(Derived):
@@ -67,44 +59,24 @@ class Moments(Derived):
         per_class: bool = False,
         device: torch.device | str = "cpu",
         precision: Precision = "high",
-        nonfinite: Literal["raise", "skip"] = "raise",
+        nonfinite: NonFinite = "raise",
     ) -> None:
-        if (num_classes is None) == (target_dim is None):
-            raise ValueError(
-                f"got num_classes={num_classes} and target_dim={target_dim}, expected one of them: num_classes for "
-                "integer labels, target_dim for real-valued targets"
-            )
-        sizes = {"dim": dim, "num_classes": num_classes, "target_dim": target_dim}
-        for name, size in sizes.items():
-            least = 2 if name == "num_classes" else 1
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
-                raise ValueError(f"{name} is {size!r}, expected an integer of at least {least}")
-        if per_class and num_classes is None:
-            raise ValueError("per_class=True needs num_classes: real-valued targets have no classes")
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}, expected one of {get_args(Precision)}")
-        self.dim, self.num_classes, self.target_dim, self.per_class = dim, num_classes, target_dim, per_class
-        self.nonfinite = nonfinite
-        self.precision: Precision = precision
-        self._state = State.empty(dim, num_classes or 1, target_dim or 0, per_class, torch.device(device))
-        self.device = self._state.shift.device  # "cuda" is the GPU that was current, from now on
-        self._staged: Rows | None = None
-        self._on_device: DeviceRows | None = None
-        self._left_out: Counter[str] = Counter()  # rows that were no rows to use, met on the device
-        self._skipped = 0
-        self._relative_error = 0.0
-        self._removed: Counter[str] = Counter()
+        kind = Kind(dim, num_classes, target_dim, per_class, precision, nonfinite)
+        self._sums = Accumulator(kind, State.empty(*kind.sizes, torch.device(device)), Tally())
 
     @property
-    def nonfinite(self) -> Literal["raise", "skip"]:
+    def device(self) -> torch.device:
+        """Where the statistics live."""
+        return self._sums.device
+
+    @property
+    def nonfinite(self) -> NonFinite:
         """What `leace`, `merge` and `save` do about rows that were not finite; may be set."""
-        return self._nonfinite
+        return self._kind.nonfinite
 
     @nonfinite.setter
-    def nonfinite(self, value: Literal["raise", "skip"]) -> None:
-        if value not in ("raise", "skip"):
-            raise ValueError(f"nonfinite is {value!r}, expected 'raise' or 'skip'")
-        self._nonfinite: Literal["raise", "skip"] = value
+    def nonfinite(self, value: NonFinite) -> None:
+        self._sums.kind = replace(self._kind, nonfinite=value)
 
     # ------------------------------------------------------------- streaming
 
@@ -127,30 +99,7 @@ class Moments(Derived):
         >>> Moments(dim=4, num_classes=2).update(tokens, labels).count
         8
         """
-        if serves(self.device) and getattr(x, "dtype", None) in DTYPES:
-            parts = check_kinds(self.dim, self.num_classes, self.target_dim, x, y, mask, weight)
-            rows = self._rows_on_device()
-            rows.add(self._state, *parts)
-            self._relative_error = max(self._relative_error, rows.relative_error)
-            return self
-        if self._on_device is not None:
-            self._on_device.join(self._state)
-        rows, skipped = check_rows(self.dim, self.num_classes, self.target_dim, self.device, x, y, mask, weight)
-        self._skipped += skipped
-        if len(rows) and rows.x.dtype != torch.float64:
-            self._relative_error = max(self._relative_error, relative_error(rows.x))
-        block, begin = self._block_rows, 0
-        while begin < len(rows):
-            if not self._staged and len(rows) - begin >= block:
-                self._absorb(rows.part(begin, begin + block))
-                begin += block
-                continue
-            if self._staged is None or not self._staged.fits(rows):
-                self._flush()
-                self._staged = rows.staging(block)
-            begin += self._staged.take(rows, begin)
-            if self._staged.is_full:
-                self._flush()
+        self._sums.add(x, y, mask, weight)
         return self
 
     @torch.inference_mode(False)
@@ -167,14 +116,13 @@ class Moments(Derived):
         """
         self._check_same_kind(other)
         self.check_finite()
-        theirs = other._settled()
+        theirs = Moments._of(other._sums.settled())
         theirs.check_finite()
-        self._flush()
-        self._state.combine(theirs._state)
-        self._skipped += theirs._skipped
-        self._relative_error = max(self._relative_error, theirs._relative_error)
-        if self._removed:
-            self._removed -= Counter([theirs._state.fingerprint()])
+        state, sums, added = self._flush(), self._sums, theirs._sums
+        state.combine(added.state)
+        sums.tally.merge(added.tally)
+        if sums.tally.removed:
+            sums.tally.restore(added.state.fingerprint())
         return self
 
     @torch.inference_mode(False)
@@ -193,23 +141,24 @@ class Moments(Derived):
         9
         """
         self._check_same_kind(other)
-        other = other._settled()
-        name = other._state.fingerprint()
-        if self._removed[name]:
+        taken = other._sums.settled()
+        name = taken.state.fingerprint()
+        if self._sums.tally.removed[name]:
             raise ValueError("these moments were removed before: merge them again first")
-        settled = self._settled()
-        left = without(settled._state, other._state)
-        self._state, self._staged, self._on_device = left, None, None
-        self._skipped = max(settled._skipped - other._skipped, 0)
+        settled = self._sums.settled()
+        left = without(settled.state, taken.state)
+        tally = settled.tally.copy()
+        tally.skipped = max(tally.skipped - taken.tally.skipped, 0)
         if not left.is_empty:
-            self._removed[name] += 1
+            tally.removed[name] += 1
+        self._sums = Accumulator(self._kind, left, tally)
         return self
 
     @property
     def skipped(self) -> int:
         """Rows left out because x, or a target, was not finite."""
-        self._read_device()
-        return self._skipped
+        self._sums.read_device()
+        return self._sums.tally.skipped
 
     @property
     def relative_error(self) -> float:
@@ -217,7 +166,7 @@ class Moments(Derived):
 
         Without the compiled kernels it is 2e-5. On a GPU it is 4e-6 once rows were multiplied as one narrow number.
         """
-        return max(self._relative_error, self.dim * 2.0**-52)
+        return max(self._sums.tally.relative_error, self.dim * 2.0**-52)
 
     # ----------------------------------------------------------------- files
 
@@ -228,147 +177,89 @@ class Moments(Derived):
             ValueError: non-finite rows were met and are not to be skipped.
         """
         self.check_finite()
-        header = {
-            "dim": self.dim,
-            "num_classes": self.num_classes,
-            "target_dim": self.target_dim,
-            "per_class": self.per_class,
-            "nonfinite": self.nonfinite,
-            "skipped": self._skipped,
-            "relative_error": self._relative_error,
-            "removed": dict(self._removed),
-            "contains": "class means and second moments of the data",
-        }
+        header = self._kind.header() | self._sums.tally.header()
+        header["contains"] = "class means and second moments of the data"
         # Rows that wait for a full block are taken in now: going on from the file and without it give the same bits.
         save_tensors(path, "moments", self._flush().tensors(), header)
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Moments:
         """Read what `save` wrote, to the bit.
+
+        Args:
+            path: of the file.
+            device: where the statistics live from now on, wherever they were written; rows are moved there.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or no moments.
+
+        >>> import tempfile, torch
+        >>> moments = Moments(3, 2, precision="ieee").update(torch.randn(9, 3), torch.arange(9) % 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     moments.save(f"{folder}/moments.safetensors")
+        ...     Moments.load(f"{folder}/moments.safetensors").precision
+        'ieee'
         """
         tensors, header = load_tensors(path, "moments")
-        kind = {name: header[name] for name in ("dim", "num_classes", "target_dim", "per_class", "nonfinite")}
-        moments = cls(**kind, device=device)
-        moments._state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
-        moments._skipped, moments._relative_error = header["skipped"], header["relative_error"]
-        moments._removed = Counter(header["removed"])
-        return moments
+        state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        return cls._of(Accumulator(Kind.from_header(header), state, Tally.from_header(header)))
 
-    @torch.inference_mode(False)
     def copy(self) -> Moments:
         """Return moments that share nothing with these."""
-        twin = Moments(
-            self.dim,
-            self.num_classes,
-            target_dim=self.target_dim,
-            per_class=self.per_class,
-            device=self.device,
-            nonfinite=self.nonfinite,
-            precision=self.precision,
-        )
-        if self._on_device is not None:
-            twin._on_device = self._on_device.copy(self._state)
-        twin._state = self._state.copy()
-        twin._left_out = self._left_out.copy()
-        twin._staged = None if self._staged is None else self._staged.copy()
-        twin._skipped, twin._relative_error = self._skipped, self._relative_error
-        twin._removed = self._removed.copy()
-        return twin
+        return Moments._of(self._sums.copy())
 
     def check_finite(self) -> None:
         """Raise ValueError if non-finite rows were met and are not to be skipped."""
-        self._read_device()
-        if self._skipped and self.nonfinite == "raise":
+        self._sums.read_device()
+        skipped = self._sums.tally.skipped
+        if skipped and self.nonfinite == "raise":
             raise ValueError(
-                f"{self._skipped} rows held NaN or Inf and were left out, {self.count} rows were used: clean the data, "
+                f"{skipped} rows held NaN or Inf and were left out, {self.count} rows were used: clean the data, "
                 'or set moments.nonfinite = "skip" to go on without them'
             )
 
     def __repr__(self) -> str:
+        sums = self._sums
         what = f"num_classes={self.num_classes}" if self.num_classes else f"target_dim={self.target_dim}"
-        skipped = f", skipped={self._skipped}" if self._skipped else ""
-        staged = len(self._staged) if self._staged else 0
-        waiting = f", waiting={self._on_device.used}" if self._on_device and self._on_device.used else ""
-        return f"Moments(dim={self.dim}, {what}, count={int(self._state.counts.sum()) + staged}{waiting}{skipped})"
+        skipped = f", skipped={sums.tally.skipped}" if sums.tally.skipped else ""
+        staged = len(sums.staged) if sums.staged else 0
+        waiting = f", waiting={sums.on_device.used}" if sums.on_device and sums.on_device.used else ""
+        return f"Moments(dim={self.dim}, {what}, count={int(sums.state.counts.sum()) + staged}{waiting}{skipped})"
 
     # -------------------------------------------------------------- internal
 
-    @property
-    def _block_rows(self) -> int:
-        """Rows in a block: a function of the width alone, so that no batch size changes a bit."""
-        return max(1024, min(2048, 2**21 // self.dim))
+    @classmethod
+    def _of(cls, sums: Accumulator) -> Moments:
+        """Return moments that hold some sums."""
+        moments = cls.__new__(cls)
+        moments._sums = sums
+        return moments
 
-    def _absorb(self, rows: Rows) -> None:
-        self._state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
+    @property
+    def _kind(self) -> Kind:
+        return self._sums.kind
 
     def _flush(self) -> State:
         """Take in the rows that still wait, and return the sums of all."""
-        if self._staged or self._on_device is not None or self._left_out:
-            self._take_in()
-        return self._state
-
-    @torch.inference_mode(False)
-    def _take_in(self) -> None:
-        if self._staged:
-            self._absorb(self._staged.filled())
-            self._staged.used = 0
-        self._read_device()
-
-    def _settled(self) -> Moments:
-        """Return these moments with all rows in the sums, without changing them."""
-        if not self._staged and (self._on_device is None or self._on_device.is_read):
-            return self
-        settled = self.copy()
-        settled._flush()
-        return settled
-
-    def _rows_on_device(self) -> DeviceRows:
-        """Return where rows wait on a GPU."""
-        if self._on_device is None:
-            groups, targets = self.num_classes or 1, self.target_dim or 0
-            self._on_device = DeviceRows(self.dim, groups, targets, self.per_class, self.device, self.precision)
-        return self._on_device
-
-    @torch.inference_mode(False)
-    def _stage(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-        """Copy rows that the kernels can take; they do not count before `_commit`, and are dropped by the next call."""
-        parts = check_kinds(self.dim, self.num_classes, self.target_dim, x, y, mask, None)
-        self._rows_on_device().stage(self._state, *parts)
-
-    @torch.inference_mode(False)
-    def _commit(self) -> None:
-        """Count what was staged last."""
-        rows = self._rows_on_device()
-        rows.commit(self._state)
-        self._relative_error = max(self._relative_error, rows.relative_error)
-
-    def _drop(self) -> None:
-        """Forget what was staged and not committed."""
-        if self._on_device is not None:
-            self._on_device.pending = 0
-
-    @torch.inference_mode(False)
-    def _read_device(self) -> None:
-        """Take in what waits on the device, and what was met there; raise if that were no labels, masks or weights."""
-        if self._on_device is not None and not self._on_device.is_read:
-            self._on_device.flush(self._state)
-            counts = Counter(self._on_device.take_counts(self._state))
-            self._skipped += counts["infinite"] + counts["target"]
-            self._left_out += Counter({what: counts[what] for what in MISTAKES})
-        if self._left_out:
-            most = (self.num_classes or 1) - 1
-            found = [f"{n} {MISTAKES[what].format(most=most, ignore=IGNORE)}" for what, n in self._left_out.items()]
-            raise ValueError(f"of the rows that were added, {'; '.join(found)}: these were left out, begin anew")
+        return self._sums.flush()
 
     def _check_same_kind(self, other: Moments) -> None:
         if not isinstance(other, Moments):
             raise TypeError(f"got {type(other).__name__}, expected Moments")
-        for name in ("dim", "num_classes", "target_dim", "per_class"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"the moments differ in {name}: {getattr(self, name)} here, {getattr(other, name)} there"
-                )
+        self._kind.check_same(other._kind)
+
+    # ------------------------------------------------------- for `record`
+
+    def _stage(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
+        """Copy rows that the kernels can take; they do not count before `_commit`, and are dropped by the next call."""
+        self._sums.stage(x, y, mask)
+
+    def _commit(self) -> None:
+        """Count what was staged last."""
+        self._sums.commit()
+
+    def _drop(self) -> None:
+        """Forget what was staged and not committed."""
+        self._sums.drop()

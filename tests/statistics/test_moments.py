@@ -219,5 +219,6 @@ def test_memory_is_not_needed_twice_for_the_rows() -> None:
     moments = Moments(4, 2)
     for _ in range(3):
         moments.update(torch.randn(5000, 4), torch.zeros(5000).long())
-    held = [part for part in vars(moments._staged).values() if isinstance(part, Tensor)] if moments._staged else []
+    staged = moments._sums.staged
+    held = [part for part in vars(staged).values() if isinstance(part, Tensor)] if staged else []
     assert sum(len(part) for part in held) <= 2 * 4096

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from leace_fast import Moments, record
-from leace_fast.statistics import _device as device
+from leace_fast.statistics import _kernels as kernels
 from leace_fast.statistics import _streams as ours
 
 triton = pytest.importorskip("triton")
@@ -19,13 +19,13 @@ ROWS = 16  # of a block
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[streams.Cuda]:
-    from leace_fast.triton_kernels import block
+    from leace_fast.triton_kernels import configs, launches
 
     emulated = streams.Cuda()
-    monkeypatch.setattr(device, "DEVICES", ["cpu"])
-    monkeypatch.setattr(device, "_KERNELS", {})
-    monkeypatch.setattr(block, "block_rows", lambda dim: ROWS)
-    monkeypatch.setattr(block, "launch", emulated.launch)
+    monkeypatch.setattr(kernels, "DEVICES", ["cpu"])
+    monkeypatch.setattr(kernels, "_KERNELS", {})
+    monkeypatch.setattr(configs, "block_rows", lambda dim: ROWS)
+    monkeypatch.setattr(launches, "launch", emulated.launch)
     monkeypatch.setattr(ours, "cuda", emulated)
     monkeypatch.setattr(ours, "has_streams", lambda device: True)
     monkeypatch.setattr(ours, "keep", emulated.keep)
@@ -59,7 +59,7 @@ def test_products_are_taken_aside_and_in_order(cuda: streams.Cuda, rows: int) ->
     for one in moments.values():
         one.copy().merge(one)
     assert not cuda.races
-    sums = moments["first"]._state.second.untyped_storage()._cdata
+    sums = moments["first"]._sums.state.second.untyped_storage()._cdata
     assert {("side", sums), ("main", sums)} <= cuda.kept
 
 

@@ -13,15 +13,16 @@ from laws import Used, assert_same_bits, settled_bits, within
 from torch import Tensor
 
 from leace_fast import Moments
-from leace_fast.statistics import _device as device
-from leace_fast.triton_kernels import block
+from leace_fast.statistics import _kernels
+from leace_fast.triton_kernels import configs
+from leace_fast.triton_kernels.rows import Part, Strided
 
 ROWS, DIM = 90, 8
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels_on_the_cpu() -> Iterator[None]:
-    with patch.object(device, "DEVICES", ["cpu"]), patch.object(block, "block_rows", lambda dim: ROWS):
+    with patch.object(_kernels, "DEVICES", ["cpu"]), patch.object(configs, "block_rows", lambda dim: ROWS):
         yield
 
 
@@ -35,8 +36,9 @@ def added(*parts: tuple[Tensor, Tensor]) -> tuple[Moments, bool]:
     """Add rows; tell whether the tile was written meanwhile."""
     first = Moments(DIM, 3).update(*parts[0])
     first._flush()
-    assert first._on_device is not None and first._on_device._kernels is not None
-    tile = first._on_device._kernels.tile.fill_(torch.nan)
+    waiting = first._sums.on_device
+    assert waiting is not None and waiting._kernels is not None
+    tile = waiting._kernels.scratch.tile.fill_(torch.nan)
     moments = Moments(DIM, 3, nonfinite="skip")
     for part in parts:
         moments.update(*part)
@@ -104,7 +106,7 @@ def check_which_rows_can_be_fetched() -> None:
     x = torch.zeros(4, 6, 8, dtype=torch.bfloat16)
 
     def found(begin: int, rows: int, outer: int = 48, inner: int = 8, column: int = 1, length: int = 6) -> Any:
-        view = block.Strided(x, outer, inner, column).fetched(begin, length, rows, 8)
+        view = Part(Strided(x, outer, inner, column), begin, length, rows).fetched(8)
         return None if view is None else (tuple(view.shape), view.stride(0), view.storage_offset())
 
     assert found(0, 24) == ((24, 8), 8, 0)
@@ -112,4 +114,4 @@ def check_which_rows_can_be_fetched() -> None:
     assert found(4, 4, outer=64) is None and found(0, 6, outer=64) == ((6, 8), 8, 0)
     assert found(1, 2, outer=64, length=1) == ((2, 8), 64, 64)
     assert found(0, 6, inner=12) is None and found(0, 6, inner=0) is None and found(0, 6, column=2) is None
-    assert block.Strided(x[:, :, 1:], 48, 8, 1).fetched(0, 6, 6, 7) is None
+    assert Part(Strided(x[:, :, 1:], 48, 8, 1), 0, 6, 6).fetched(7) is None

@@ -21,15 +21,15 @@ import torch
 from timing import Work
 
 from leace_fast import Moments
-from leace_fast.statistics import _device as device
-from leace_fast.triton_kernels import block
+from leace_fast.statistics import _kernels
+from leace_fast.triton_kernels import configs
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels_on_the_cpu() -> Iterator[None]:
-    with patch.object(device, "DEVICES", ["cpu"]), patch.object(block, "block_rows", lambda dim: 256):
+    with patch.object(_kernels, "DEVICES", ["cpu"]), patch.object(configs, "block_rows", lambda dim: 256):
         yield
 
 
@@ -47,7 +47,7 @@ def check_sums_that_are_wrong_are_seen() -> None:
     moments = Moments(4, 3, device=CPU).update(x, y)
     assert correctness.errors(moments, x, y)["correlation"] < 1e-5
     assert correctness.errors(moments, x + torch.randn(100, 4) / 100, y)["sums"] > 1e-5
-    moments._state.second[2, 1] += 1
+    moments._sums.state.second[2, 1] += 1
     assert correctness.errors(moments, x, y)["correlation"] > 1e-3
 
 
@@ -85,7 +85,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def check_every_row_of_the_fit(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block, "block_rows", lambda dim: 40)
+    monkeypatch.setattr(configs, "block_rows", lambda dim: 40)
     for name, size in {
         "CALLS": 1,
         "CLASSES": 2,

@@ -12,7 +12,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from leace_fast.statistics import IGNORE
 from leace_fast.statistics._state import State
-from leace_fast.triton_kernels import block, configs, order
+from leace_fast.triton_kernels import block, configs, launches, order
+from leace_fast.triton_kernels.rows import Batch, Part, Strided, Waiting
 from leace_fast.triton_kernels.update import rank_update, triangle
 
 CPU = torch.device("cpu")
@@ -27,12 +28,12 @@ def kernels(
     capability: tuple[int, int] = (8, 0),
 ) -> block.BlockKernels:
     config = configs.update_config(dtype, precision, capability)
-    return block.BlockKernels((), dim, classes, 0, per_class, config, CPU, 4)
+    return block.BlockKernels(dim, classes, 0, per_class, config, CPU, 4)
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block, "block_rows", lambda dim: 512)
+    monkeypatch.setattr(configs, "block_rows", lambda dim: 512)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +44,19 @@ def check_rows_are_sorted_by_class_and_stay_in_order(rows: int, classes: int, pe
     generator = torch.Generator().manual_seed(rows)
     codes = torch.randint(classes + len(order.LEFT_OUT), (512,), generator=generator).int()
     left_out = torch.zeros(len(block.COUNTERS), dtype=torch.int64)
-    assert one.bins > classes + len(order.LEFT_OUT), "on a GPU, what lies beyond the last bin is counted in the first"
-    one._order(codes, rows, left_out)
+    bins = one.sizes.bins
+    assert bins > classes + len(order.LEFT_OUT), "on a GPU, what lies beyond the last bin is counted in the first"
+    one.sort(codes, rows, left_out)
     counts = torch.bincount(codes[:rows], minlength=classes + len(order.LEFT_OUT))
     used = counts[:classes]
-    assert torch.equal(one.order[:rows].long(), codes[:rows].sort(stable=True).indices)
+    assert torch.equal(one.scratch.order[:rows].long(), codes[:rows].sort(stable=True).indices)
     starts = torch.cat([torch.zeros(1).long(), used.cumsum(0)])
-    assert torch.equal(one.starts.long(), starts)
+    assert torch.equal(one.scratch.starts.long(), starts)
     align = one.config.step if per_class else 1
     room = (used + align - 1) // align * align
-    assert torch.equal(one.tile_starts.long(), torch.cat([torch.zeros(1).long(), room.cumsum(0)]))
+    assert torch.equal(one.scratch.tile_starts.long(), torch.cat([torch.zeros(1).long(), room.cumsum(0)]))
     pieces = (used + configs.CHUNK - 1) // configs.CHUNK
-    assert torch.equal(one.chunks.long(), torch.cat([torch.zeros(1).long(), pieces.cumsum(0)]))
+    assert torch.equal(one.scratch.chunks.long(), torch.cat([torch.zeros(1).long(), pieces.cumsum(0)]))
     assert left_out.tolist() == [0, *counts[classes:].tolist()]
 
 
@@ -63,15 +65,15 @@ def check_labels_become_codes() -> None:
     mask = torch.tensor([[1, 1], [1, 1], [1, 2]])
     weight = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, torch.inf]]).half()
 
-    def strided(part: Tensor) -> block.Strided:
-        return block.Strided(part, part.stride(0), part.stride(1), 0)
+    def strided(part: Tensor) -> Strided:
+        return Strided(part, part.stride(0), part.stride(1), 0)
 
-    waiting = block.Waiting(torch.full((8,), -7).int(), torch.zeros(8).double(), torch.zeros(8, 0).double())
-    batch = block.Batch(2, strided(y), strided(y), strided(mask), strided(weight))
-    kernels(4, 3).stage(batch, 0, 6, 1, waiting)
+    waiting = Waiting(torch.full((8,), -7).int(), torch.zeros(8).double(), torch.zeros(8, 0).double())
+    batch = Batch(2, strided(y), strided(y), strided(mask), strided(weight), IGNORE)
+    kernels(4, 3).staging.stage(batch, 0, 6, 1, waiting)
     # Rows (0, 0), (0, 1), (1, 0), ...: 0, -1, 2 of weight 0, -100, 3, 1 with neither a mask nor a weight
     assert waiting.codes.tolist() == [-7, 0, 3 + 1, 3, 3, 3 + 1, 3 + 2, -7]
-    kernels(4, 3).stage(block.Batch(2, strided(y), strided(y), None, strided(weight)), 5, 1, 0, waiting)
+    kernels(4, 3).staging.stage(batch._replace(mask=None), 5, 1, 0, waiting)
     assert waiting.codes[0] == 3 + 3
 
 
@@ -85,22 +87,22 @@ def check_shift_is_the_median_and_scale_a_power_of_two(dtype: torch.dtype) -> No
     x[0, 3], x[0, 5] = 7, 0
     x = x.to(dtype)
     one, state = kernels(6, 2, dtype=dtype), State.empty(6, 2, 0, False, CPU)
-    one._order(torch.zeros(512).int(), 201, torch.zeros(len(block.COUNTERS)).long())
-    waiting = block.Waiting(*(torch.zeros(1) for _ in range(3)))
-    one._locate(state, x, (0, 201, 0, 6, 1, 6, one.width), waiting, 201)
+    one.sort(torch.zeros(512).int(), 201, torch.zeros(len(block.COUNTERS)).long())
+    waiting = Waiting(*(torch.zeros(1) for _ in range(3)))
+    one.locate(state, Part(Strided(x, 0, 6, 1), 0, 201, 201), waiting)
     rows = x[(torch.arange(configs.SAMPLES) * 201) // configs.SAMPLES].float()
     median = rows.nanmedian(0).values
     assert torch.equal(state.shift, median.double())
-    centred = one.shift[:6] != 0
+    centred = one.scratch.shift[:6] != 0
     assert centred.tolist() == [dtype == torch.float32, True, True, True, dtype == torch.float32, False]
-    assert torch.equal(one.shift[:6][centred], median[centred])
+    assert torch.equal(one.scratch.shift[:6][centred], median[centred])
     spread = ((rows - median).abs().nanmedian(0).values * 1.4826)[:5:4]
     scale = torch.exp2(-torch.floor(torch.log2(spread)))
     if dtype != torch.float32:
         scale[0] = 1  # neither shifted nor of an extraordinary spread
-    assert torch.equal(one.scale[:5:4], scale)
-    assert one.scale[3] == 0.25, "of the value where all are the same"
-    assert torch.equal(one.scale[5:], torch.ones(one.width - 5)) and not one.shift[5:].any()
+    assert torch.equal(one.scratch.scale[:5:4], scale)
+    assert one.scratch.scale[3] == 0.25, "of the value where all are the same"
+    assert torch.equal(one.scratch.scale[5:], torch.ones(one.sizes.width - 5)) and not one.scratch.shift[5:].any()
 
 
 @pytest.mark.parametrize("descriptor", [False, True])
@@ -113,10 +115,11 @@ def check_product(dtype: torch.dtype, planes: int, descriptor: bool) -> None:
     starts = torch.tensor([0, 56, 88]).int()
     partial = torch.full((2, 3, 6, tile, tile), torch.nan)
     source = TensorDescriptor.from_tensor(x, [step, tile]) if descriptor else x
-    sizes = {"STRIDE": 1, "PLANES": planes, "BLOCK": tile, "STEP": step, "PROMOTE": 16, "STAGES": 2}
-    sizes |= {"DESCRIPTOR": descriptor, "FETCH": False}
     none = torch.zeros(1, dtype=torch.int32)
-    block.launch(rank_update, (6, 3, 2), source, source, none, none, starts, partial, rows, 0, width, **sizes)
+    tensors = {"tile": source, "x": source, "as_is": none, "bad": none, "tile_starts": starts, "partial": partial}
+    counts = {"plane_rows": rows, "group_begin": 0, "width": width}
+    sizes = {"STRIDE": 1, "PLANES": planes, "BLOCK": tile, "STEP": step, "PROMOTE": 16, "STAGES": 2}
+    launches.Prepared(rank_update, tensors | counts | sizes)((6, 3, 2), DESCRIPTOR=descriptor, FETCH=False)
     wide = x.double()
     for group in range(2):
         part = slice(int(starts[group]), int(starts[group + 1]))
@@ -152,6 +155,6 @@ def check_every_tile_of_a_triangle_is_met_once() -> None:
 
 def check_weights_that_may_be() -> None:
     """The kernel's range lies within that of plain torch, for it multiplies in float32."""
-    from leace_fast.statistics._rows import MOST_WEIGHT
+    from leace_fast.statistics._checks import MOST_WEIGHT
 
     assert 1e30 == order.MOST_WEIGHT.value <= MOST_WEIGHT

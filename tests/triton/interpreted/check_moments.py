@@ -16,15 +16,15 @@ from laws import Used, assert_same_bits, bits, settled_bits, within
 from torch import Tensor
 
 from leace_fast import Moments, leace
-from leace_fast.statistics import _device as device
-from leace_fast.triton_kernels import block
+from leace_fast.statistics import GPU_ROW_DTYPES, _kernels
+from leace_fast.triton_kernels import configs
 
 ROWS = 256  # of a block, so that a few hundred fill several
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels_on_the_cpu() -> Iterator[None]:
-    with patch.object(device, "DEVICES", ["cpu"]), patch.object(block, "block_rows", lambda dim: ROWS):
+    with patch.object(_kernels, "DEVICES", ["cpu"]), patch.object(configs, "block_rows", lambda dim: ROWS):
         yield
 
 
@@ -77,7 +77,7 @@ PROBLEMS = st.builds(
     seed=st.integers(0, 2**31),
     lead=st.sampled_from([(1,), (37,), (300,), (3, 111), (2, 3, 50), (4, 128)]),
     dim=st.sampled_from([1, 7, 64, 129]),
-    dtype=st.sampled_from(device.DTYPES),
+    dtype=st.sampled_from(GPU_ROW_DTYPES),
     offset=st.sampled_from([0.0, 30.0]),
     kind=st.sampled_from(["classes", "by class", "targets"]),
     classes=st.sampled_from([2, 5, 40]),
@@ -117,7 +117,7 @@ def flat(data: Data) -> Data:
 def against_float64(data: Data, precision: str) -> None:
     moments = Moments(data.x.shape[-1], **data.options, precision=precision)  # type: ignore[arg-type]
     moments.update(data.x, data.y, mask=data.mask, weight=data.weight)
-    assert moments._staged is None and moments._on_device is not None, "the kernels did the work"
+    assert moments._sums.staged is None and moments._sums.on_device is not None, "the kernels did the work"
     if not moments.count:
         return
     used, state = Used(flat(data)), moments._flush()
@@ -252,7 +252,7 @@ def check_verbs_of_moments(tmp_path: Path) -> None:
 @pytest.mark.slow
 def check_rows_of_other_dtypes_may_follow() -> None:
     """Narrow rows, wide ones and float64, which plain torch adds, with and without weights."""
-    parts = [labelled(130, 6, dtype, 2.0, seed) for seed, dtype in enumerate([*device.DTYPES, torch.float64])]
+    parts = [labelled(130, 6, dtype, 2.0, seed) for seed, dtype in enumerate([*GPU_ROW_DTYPES, torch.float64])]
     moments = Moments(6, 3)
     for x, y in parts:
         moments.update(x, y).update(x, y, weight=torch.ones(130))

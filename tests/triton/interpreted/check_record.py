@@ -10,13 +10,13 @@ from laws import assert_same_bits, settled_bits, within
 from torch import nn
 
 from leace_fast import Moments, record
-from leace_fast.statistics import _device as device
-from leace_fast.triton_kernels import block
+from leace_fast.statistics import _kernels
+from leace_fast.triton_kernels import configs
 
 
 @pytest.fixture(autouse=True)
 def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "DEVICES", ["cpu"])
+    monkeypatch.setattr(_kernels, "DEVICES", ["cpu"])
 
 
 class Model(nn.Module):
@@ -42,7 +42,7 @@ def check_tokens_and_sequences_with_masks() -> None:
         model(x, attention_mask=mask, concept_labels=labels)
         model(x, attention_mask=mask, concept_labels=torch.tensor([0, 1, 1]))
     found = moments["norm"]
-    assert found._on_device is not None and found.class_counts.tolist() == [4 + 5, 4 + 5]
+    assert found._sums.on_device is not None and found.class_counts.tolist() == [4 + 5, 4 + 5]
     rows = nn.functional.layer_norm(x, (4,), model.norm.weight, model.norm.bias).double()
     kept = [(rows[(mask == 1) & (labels == j)], rows[part][mask[part] == 1]) for j, part in ((0, [0]), (1, [1, 2]))]
     for j, parts in enumerate(kept):
@@ -74,7 +74,7 @@ def sites_of(model: Model, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.slow
 def check_blocks_fill_across_passes_and_a_pass_that_fails_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short and long batches: the same bits as rows added by hand; what follows the site may change it in place."""
-    monkeypatch.setattr(block, "block_rows", lambda dim: 40)
+    monkeypatch.setattr(configs, "block_rows", lambda dim: 40)
     model, by_hand = Model(), Moments(4, 2)
     labels = torch.arange(100)[None] % 2
     model.norm.register_forward_hook(lambda _module, _inputs, output: output.mul_(2))

@@ -1,4 +1,4 @@
-"""Fold: what the chunks of a block wrote, added in order to the float64 sums."""
+"""Sums of chunks: what the chunks of a block wrote, added in order to the float64 sums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def add_chunks(partial, first, last, column, inside, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def sum_between(partial, first, last, column, inside, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Return the sum of rows first..last of `partial` (chunks, width), in float64."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float64)
     for begin in range(first, last, ROWS):
@@ -40,7 +40,7 @@ def count_rows(order, bad, weights, first, last, HAS_WEIGHT: tl.constexpr, ROWS:
 
 
 @triton.jit(do_not_specialize=["chunk_room"])
-def fold(
+def sum_chunks(
     sums,  # (1 + TARGETS, chunk_room, width) float64, of `ingest`
     rest,  # (chunk_room, width) float32
     low,  # (chunk_room, width) float32
@@ -78,7 +78,7 @@ def fold(
     whole = group == CLASSES
     first = tl.load(chunks + tl.where(whole, 0, group))
     last = tl.load(chunks + tl.where(whole, CLASSES, group + 1))
-    total = add_chunks(sums, first, last, column, inside, width, ROWS, COLUMNS)
+    total = sum_between(sums, first, last, column, inside, width, ROWS, COLUMNS)
     if whole == 0:
         goal = state_sums + group * dim + column
         tl.store(goal, tl.load(goal, mask=here, other=0.0) + total, mask=here)
@@ -86,11 +86,11 @@ def fold(
     if whole != PER_CLASS:
         place = tl.where(whole, 0, group).to(tl.int64) * width + column
         factor = tl.load(scale + column, mask=inside, other=1.0).to(tl.float64)
-        beyond = add_chunks(rest, first, last, column, inside, width, ROWS, COLUMNS)
+        beyond = sum_between(rest, first, last, column, inside, width, ROWS, COLUMNS)
         tl.store(group_sums + place, total, mask=inside)
         tl.store(group_rest + place, beyond / factor, mask=inside)
         if PLANES == 2:
-            squares = add_chunks(low, first, last, column, inside, width, ROWS, COLUMNS)
+            squares = sum_between(low, first, last, column, inside, width, ROWS, COLUMNS)
             tl.store(group_low + place, squares / (factor * factor), mask=inside)
     if tl.program_id(1) == 0:
         begin = tl.load(starts + tl.where(whole, 0, group))

@@ -1,0 +1,183 @@
+"""Rows before they are added: tensors whose shapes and dtypes fit, then values that can be used, flattened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._ops import ROW_DTYPES
+from ._block_sums import all_finite
+from ._kind import Kind
+from ._rows import IGNORE, Rows
+
+MOST_WEIGHT = 1e100
+MOST_VALUE = 1e150  # of a float64 row: its square must stay finite
+
+
+def check_shapes(
+    kind: Kind, x: Tensor, y: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return x, y, mask and weight as tensors whose shapes and dtypes fit; no value is looked at.
+
+    Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
+    """
+    x, y = _tensor("x", x), _tensor("y", y)
+    if x.dtype not in ROW_DTYPES:
+        raise TypeError(
+            f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
+        )
+    if x.ndim == 0 or x.shape[-1] != kind.dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {kind.dim}): its last dimension must be dim")
+    lead = x.shape[:-1]
+    if kind.num_classes is not None:
+        _check_labels(y, lead, kind.num_classes)
+    else:
+        _check_targets(y, lead, kind.target_dim or 1)
+    if mask is not None:
+        mask = _tensor("mask", mask)
+        _check_mask(mask, lead)
+    if weight is not None:
+        weight = _tensor("weight", weight)
+        _check_weight(weight, lead)
+    return x, y, mask, weight
+
+
+def check_rows(
+    kind: Kind, device: torch.device, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None
+) -> tuple[Rows, int]:
+    """Return the rows to use, flat, and the number of those left out because they are not finite.
+
+    Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
+    """
+    x, y, mask, weight = check_shapes(kind, x, y, mask, weight)
+    n = x.shape[:-1].numel()
+    targets = labels = None
+    if kind.num_classes is not None:
+        labels = y.long().to(device).reshape(n)
+    else:
+        targets = y.double().to(device).reshape(n, kind.target_dim or 1)
+
+    kept: list[Tensor] = []
+    if mask is not None:
+        kept.append(_mask(mask).to(device).reshape(n))
+    if weight is not None:
+        weight = _weight(weight).to(device).reshape(n)
+        kept.append(weight > 0)
+    if labels is not None and kind.num_classes is not None and _out_of_range(labels, kind.num_classes):
+        kept.append(labels != IGNORE)
+        _check_range(labels[torch.stack(kept).all(0)], kind.num_classes)
+    rows = Rows(x.to(device).reshape(n, kind.dim), labels, targets, weight, n)
+    if kept:
+        rows = rows.where(torch.stack(kept).all(0))
+    finite = _finite_rows(rows)
+    skipped = 0
+    if finite is not None:
+        rows, skipped = rows.where(finite), int((~finite).sum())
+    _check_size("x", rows.x)
+    _check_size("y", rows.targets)
+    return rows, skipped
+
+
+def _check_range(labels: Tensor, num_classes: int) -> None:
+    if _out_of_range(labels, num_classes):
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        raise ValueError(
+            f"label {int(wrong[0])} is out of range ({len(wrong)} such rows), expected 0 to {num_classes - 1}, or "
+            f"{IGNORE} for rows to leave out: check num_classes={num_classes}"
+        )
+
+
+def _check_size(name: str, part: Tensor | None) -> None:
+    if part is None or part.dtype != torch.float64 or not part.numel():
+        return
+    most = float(torch.stack(part.aminmax()).abs().max())
+    if most > MOST_VALUE:
+        raise ValueError(
+            f"{name} holds {most:.0e} in size, expected at most {MOST_VALUE:.0e}, whose square float64 can "
+            f"hold: multiply {name} by a constant first"
+        )
+
+
+def _out_of_range(labels: Tensor, num_classes: int) -> bool:
+    """Tell whether a label is none of 0..num_classes-1."""
+    if labels.numel() == 0:
+        return False
+    least, most = labels.aminmax()
+    return int(least) < 0 or int(most) >= num_classes
+
+
+def _finite_rows(rows: Rows) -> Tensor | None:
+    """Return which rows are finite, or None if all are; the common case is one look at each number."""
+    parts = [rows.x] if rows.targets is None else [rows.x, rows.targets]
+    if all(map(all_finite, parts)):
+        return None
+    return torch.stack([part.isfinite().all(1) for part in parts]).all(0)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        number = "; number the names of classes, as by np.unique(y, return_inverse=True)[1]" if name == "y" else ""
+        kind = type(value).__name__
+        cause = str(error).partition(". ")[0]
+        raise TypeError(f"{name} is a {kind} that holds no numbers ({cause}), expected a tensor{number}") from error
+
+
+def _check_labels(y: Tensor, lead: torch.Size, num_classes: int) -> None:
+    if y.is_floating_point() or y.is_complex():
+        raise TypeError(
+            f"y has dtype {y.dtype}, expected integer labels of {num_classes} classes: convert labels with y.long(), "
+            "or make the moments with target_dim= for real-valued targets"
+        )
+    if y.shape != lead:
+        hint = ": for one-hot labels pass y.argmax(-1)" if y.shape == (*lead, num_classes) else ""
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected {tuple(lead)}, one label for each row of x{hint}")
+
+
+def _check_targets(y: Tensor, lead: torch.Size, target_dim: int) -> None:
+    if not y.is_floating_point():
+        raise TypeError(
+            f"y has dtype {y.dtype}, expected real-valued targets: integer labels are classes, make the moments with "
+            "num_classes=; if these integers are amounts, pass y.double()"
+        )
+    if y.shape != (*lead, target_dim) and not (target_dim == 1 and y.shape == lead):
+        raise ValueError(f"y has shape {tuple(y.shape)}, expected {(*lead, target_dim)}, one target for each row of x")
+
+
+def _check_mask(mask: Tensor, lead: torch.Size) -> None:
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"mask has dtype {mask.dtype}, expected bool or 0/1 integers: use weight= for real numbers")
+    if mask.shape != lead:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {tuple(lead)}, one for each row of x")
+
+
+def _check_weight(weight: Tensor, lead: torch.Size) -> None:
+    if weight.dtype == torch.bool or weight.is_complex():
+        raise TypeError(f"weight has dtype {weight.dtype}, expected real numbers: use mask= to choose rows")
+    if weight.shape != lead:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {tuple(lead)}, one for each row of x")
+
+
+def _mask(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError("mask holds integers other than 0 and 1: use weight= for weights")
+    return mask.bool()
+
+
+def _weight(weight: Tensor) -> Tensor:
+    weight = weight.double()
+    good = weight.isfinite() & (weight >= 0)
+    if not bool(good.all()):
+        bad = weight[~good]
+        raise ValueError(f"weight holds {float(bad[0])}, expected finite numbers >= 0 ({bad.numel()} are not)")
+    least = 1 / MOST_WEIGHT
+    extreme = weight[(weight > 0) & ((weight < least) | (weight > MOST_WEIGHT))]
+    if extreme.numel():
+        raise ValueError(
+            f"weight holds {float(extreme[0])}, expected 0 or {least:.0e} to {MOST_WEIGHT:.0e} ({extreme.numel()} are "
+            "not), so that squares stay in range: only ratios of weights count, multiply all by a constant"
+        )
+    return weight

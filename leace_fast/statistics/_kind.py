@@ -1,0 +1,70 @@
+"""What some `Moments` are, whatever rows they hold: one record, which files keep too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Precision = Literal["low", "high", "ieee"]
+NonFinite = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What some `Moments` are; the arguments are theirs.
+
+    Two that compare equal can be merged: how rows are multiplied, and what is done about those that are not finite,
+    does not count.
+
+    Raises:
+        ValueError: an argument is out of range, or neither or both of `num_classes` and `target_dim` are given.
+
+    >>> Kind(8, num_classes=2) == Kind(8, num_classes=2, precision="low")
+    True
+    """
+
+    dim: int
+    num_classes: int | None = None
+    target_dim: int | None = None
+    per_class: bool = False
+    precision: Precision = field(default="high", compare=False)
+    nonfinite: NonFinite = field(default="raise", compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.num_classes is None) == (self.target_dim is None):
+            raise ValueError(
+                f"got num_classes={self.num_classes} and target_dim={self.target_dim}, expected one of them: "
+                "num_classes for integer labels, target_dim for real-valued targets"
+            )
+        for name, least in (("dim", 1), ("num_classes", 2), ("target_dim", 1)):
+            size = getattr(self, name)
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
+                raise ValueError(f"{name} is {size!r}, expected an integer of at least {least}")
+        if self.per_class and self.num_classes is None:
+            raise ValueError("per_class=True needs num_classes: real-valued targets have no classes")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}, expected one of {get_args(Precision)}")
+        if self.nonfinite not in get_args(NonFinite):
+            raise ValueError(f"nonfinite is {self.nonfinite!r}, expected 'raise' or 'skip'")
+
+    @property
+    def sizes(self) -> tuple[int, int, int, bool]:
+        """Columns, groups (one of all rows where the targets are real-valued), targets (0 for classes), `per_class`."""
+        return self.dim, self.num_classes or 1, self.target_dim or 0, self.per_class
+
+    def header(self) -> dict[str, Any]:
+        """Return what a file says of the kind."""
+        return asdict(self)
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Kind:
+        """Return the kind that a file tells of; a file from before `precision` was kept has the default."""
+        return cls(**{part.name: header[part.name] for part in fields(cls) if part.name in header})
+
+    def check_same(self, other: Kind) -> None:
+        """Raise ValueError, naming what differs, if moments of the two kinds cannot be merged."""
+        for name in (part.name for part in fields(self) if part.compare):
+            here, there = getattr(self, name), getattr(other, name)
+            if here != there:
+                raise ValueError(f"the moments differ in {name}: {here} here, {there} there")
