@@ -59,7 +59,7 @@ def python_module() -> Extension:
 
     return Extension(
         "leace_fast._C",
-        sources("cpu/*.cpp", "python/*.cpp"),
+        sources("cpu/*/*.cpp", "python/*.cpp"),
         include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
         define_macros=[("LEACE_FAST_FLAGS", f'"{shlex.join(FLAGS)}"'), ("LEACE_FAST_INTERFACE", interface())],
     )
@@ -87,7 +87,7 @@ def torch_operators() -> Extension | None:
             "found. Put it on the PATH, or set CUDA_HOME",
             stacklevel=2,
         )
-    files = set(sources("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu"))
+    files = set(sources("cpu/*/*.cpp", "torch/*.cpp", "cuda/*.cu"))
     files -= set() if cuda else set(sources("torch/*_cuda.cpp", "cuda/*.cu"))
     return Extension(
         "leace_fast._ops",

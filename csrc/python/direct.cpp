@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cpu/number_formats.h"
+#include "../cpu/common/number_formats.h"
 #include "dlpack.h"
 #include "leace_fast.h"
 

@@ -1,5 +1,5 @@
 // The second moment of rows that bfloat16 holds exactly, by the vector instruction for it (AVX512-BF16): included by
-// moments.cpp inside a namespace, after moments_loads.h.
+// moments.cpp inside its namespace, after loads.inl.
 //
 // It multiplies pairs of bfloat16 numbers and adds both products to a float32 sum: twice as many operations as in
 // float32. Rows that were bfloat16 are held exactly where they are centred at zero, and mostly about a mean ten standard

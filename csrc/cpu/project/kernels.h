@@ -3,25 +3,10 @@
 
 #include <cstdint>
 
-#include "number_formats.h"
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define LEACE_FAST_AMX 1
-#endif
+#include "../common/number_formats.h"
+#include "../common/processor.h"
 
 namespace leace_fast::cpu {
-
-// The dtype that rows of a dtype are computed in.
-template <typename Row>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <typename Row>
-using Compute = typename ComputeOf<Row>::type;
 
 // One eraser; `mean` may be null, and so may `packed`: the factors once more, as the matrix units take them.
 template <typename Number>
@@ -90,10 +75,8 @@ struct PackedKernels {
 };
 
 extern const Kernels baseline_kernels;
-#if defined(__x86_64__)
+#ifdef LEACE_FAST_X86
 extern const Kernels avx2_kernels, avx512_kernels;
-#endif
-#ifdef LEACE_FAST_AMX
 extern const PackedKernels amx_kernels;
 #endif
 

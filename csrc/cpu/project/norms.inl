@@ -1,6 +1,6 @@
 // The norms that stand before an erasure: residual, norm and erasure of a row while it is in the cache.
 //
-// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+// Included by kernels.inl inside the namespace of each instruction set.
 
 // Calls step(column, count) for vectors of columns; count is less than a whole one at the end only.
 template <typename Number, typename Step>

@@ -1,6 +1,6 @@
 // The two products of an erasure, in register tiles.
 //
-// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+// Included by kernels.inl inside the namespace of each instruction set.
 //
 // A coordinate, the product of a row with a row of `right`, is summed in the lanes of one vector (lane l takes the
 // columns l, l + lanes, ...), and the lanes then by halves. A column of the result is summed rank by rank. However the
