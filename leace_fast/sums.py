@@ -16,7 +16,8 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
     """Add rows to the sums of their groups and to the second moment, both about a shift.
 
     Rows of float64 are summed in float64. The products of all others are exact or rounded to float32, and so are
-    sums of up to 1024 of these; sums of rows are float64 always. The bits depend on the rows alone, and on `INSTRUCTION_SET`.
+    sums of up to 1024 of these; sums of rows are float64 always. The bits depend on the rows alone, and on
+    `INSTRUCTION_SET`.
 
     Args:
         sums: (g, d) float64, changed: `sum w (x - shift)` by group.

@@ -1,5 +1,4 @@
-"""The instruction set of the kernels: one choice for all of them, held lower by LEACE_FAST_CPU, and loud where it cannot
-be."""
+"""The instruction set: one for all kernels, which LEACE_FAST_CPU holds lower; what cannot be is refused."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ py::dict build_info() {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (int set = 0; set <= int(cpu::instruction_set()); ++set) names.emplace_back(cpu::name_of(cpu::InstructionSet(set)));
+  for (int set = 0; set <= int(cpu::instruction_set()); ++set)
+    names.emplace_back(cpu::name_of(cpu::InstructionSet(set)));
   return names;
 }
 

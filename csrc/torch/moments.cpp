@@ -72,8 +72,7 @@ bool all_finite(const Tensor& x, const std::string& instruction_set) {
 }
 
 void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, const Tensor& labels,
-                    const std::optional<Tensor>& weight, const Tensor& shift,
-                    const std::string& instruction_set) {
+                    const std::optional<Tensor>& weight, const Tensor& shift, const std::string& instruction_set) {
   const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
   const leace_fast::moments::ColumnSums of_block{mutable_doubles(total), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
@@ -89,9 +88,10 @@ void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, 
 bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& shift,
                        Tensor total, Tensor squares, const std::string& instruction_set) {
   const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
+  const leace_fast::moments::ColumnSums of_rows{mutable_doubles(total), mutable_doubles(squares)};
   return with_rows(x, weight, [&](const auto& rows) {
-    return leace_fast::moments::add_second_moment(rows, doubles(shift), {mutable_doubles(total), mutable_doubles(squares)},
-                                              mutable_doubles(second), second.stride(0), set, parallel);
+    return leace_fast::moments::add_second_moment(rows, doubles(shift), of_rows, mutable_doubles(second),
+                                                  second.stride(0), set, parallel);
   });
 }
 

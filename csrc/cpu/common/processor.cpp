@@ -11,12 +11,30 @@
 #endif
 
 namespace leace_fast::cpu {
-namespace {
 
-constexpr const char* NAMES[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
+#ifdef LEACE_FAST_X86
+#define LEACE_FAST_FEATURE(name, set) {name, InstructionSet::set, __builtin_cpu_supports(name) != 0}
+
+// As the files of the kernels say in their `#pragma GCC target`.
+Features features() {
+  static const Feature found[] = {
+      LEACE_FAST_FEATURE("avx2", AVX2),
+      LEACE_FAST_FEATURE("fma", AVX2),
+      LEACE_FAST_FEATURE("f16c", AVX2),
+      LEACE_FAST_FEATURE("avx512f", AVX512),
+      LEACE_FAST_FEATURE("avx512bw", AVX512),
+      LEACE_FAST_FEATURE("avx512cd", AVX512),
+      LEACE_FAST_FEATURE("avx512dq", AVX512),
+      LEACE_FAST_FEATURE("avx512vl", AVX512),
+      LEACE_FAST_FEATURE("avx512bf16", AVX512BF16),
+      LEACE_FAST_FEATURE("amx-tile", AMX),
+      LEACE_FAST_FEATURE("amx-bf16", AMX),
+  };
+  return {std::begin(found), std::end(found)};
+}
 
 // Linux lends the tile registers to processes that ask.
-bool may_use_tiles() {
+static bool may_use_tiles() {
 #ifdef SYS_arch_prctl
   constexpr long REQUEST = 0x1023, TILE_DATA = 18;
   static const bool permitted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
@@ -27,15 +45,21 @@ bool may_use_tiles() {
 }
 
 // Whether it is compiled, and this processor has it.
-bool runs_here(InstructionSet set) {
-#ifdef LEACE_FAST_X86
+static bool runs_here(InstructionSet set) {
   for (const Feature& feature : features())
     if (feature.needed_by <= set && !feature.present) return false;
   return set < InstructionSet::AMX || may_use_tiles();
-#else
-  return set == InstructionSet::BASELINE;
-#endif
 }
+
+#else
+Features features() { return {nullptr, nullptr}; }
+
+static bool runs_here(InstructionSet set) { return set == InstructionSet::BASELINE; }
+#endif
+
+namespace {
+
+constexpr const char* NAMES[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
 
 // The set of that name, of those that run here up to `highest`. Those above it are not even asked about: a process that
 // was granted tiles is no longer quite as it was.
@@ -66,28 +90,5 @@ InstructionSet instruction_set() {
 }
 
 InstructionSet instruction_set(const char* name) { return find("the instruction set", name, instruction_set()); }
-
-#ifdef LEACE_FAST_X86
-#define LEACE_FAST_FEATURE(name, set) {name, InstructionSet::set, __builtin_cpu_supports(name) != 0}
-// As the files of the kernels say in their `#pragma GCC target`.
-Features features() {
-  static const Feature found[] = {
-      LEACE_FAST_FEATURE("avx2", AVX2),
-      LEACE_FAST_FEATURE("fma", AVX2),
-      LEACE_FAST_FEATURE("f16c", AVX2),
-      LEACE_FAST_FEATURE("avx512f", AVX512),
-      LEACE_FAST_FEATURE("avx512bw", AVX512),
-      LEACE_FAST_FEATURE("avx512cd", AVX512),
-      LEACE_FAST_FEATURE("avx512dq", AVX512),
-      LEACE_FAST_FEATURE("avx512vl", AVX512),
-      LEACE_FAST_FEATURE("avx512bf16", AVX512BF16),
-      LEACE_FAST_FEATURE("amx-tile", AMX),
-      LEACE_FAST_FEATURE("amx-bf16", AMX),
-  };
-  return {std::begin(found), std::end(found)};
-}
-#else
-Features features() { return {nullptr, nullptr}; }
-#endif
 
 }  // namespace leace_fast::cpu

@@ -17,11 +17,11 @@
 namespace leace_fast::moments {
 namespace {
 
-// Rows of a run, which are summed in float32 before they go to float64: in vectors; on the matrix units, of float32 rows
-// and of 16-bit rows.
+// Rows of a run, which are summed in float32 before they go to float64: in vectors; on the matrix units, of float32
+// rows and of 16-bit rows.
 constexpr int64_t VECTOR_DEPTH = 256, FLOAT_DEPTH = 512, SHORT_DEPTH = 1024;
-// How far off zero a column is centred there, in standard deviations: the error grows with the square of it, and rows that
-// stay bfloat16 are multiplied twice as fast by AVX512-BF16.
+// How far off zero a column is centred there, in standard deviations: the error grows with the square of it, and rows
+// that stay bfloat16 are multiplied twice as fast by AVX512-BF16.
 constexpr double NEAR = 0.5, NEAR_PAIRS = 1;
 // Sums of squares that float32 can hold the terms of.
 constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
@@ -29,7 +29,7 @@ constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
 using cpu::bits_as;
 
 [[noreturn]] void no_kernels() {
-  throw std::invalid_argument("the instruction set is 'baseline', which has no kernels for statistics: expected a later one");
+  throw std::invalid_argument("the instruction set is 'baseline', expected a later one: it has no kernels for sums");
 }
 
 // Branch-free, so that loops over them vectorise.
@@ -87,7 +87,6 @@ const VectorKernels<Row>& vector_kernels(InstructionSet set) {
 }
 
 #include "packed.inl"
-#endif
 
 // Where to centre a column: at zero where its mean is no more than `near` standard deviations off, so that rows of few
 // digits keep these and no more; else at the mean, to a few digits of the deviation, for the same reason.
@@ -127,6 +126,7 @@ bool centre_columns(Block<Row>& block, const double* shift, const ColumnSums& of
   }
   return true;
 }
+#endif
 
 }  // namespace
 

@@ -1,6 +1,6 @@
-// Sums over rows for the statistics: class sums in float64, and the second moment of narrow rows. Behind plain pointers;
-// no torch header. Every function is a fixed sequence of operations for each column, or each tile of the result: no bit
-// depends on how many threads share the work.
+// Sums over rows for the statistics: class sums in float64, and the second moment of narrow rows. Behind plain
+// pointers; no torch header. Every function is a fixed sequence of operations for each column, or each tile of the
+// result: no bit depends on how many threads share the work.
 #pragma once
 
 #include <cstdint>
@@ -43,9 +43,9 @@ template <typename Row>
 void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
                     const ColumnSums& of_block, int64_t begin, int64_t end, InstructionSet set);
 
-// Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart. Returns
-// false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very rows.
-// Packed, the rows take up to three times the memory of float32 rows, which is kept for the next call.
+// Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart.
+// Returns false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very
+// rows. Packed, the rows take up to three times the memory of float32 rows, which is kept for the next call.
 template <typename Row>
 bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
                        int64_t second_stride, InstructionSet set, const Parallel& parallel);

@@ -73,9 +73,10 @@ leace_fast_status project(const void* from, int64_t x_stride, void* to, int64_t 
 }
 
 template <typename Row>
-leace_fast_status add_norm_project(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y,
-                                   int64_t rows, const leace_fast_norm& norm, const leace_fast_factors& factors,
-                                   const int64_t* index, leace_fast_parallel_for parallel_for) {
+leace_fast_status add_norm_project(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed,
+                                   RowView<Row> y, int64_t rows, const leace_fast_norm& norm,
+                                   const leace_fast_factors& factors, const int64_t* index,
+                                   leace_fast_parallel_for parallel_for) {
   using Number = Compute<Row>;
   const Norm<Number> typed{norm.layer != 0, static_cast<const Number*>(norm.weight),
                            static_cast<const Number*>(norm.bias), norm.eps,

@@ -24,7 +24,9 @@ constexpr int64_t COLUMNS_OF_TASK = 64;  // a multiple of every number of lanes,
 template <typename Work>
 void parallel(leace_fast_parallel_for parallel_for, int64_t end, int64_t grain, const Work& work) {
   if (parallel_for == nullptr || end <= grain) return work(0, end);
-  const auto body = [](int64_t first, int64_t last, void* context) { (*static_cast<const Work*>(context))(first, last); };
+  const auto body = [](int64_t first, int64_t last, void* context) {
+    (*static_cast<const Work*>(context))(first, last);
+  };
   parallel_for(0, end, grain, body, const_cast<void*>(static_cast<const void*>(&work)));
 }
 

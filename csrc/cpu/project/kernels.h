@@ -54,8 +54,8 @@ struct RowKernels {
                    int64_t first, int64_t last, const Number* coordinates);
 
   // summed = x + residual (or x, if residual.data is null), y = erased norm of summed; begin..end as above.
-  void (*norm)(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
-               const Norm<Number>& norm, const Eraser<Number>& eraser);
+  void (*norm)(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin,
+               int64_t end, const Norm<Number>& norm, const Eraser<Number>& eraser);
 };
 
 struct Kernels {
@@ -65,8 +65,8 @@ struct Kernels {
   RowKernels<float16> float16_;
 };
 
-// The functions for rows of 16-bit numbers and erasers whose factors are packed, without those for norms: again the same
-// bits for a row however they are called, if ranks and columns are divided at multiples of 16.
+// The functions for rows of 16-bit numbers and erasers whose factors are packed, without those for norms: again the
+// same bits for a row however they are called, if ranks and columns are divided at multiples of 16.
 struct PackedKernels {
   int64_t (*size)(int64_t dim, int64_t rank);  // bytes; 0 where the other kernels serve as well
   void (*pack)(const Eraser<float>& eraser, uint32_t* to);

@@ -1,5 +1,5 @@
-// The kernels of one instruction set (see kernels.h): included, after its `#pragma GCC target`, by the file of its name,
-// which defines
+// The kernels of one instruction set (see kernels.h): included, after its `#pragma GCC target`, by the file of its
+// name, which defines
 //
 //     INSTRUCTION_SET   its name
 //     VECTOR_BYTES      of a register
@@ -103,8 +103,8 @@ INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, 
 }
 
 template <typename In, typename Out, typename Number>
-void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
-              int64_t last, const Number* coordinates) {
+void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser,
+              int64_t first, int64_t last, const Number* coordinates) {
   subtract_before(end, x, y, begin, end, eraser, first, last, coordinates);
 }
 

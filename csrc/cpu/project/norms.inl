@@ -70,8 +70,8 @@ INLINE void norm_row(const Row* x, const Row* residual, Row* summed, const Norm<
 }
 
 template <typename Row>
-void norm(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
-          const Norm<Compute<Row>>& norm, const Eraser<Compute<Row>>& eraser) {
+void norm(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin,
+          int64_t end, const Norm<Compute<Row>>& norm, const Eraser<Compute<Row>>& eraser) {
   using Number = Compute<Row>;
   const int64_t dim = eraser.dim, chunk = rows_of_chunk(dim * sizeof(Number), eraser.rank);
   static thread_local Scratch kept;
