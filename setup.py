@@ -95,7 +95,10 @@ def torch_operators() -> Extension | None:
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
         libraries=["c10", "torch", "torch_cpu", *(["torch_cuda"] if cuda else [])],
-        define_macros=[("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}")],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}"),
+            ("LEACE_FAST_INTERFACE", interface()),
+        ],
         extra_compile_args=gpu_flags() if cuda else [],  # of nvcc
     )
 

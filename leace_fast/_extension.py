@@ -81,6 +81,8 @@ def load() -> Extension:
     except (RuntimeError, OSError) as error:
         return Extension(False, f"built, but it does not load with torch {torch.__version__}: {error}", **known)
     library = ctypes.CDLL(str(OPERATORS))
+    if not hasattr(library, "leace_fast_torch_interface") or library.leace_fast_torch_interface() != INTERFACE:
+        return Extension(False, OUTDATED, **known)
     version, threads = library.leace_fast_torch_version, library.leace_fast_torch_threads
     version.restype, threads.restype = ctypes.c_char_p, ctypes.c_void_p
     known["build"]["torch"] = version().decode()

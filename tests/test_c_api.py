@@ -78,7 +78,8 @@ def test_odd_shapes_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest.Te
     program = tmp_path / "shapes"
     source = HERE / "shapes.cpp"
     run("c++", "-std=c++17", "-O1", *SANITIZE, f"-I{ROOT}/csrc/include", source, *objects, "-o", program, "-lpthread")
-    for highest in ("", "avx2", "baseline"):  # the first is whatever this machine has
+    lesser = [name for name in ("avx2", "baseline") if name in ops.EXTENSION.instruction_sets]
+    for highest in ("", *lesser):  # the first is whatever this machine has
         assert run(program, LEACE_FAST_CPU=highest).endswith(": 0 failures\n")
     assert run(program, LEACE_FAST_CPU="baseline").startswith("baseline")
 

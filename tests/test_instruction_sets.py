@@ -17,6 +17,8 @@ from leace_fast._extension import load
 
 EXTENSION = load()
 ALL = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+# What is known not to run here: in a run that is held, nothing is.
+LACKING = () if os.environ.get("LEACE_FAST_CPU") else ALL[len(EXTENSION.instruction_sets) :]
 pytestmark = pytest.mark.skipif(not EXTENSION.present, reason=f"extension: {EXTENSION.reason}")
 
 
@@ -66,7 +68,7 @@ def test_this_process_uses_one_of_them() -> None:
 
 
 # What this processor lacks is no more to be had than what does not exist.
-@pytest.mark.parametrize("name", ["avx3", "AVX2", *ALL[len(EXTENSION.instruction_sets) :][-1:]])
+@pytest.mark.parametrize("name", ["avx3", "AVX2", *LACKING[-1:]])
 def test_a_set_that_cannot_be_is_refused(name: str) -> None:
     done = run("import leace_fast", name)
     assert done.returncode != 0

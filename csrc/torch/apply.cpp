@@ -80,10 +80,10 @@ STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {
 }
 
 // Read by the package with ctypes: for `leace-fast doctor`, and for the kernels that are called past the dispatcher.
+#define LEACE_FAST_EXPORT __attribute__((visibility("default")))
 extern "C" {
-__attribute__((visibility("default"))) const char* leace_fast_torch_version() { return TORCH_VERSION; }
-__attribute__((visibility("default"))) const char* leace_fast_torch_instruction_set() {
-  return leace_fast_instruction_set();
-}
-__attribute__((visibility("default"))) leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
+LEACE_FAST_EXPORT int leace_fast_torch_interface() { return LEACE_FAST_INTERFACE; }
+LEACE_FAST_EXPORT const char* leace_fast_torch_version() { return TORCH_VERSION; }
+LEACE_FAST_EXPORT const char* leace_fast_torch_instruction_set() { return leace_fast_instruction_set(); }
+LEACE_FAST_EXPORT leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
 }
