@@ -59,7 +59,7 @@ def python_module() -> Extension:
 
     return Extension(
         "leace_fast._C",
-        sources("cpu/*.cpp", "python/*.cpp"),
+        sources("cpu/*/*.cpp", "python/*.cpp"),
         include_dirs=[pybind11.get_include(), sysconfig.get_paths()["include"]],
         define_macros=[("LEACE_FAST_FLAGS", f'"{shlex.join(FLAGS)}"'), ("LEACE_FAST_INTERFACE", interface())],
     )
@@ -87,7 +87,7 @@ def torch_operators() -> Extension | None:
             "found. Put it on the PATH, or set CUDA_HOME",
             stacklevel=2,
         )
-    files = set(sources("cpu/*.cpp", "torch/*.cpp", "cuda/*.cu"))
+    files = set(sources("cpu/*/*.cpp", "torch/*.cpp", "cuda/*.cu"))
     files -= set() if cuda else set(sources("torch/*_cuda.cpp", "cuda/*.cu"))
     return Extension(
         "leace_fast._C_torch",
@@ -95,7 +95,10 @@ def torch_operators() -> Extension | None:
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
         libraries=["c10", "torch", "torch_cpu", *(["torch_cuda"] if cuda else [])],
-        define_macros=[("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}")],
+        define_macros=[
+            ("TORCH_TARGET_VERSION", f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}{0:012x}"),
+            ("LEACE_FAST_INTERFACE", interface()),
+        ],
         extra_compile_args=gpu_flags() if cuda else [],  # of nvcc
     )
 

@@ -103,6 +103,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module for NumPy that loads, whether or not it has been built here."""
     module = types.SimpleNamespace(
         build_info=lambda: {"compiler": "gcc 1", "flags": "-O9", "instruction_set": "avx2"},
+        instruction_sets=lambda: ["baseline", "avx2"],
         cpu_features=lambda: {"avx2": True, "avx512f": False},
         INTERFACE=_extension.INTERFACE,
     )

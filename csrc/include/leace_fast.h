@@ -1,5 +1,5 @@
-/* The kernels of leace-fast behind plain pointers: C, no dependency. Compile every .cpp of csrc/cpu as C++17 or later with
- * any options (instruction sets are chosen when it runs) and link them in.
+/* The kernels of leace-fast behind plain pointers: C, no dependency. Compile every .cpp below csrc/cpu as C++17 or
+ * later with any options (instruction sets are chosen when it runs) and link them in.
  *
  *     y = x - ((x - mean) right') left'         row by row: `right` reads the concept, `left` takes it away
  *
@@ -30,7 +30,8 @@ typedef enum leace_fast_status {
   LEACE_FAST_OK,
   LEACE_FAST_BAD_INDEX, /* `index` holds a number below -1, or of no eraser; nothing has been written */
   LEACE_FAST_BAD_DTYPE, /* nothing has been written */
-  LEACE_FAST_NO_MEMORY  /* y is not complete */
+  LEACE_FAST_NO_MEMORY, /* y is not complete */
+  LEACE_FAST_BAD_CPU    /* see leace_fast_instruction_set; nothing has been written */
 } leace_fast_status;
 
 /* Erasers of one width and rank, in the compute dtype, dense. */
@@ -84,8 +85,10 @@ leace_fast_status leace_fast_add_norm_project(leace_fast_dtype dtype, const void
                                               const leace_fast_norm* norm, const leace_fast_factors* factors,
                                               const int64_t* index, leace_fast_parallel_for parallel_for);
 
-/* The instruction set in use: "avx512", "avx2" or "baseline"; LEACE_FAST_CPU in the environment, one of these names,
- * holds it to a lesser one. */
+/* The instruction set in use: "baseline", "avx2", "avx512", "avx512bf16" or "amx"; LEACE_FAST_CPU in the environment,
+ * one of these names, holds it to a lesser one. It is chosen in the first call of any function. NULL where
+ * LEACE_FAST_CPU names none that is compiled and that this processor has: then nothing is packed, and all else returns
+ * LEACE_FAST_BAD_CPU. */
 const char* leace_fast_instruction_set(void);
 
 #ifdef __cplusplus

@@ -1,4 +1,5 @@
-// Arrays of NumPy, and of anything else on the CPU that speaks DLPack (torch, JAX, ...), as pointers; nothing is copied.
+// Arrays of NumPy, and of anything else on the CPU that speaks DLPack (torch, JAX, ...), as pointers; nothing is
+// copied.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cpu/number_formats.h"
+#include "../cpu/common/number_formats.h"
 #include "dlpack.h"
 #include "leace_fast.h"
 
@@ -110,7 +110,8 @@ struct Direct {
   PyObject* operator()(PyObject* const* arguments, bool in_place) const {
     const Torch& torch = Torch::get();
     dlpack::Tensor x, y;
-    if (!torch.look(arguments[0], &x) || x.shape[x.ndim - 1] != factors.dim || torch.traced(arguments[0])) return nullptr;
+    if (!torch.look(arguments[0], &x) || x.shape[x.ndim - 1] != factors.dim || torch.traced(arguments[0]))
+      return nullptr;
     const auto dtype = floating(x);
     if (!dtype || compute_dtype(*dtype) != compute) return nullptr;
     int64_t rows = 1;

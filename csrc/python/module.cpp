@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "../cpu/processor.h"
+#include "../cpu/common/processor.h"
 #include "arrays.h"
 #include "direct.h"
 #include "leace_fast.h"
@@ -26,14 +26,20 @@ py::dict build_info() {
   info["compiler"] = "unknown";
 #endif
   info["flags"] = LEACE_FAST_FLAGS;
-  info["instruction_set"] = leace_fast_instruction_set();
+  info["instruction_set"] = cpu::name_of(cpu::instruction_set());
   return info;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (int set = 0; set <= int(cpu::instruction_set()); ++set)
+    names.emplace_back(cpu::name_of(cpu::InstructionSet(set)));
+  return names;
 }
 
 py::dict cpu_features() {
   py::dict found;
-  const auto features = cpu::features();
-  for (auto feature = features.begin; feature != features.end; ++feature) found[feature->name] = feature->present;
+  for (const cpu::Feature& feature : cpu::features()) found[feature.name] = feature.present;
   return found;
 }
 
@@ -122,6 +128,7 @@ Array target(const py::object& object, const char* name, const Array& x) {
 
 void check(leace_fast_status status) {
   if (status == LEACE_FAST_BAD_INDEX) throw py::index_error("index names an eraser that is not there");
+  if (status == LEACE_FAST_BAD_CPU) throw py::value_error("LEACE_FAST_CPU names no instruction set that runs here");
   if (status != LEACE_FAST_OK) throw std::bad_alloc();
 }
 
@@ -203,6 +210,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled kernels of leace-fast on arrays of NumPy and of the DLPack protocol.";
   module.attr("INTERFACE") = LEACE_FAST_INTERFACE;
   module.def("build_info", &build_info, "Return the compiler, its flags and the instruction set in use here.");
+  module.def("instruction_sets", &instruction_sets, "Return the names of those that may be used, the one in use last.");
   module.def("cpu_features", &cpu_features, "Return the processor features that kernels may use: name -> present.");
   module.def("project", &project, arg("x"), arg("left"), arg("right"), arg("mean") = py::none(),
              arg("index") = py::none(), arg("out") = py::none(),

@@ -18,6 +18,7 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, leace_fast_body bod
 
 void check(leace_fast_status status) {
   STD_TORCH_CHECK(status != LEACE_FAST_BAD_INDEX, "project: index names an eraser that is not there");
+  STD_TORCH_CHECK(status != LEACE_FAST_BAD_CPU, "LEACE_FAST_CPU names no instruction set that runs here");
   STD_TORCH_CHECK(status == LEACE_FAST_OK, "project: out of memory");
 }
 
@@ -79,7 +80,10 @@ STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {
 }
 
 // Read by the package with ctypes: for `leace-fast doctor`, and for the kernels that are called past the dispatcher.
+#define LEACE_FAST_EXPORT __attribute__((visibility("default")))
 extern "C" {
-__attribute__((visibility("default"))) const char* leace_fast_torch_version() { return TORCH_VERSION; }
-__attribute__((visibility("default"))) leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
+LEACE_FAST_EXPORT int leace_fast_torch_interface() { return LEACE_FAST_INTERFACE; }
+LEACE_FAST_EXPORT const char* leace_fast_torch_version() { return TORCH_VERSION; }
+LEACE_FAST_EXPORT const char* leace_fast_torch_instruction_set() { return leace_fast_instruction_set(); }
+LEACE_FAST_EXPORT leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
 }

@@ -1,5 +1,6 @@
-// The sums of the statistics as torch operators, for narrow rows on the CPU. `leace_fast/sums.py` checks and calls them.
-#include "../cpu/moments.h"
+// The sums of the statistics as torch operators, for narrow rows on the CPU; the statistics in Python check and
+// call them.
+#include "../cpu/moments/moments.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,10 +10,11 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <string>
 
 namespace {
 
-using leace_fast::moments::Level;
+using leace_fast::cpu::InstructionSet;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -55,57 +57,54 @@ auto with_rows(const Tensor& x, const std::optional<Tensor>& weight, const Funct
   }
 }
 
-bool all_finite(const Tensor& x, int64_t level) {
+bool all_finite(const Tensor& x, const std::string& instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
   return with_rows(x, std::nullopt, [&](const auto& rows) {
     std::atomic<bool> finite = true;
     parallel(rows.count, rows.dim / 16 + 1, [&](int64_t begin, int64_t end) {
       auto part = rows;
       part.x += begin * rows.stride;
       part.count = end - begin;
-      if (!leace_fast::moments::all_finite(part, Level(level))) finite = false;
+      if (!leace_fast::moments::all_finite(part, set)) finite = false;
     });
     return finite.load();
   });
 }
 
 void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, const Tensor& labels,
-                    const std::optional<Tensor>& weight, const Tensor& shift, int64_t level) {
+                    const std::optional<Tensor>& weight, const Tensor& shift, const std::string& instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
   const leace_fast::moments::ColumnSums of_block{mutable_doubles(total), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
     constexpr int64_t UNIT = 64;  // columns: a cache line of any dtype, so that no two threads write the same one
     parallel((rows.dim + UNIT - 1) / UNIT, rows.count * UNIT / 2, [&](int64_t begin, int64_t end) {
       leace_fast::moments::add_class_sums(rows, static_cast<const int64_t*>(labels.const_data_ptr()), doubles(shift),
                                       mutable_doubles(sums), of_block, begin * UNIT,
-                                      std::min(end * UNIT, rows.dim), Level(level));
+                                      std::min(end * UNIT, rows.dim), set);
     });
   });
 }
 
 bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& shift,
-                       Tensor total, Tensor squares, int64_t level) {
+                       Tensor total, Tensor squares, const std::string& instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
+  const leace_fast::moments::ColumnSums of_rows{mutable_doubles(total), mutable_doubles(squares)};
   return with_rows(x, weight, [&](const auto& rows) {
-    return leace_fast::moments::add_second_moment(rows, doubles(shift), {mutable_doubles(total), mutable_doubles(squares)},
-                                              mutable_doubles(second), second.stride(0), Level(level), parallel);
+    return leace_fast::moments::add_second_moment(rows, doubles(shift), of_rows, mutable_doubles(second),
+                                                  second.stride(0), set, parallel);
   });
 }
-
-int64_t moments_level() { return int64_t(leace_fast::moments::best_level()); }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
-  m.def("moments_level() -> int");
-  m.def("all_finite(Tensor x, int level) -> bool");
+  m.def("all_finite(Tensor x, str instruction_set) -> bool");
   m.def(
       "add_class_sums(Tensor(a!) sums, Tensor(b!) total, Tensor(c!) squares, Tensor x, Tensor labels, Tensor? weight, "
-      "Tensor shift, int level) -> ()");
+      "Tensor shift, str instruction_set) -> ()");
   m.def(
       "add_second_moment(Tensor(a!) second, Tensor x, Tensor? weight, Tensor shift, Tensor total, Tensor squares, "
-      "int level) -> bool");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(leace_fast, CompositeExplicitAutograd, m) {
-  m.impl("moments_level", TORCH_BOX(&moments_level));
+      "str instruction_set) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {

@@ -7,9 +7,8 @@
 namespace leace_fast {
 
 // Rows x (..., d); left (d, k), right (k, d), mean (d,). With `index`, an eraser's number for each row and -1 for none,
-// the factors are stacked: (E, d, k), (E, k, d), (E, d). `packed` are the bytes of leace_fast_pack, for the CPU alone. The
-// second output of the norms is x + residual, and empty
-// where there is no residual.
+// the factors are stacked: (E, d, k), (E, k, d), (E, d). `packed` are the bytes of leace_fast_pack, for the CPU alone.
+// The second output of the norms is x + residual, and empty where there is no residual.
 template <typename Library>
 void define_operators(Library& m) {
   m.def(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -172,8 +173,18 @@ def test_libraries_of_other_sources_are_left_out(monkeypatch: pytest.MonkeyPatch
     assert not found.present and "install again" in found.reason
 
 
+def test_operators_of_other_sources_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("build_info", "instruction_sets", "cpu_features")
+    module = types.SimpleNamespace(**{name: getattr(EXTENSION.module, name) for name in names})
+    module.INTERFACE = _extension.INTERFACE + 1
+    monkeypatch.setattr(_extension, "INTERFACE", module.INTERFACE)
+    monkeypatch.setattr(_extension.importlib, "import_module", lambda name: module)
+    found = _extension.load_extension.__wrapped__()
+    assert not found.present and "install again" in found.reason and found.module is module
+
+
 def test_says_how_it_was_built() -> None:
-    assert EXTENSION.build["instruction_set"] in ("avx512", "avx2", "baseline")
+    assert EXTENSION.build["instruction_set"] in ("amx", "avx512bf16", "avx512", "avx2", "baseline")
     assert EXTENSION.build["compiler"] and EXTENSION.build["flags"] and EXTENSION.build["torch"]
 
 

@@ -9,8 +9,17 @@ int main(void) {
   const leace_fast_factors factors = {left_t, right, mean, 3, 1, 1};
   const leace_fast_norm norm = {0, weight, NULL, 0.0, 0.0};
   const int64_t index[2] = {0, -1}, unknown[2] = {0, 7};
-  float x[2][3] = {{5, 2, 3}, {6, 8, 0}}, y[2][3], summed[2][3];
+  float x[2][3] = {{5, 2, 3}, {6, 8, 0}}, y[2][3] = {{-1, -1, -1}}, summed[2][3];
 
+  if (leace_fast_instruction_set() == NULL) {
+    if (leace_fast_project(LEACE_FAST_FLOAT32, x, 3, y, 3, 2, &factors, NULL, NULL) != LEACE_FAST_BAD_CPU) return 5;
+    if (leace_fast_add_norm_project(LEACE_FAST_FLOAT32, x, 3, x, 3, summed, 3, y, 3, 2, &norm, &factors, NULL, NULL) !=
+        LEACE_FAST_BAD_CPU)
+      return 6;
+    if (leace_fast_packed_size(3, 64, 1) != 0) return 7;
+    printf("refused, and nothing written: %g %g %g\n", y[0][0], y[0][1], y[0][2]);
+    return 0;
+  }
   if (leace_fast_project(LEACE_FAST_FLOAT32, x, 3, y, 3, 2, &factors, NULL, NULL) != LEACE_FAST_OK) return 1;
   printf("erased %g %g %g, %g %g %g\n", y[0][0], y[0][1], y[0][2], y[1][0], y[1][1], y[1][2]);
 

@@ -1,13 +1,15 @@
 // The two products of an erasure, in register tiles.
 //
-// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+// Included by kernels.inl inside the namespace of each instruction set.
 //
 // A coordinate, the product of a row with a row of `right`, is summed in the lanes of one vector (lane l takes the
 // columns l, l + lanes, ...), and the lanes then by halves. A column of the result is summed rank by rank. However the
 // loops around are cut, these orders stay: that is why a row has the same bits in any batch and on any thread.
 
-constexpr int64_t SEGMENT = 1024;  // columns that are centred and multiplied at a time: some rows of them stay in L1
-constexpr int64_t APART = SEGMENT + 64;  // from row to row of a segment: a power of two would crowd one set of the cache
+// Columns that are centred and multiplied at a time: some rows of them stay in L1.
+constexpr int64_t SEGMENT = 1024;
+// From row to row of a segment: a power of two would crowd one set of the cache.
+constexpr int64_t APART = SEGMENT + 64;
 
 // The four sums of four vectors, in the order of `sum`.
 template <typename Number>
@@ -23,10 +25,13 @@ INLINE void sum4<float>(const Vector<float>* lanes, float* out) {
            __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   };
   const Vector<float> ab = halves(lanes[0], lanes[1]), cd = halves(lanes[2], lanes[3]);
-  const Vector<float> fours = __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-                              __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  const Vector<float> twos = fours + __builtin_shufflevector(fours, fours, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
-  const Vector<float> ones = twos + __builtin_shufflevector(twos, twos, 1, 0, 1, 0, 5, 4, 5, 4, 9, 8, 9, 8, 13, 12, 13, 12);
+  const Vector<float> fours =
+      __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+      __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const Vector<float> twos =
+      fours + __builtin_shufflevector(fours, fours, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
+  const Vector<float> ones =
+      twos + __builtin_shufflevector(twos, twos, 1, 0, 1, 0, 5, 4, 5, 4, 9, 8, 9, 8, 13, 12, 13, 12);
   out[0] = ones[0];
   out[1] = ones[4];
   out[2] = ones[8];
@@ -70,7 +75,8 @@ struct Centred {
   }
 };
 
-// sums[r * stride + j] += row r * right[j] over `columns`; from zero where `begins`. The rows of `right` are `dim` apart.
+// sums[r * stride + j] += row r * right[j] over `columns`; from zero where `begins`. The rows of `right` are `dim`
+// apart.
 template <int ROWS, int RANKS, typename Number, typename Rows>
 INLINE void multiply_tile(const Rows& rows, const Number* right, int64_t dim, int64_t columns, bool begins,
                           Vector<Number>* sums, int64_t stride) {
@@ -116,8 +122,8 @@ NOINLINE void multiply(const Rows& rows, const Number* right, int64_t dim, int64
   multiply<ROWS, ROWS == 1 ? ONE_ROW_RANKS : TILE_RANKS>(rows, right, dim, columns, begins, count, sums);
 }
 
-// y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers. The same
-// columns of the rows `ahead` are asked for; it may be null.
+// y = x - coordinates * left_t over VECTORS vectors of columns from i on, of which the last holds `tail` numbers. The
+// same columns of the rows `ahead` are asked for; it may be null.
 template <int ROWS, int VECTORS, typename In, typename Out, typename Number>
 INLINE void subtract_tile(const In* const* x, Out* const* y, const In* const* ahead, const Number* coordinates,
                           const Number* left_t, int64_t dim, int64_t rank, int64_t i, int64_t tail) {
@@ -161,8 +167,8 @@ NOINLINE void subtract_columns(const In* const* x, Out* const* y, const In* cons
     subtract_tile<ROWS, 1>(x, y, ahead, coordinates, left_t, dim, rank, i, last - i < LANES ? last - i : LANES);
 }
 
-// The part of RANKS ranks in y = x - coordinates * left_t for whole vectors of the columns first..last of one row. It is
-// added to `sums`, which begin with it where it is the first part; the last part writes y.
+// The part of RANKS ranks in y = x - coordinates * left_t for whole vectors of the columns first..last of one row. It
+// is added to `sums`, which begin with it where it is the first part; the last part writes y.
 template <int RANKS, typename In, typename Out, typename Number>
 INLINE void subtract_part(const In* x, Out* y, const Number* coordinates, const Number* left_t, int64_t dim,
                           int64_t first, int64_t last, bool is_first, bool is_last, Number* sums) {
@@ -188,8 +194,8 @@ INLINE void subtract_parts(const In* x, Out* y, const Number* coordinates, const
   }
 }
 
-// The same for the columns first..last of one row. Factors are read once, so a few ranks at a time are read as they lie:
-// tiles would take a little of every rank, each time from other pages.
+// The same for the columns first..last of one row. Factors are read once, so a few ranks at a time are read as they
+// lie: tiles would take a little of every rank, each time from other pages.
 template <typename In, typename Out, typename Number>
 INLINE void subtract_row(const In* x, Out* y, const Number* coordinates, const Number* left_t, int64_t dim,
                          int64_t rank, int64_t first, int64_t last) {

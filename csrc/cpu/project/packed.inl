@@ -1,6 +1,6 @@
 // Numbers in two bfloat16 parts, and factors laid out in tiles of them.
 //
-// Included by amx.cpp inside a namespace: no include guard, no include.
+// Included by amx.cpp inside its namespace.
 //
 // Two parts keep 16 bits of a number, of which rows of 16-bit numbers, and so results, keep 11 at most. (Float32 rows
 // would need three parts, six products instead of three and half as much memory again, which leaves no gain.) A pair is

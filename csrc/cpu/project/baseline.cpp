@@ -2,8 +2,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "rows.h"
-#include "scratch.h"
+#include "../common/scratch.h"
+#include "kernels.h"
 
 #define INSTRUCTION_SET baseline
 #define VECTOR_BYTES 16
@@ -12,4 +12,4 @@
 #define TILE_VECTORS 4
 #define ONE_ROW_RANKS 4
 #define SMALL_FACTORS (128 << 10)
-#include "kernels.h"
+#include "kernels.inl"

@@ -3,10 +3,10 @@
 #include <cstdint>
 #include <utility>
 
-#include "rows.h"
-#include "scratch.h"
+#include "../common/scratch.h"
+#include "kernels.h"
 
-#ifdef LEACE_FAST_AMX
+#ifdef LEACE_FAST_X86
 #include <immintrin.h>
 
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c,amx-tile,amx-bf16")
@@ -16,12 +16,12 @@ namespace amx {
 namespace {
 
 #define VECTOR_BYTES 64
-#include "lanes.h"
-#include "tiles.h"
+#include "../common/lanes.inl"
+#include "../common/tiles.inl"
 
-#include "packed.h"
+#include "packed.inl"
 
-#include "amx_project.h"
+#include "amx.inl"
 
 int64_t packed_size(int64_t dim, int64_t rank) {
   return rank < LEAST_RANK ? 0 : Layout(dim, rank).size * int64_t(sizeof(uint32_t));

@@ -1,7 +1,7 @@
 // The numbers of one register at a time, VECTOR_BYTES of them: how they are read, written and summed. Larger vectors
 // than the registers would do as well, but compilers pass them through memory, at a twentieth of the speed.
 //
-// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+// Included inside the namespace of each instruction set, after VECTOR_BYTES and, for the intrinsics, <immintrin.h>.
 
 template <typename Number>
 struct Lanes {

@@ -1,4 +1,5 @@
-// Up to 16 numbers of a row as float32, the others zero: included by moments.cpp inside namespaces.
+// Up to 16 numbers of a row as float32, the others zero: included by moments.cpp inside the namespaces of AVX512-BF16
+// and AMX.
 
 inline __m512 load(const float* x, __mmask16 columns) { return _mm512_maskz_loadu_ps(columns, x); }
 inline __m512 load(const bfloat16* x, __mmask16 columns) {

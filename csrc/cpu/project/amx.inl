@@ -1,6 +1,6 @@
 // The erasure of rows of 16-bit numbers with packed factors, on the matrix units.
 //
-// Included by amx.cpp inside a namespace: no include guard, no include.
+// Included by amx.cpp inside its namespace.
 //
 // Rows go through in groups of at most 16, the rows of a tile. Each number of a product is one sum, over block after
 // block and in a block over the products of parts, small ones first: the same bits however rows, ranks and columns are

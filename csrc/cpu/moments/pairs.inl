@@ -1,9 +1,9 @@
 // The second moment of rows that bfloat16 holds exactly, by the vector instruction for it (AVX512-BF16): included by
-// moments.cpp inside a namespace, after moments_loads.h.
+// moments.cpp inside its namespace, after loads.inl.
 //
 // It multiplies pairs of bfloat16 numbers and adds both products to a float32 sum: twice as many operations as in
-// float32. Rows that were bfloat16 are held exactly where they are centred at zero, and mostly about a mean ten standard
-// deviations off and more: their exponents differ by one at most.
+// float32. Rows that were bfloat16 are held exactly where they are centred at zero, and mostly about a mean ten
+// standard deviations off and more: their exponents differ by one at most.
 
 // Packs `count` rows, BLOCK_ROWS at most: of two rows side by side, the numbers of each of WIDTH columns. Returns false
 // where bfloat16 does not hold them.
@@ -26,7 +26,8 @@ inline bool pack_block(const Source<Row>& from, int64_t first, int64_t count, ui
   return _mm512_test_epi32_mask(lost, _mm512_set1_epi32(0xffff)) == 0;
 }
 
-// Packs rows first..first + count of the panels begin..end, as long as they are `exact`, and says which of them stay so.
+// Packs rows first..first + count of the panels begin..end, as long as they are `exact`, and says which of them stay
+// so.
 template <typename Row>
 void pack(const Block<Row>& block, int64_t begin, int64_t end, int64_t first, int64_t count, uint32_t* packed,
           int64_t panel_size, char* exact) {

@@ -1,6 +1,6 @@
 // The norms that stand before an erasure: residual, norm and erasure of a row while it is in the cache.
 //
-// Included by kernels.h once for each instruction set, inside a namespace of that name: no include guard, no include.
+// Included by kernels.inl inside the namespace of each instruction set.
 
 // Calls step(column, count) for vectors of columns; count is less than a whole one at the end only.
 template <typename Number, typename Step>
@@ -70,8 +70,8 @@ INLINE void norm_row(const Row* x, const Row* residual, Row* summed, const Norm<
 }
 
 template <typename Row>
-void norm(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
-          const Norm<Compute<Row>>& norm, const Eraser<Compute<Row>>& eraser) {
+void norm(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin,
+          int64_t end, const Norm<Compute<Row>>& norm, const Eraser<Compute<Row>>& eraser) {
   using Number = Compute<Row>;
   const int64_t dim = eraser.dim, chunk = rows_of_chunk(dim * sizeof(Number), eraser.rank);
   static thread_local Scratch kept;

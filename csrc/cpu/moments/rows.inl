@@ -1,6 +1,5 @@
-// The loops of moments.cpp, included there once for each instruction set, inside a namespace of that name: so there is no
-// include guard, and no include. Before it come LANES, floats in a vector, and SLICE, columns of a tile that one call of
-// `multiply_slice` keeps in registers, two vectors wide.
+// The loops of moments.cpp, included there inside the namespaces of instruction sets. Before it come LANES, floats in a
+// vector, and SLICE, columns of a tile that one call of `multiply_slice` keeps in registers, two vectors wide.
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 

@@ -42,7 +42,7 @@ struct Block {
   std::vector<float> centre, root;
 
   // Whether pairs of bfloat16 numbers are multiplied where panels hold nothing else.
-  bool tries_pairs(Level level) const { return level == Level::AVX512BF16 && root.empty(); }
+  bool tries_pairs(InstructionSet set) const { return set == InstructionSet::AVX512BF16 && root.empty(); }
 
   Source<Row> panel(int64_t p) const {
     return {rows.x + p * WIDTH, rows.stride, std::min(WIDTH, rows.dim - p * WIDTH), centre.data() + p * WIDTH,
@@ -75,7 +75,7 @@ struct Centring {
   std::vector<double> rest, negative_rest, mean, weighted_mean;
 };
 
-// What the vectors of one instruction set do: the functions of moments_rows.h.
+// What the vectors of one instruction set do: the functions of rows.inl.
 template <typename Row>
 struct VectorKernels {
   bool (*finite)(const Rows<Row>& rows);

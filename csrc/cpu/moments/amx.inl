@@ -1,8 +1,10 @@
-// The second moment on the matrix units (AMX): included by moments.cpp, behind tiles.h, inside a namespace.
+// The second moment on the matrix units (AMX): included by moments.cpp inside its namespace, after loads.inl
+// and tiles.inl.
 //
 // They multiply bfloat16 and add in float32. A float32 number is the exact sum of three bfloat16 parts of falling size,
-// and a product of two parts is exact in float32; those of parts p and q with p + q > 2 lie below 2^-26 of the whole and
-// are left out. Rows that were bfloat16, or float32 of few digits, need one part or two: panels know how many they have.
+// and a product of two parts is exact in float32; those of parts p and q with p + q > 2 lie below 2^-26 of the whole
+// and are left out. Rows that were bfloat16, or float32 of few digits, need one part or two: panels know how many they
+// have.
 
 constexpr int64_t TILE = 512;        // numbers in a tile: 16 columns of BLOCK_ROWS rows
 constexpr int64_t BLOCK = 2 * TILE;  // a panel's numbers in BLOCK_ROWS rows

@@ -1,4 +1,4 @@
-// The formats that rows are stored in, as numbers one by one; lanes.h has them by vectors.
+// The formats that rows are stored in, as numbers one by one; lanes.inl has them by vectors.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,18 @@ namespace cpu {
 
 using leace_fast::bfloat16;
 using leace_fast::float16;
+
+// The dtype that rows of a dtype are computed in.
+template <typename Row>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename Row>
+using Compute = typename ComputeOf<Row>::type;
 
 template <typename To, typename From>
 inline To bits_as(From from) {

@@ -3,25 +3,10 @@
 
 #include <cstdint>
 
-#include "number_formats.h"
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define LEACE_FAST_AMX 1
-#endif
+#include "../common/number_formats.h"
+#include "../common/processor.h"
 
 namespace leace_fast::cpu {
-
-// The dtype that rows of a dtype are computed in.
-template <typename Row>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <typename Row>
-using Compute = typename ComputeOf<Row>::type;
 
 // One eraser; `mean` may be null, and so may `packed`: the factors once more, as the matrix units take them.
 template <typename Number>
@@ -69,8 +54,8 @@ struct RowKernels {
                    int64_t first, int64_t last, const Number* coordinates);
 
   // summed = x + residual (or x, if residual.data is null), y = erased norm of summed; begin..end as above.
-  void (*norm)(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin, int64_t end,
-               const Norm<Number>& norm, const Eraser<Number>& eraser);
+  void (*norm)(RowView<const Row> x, RowView<const Row> residual, RowView<Row> summed, RowView<Row> y, int64_t begin,
+               int64_t end, const Norm<Number>& norm, const Eraser<Number>& eraser);
 };
 
 struct Kernels {
@@ -80,8 +65,8 @@ struct Kernels {
   RowKernels<float16> float16_;
 };
 
-// The functions for rows of 16-bit numbers and erasers whose factors are packed, without those for norms: again the same
-// bits for a row however they are called, if ranks and columns are divided at multiples of 16.
+// The functions for rows of 16-bit numbers and erasers whose factors are packed, without those for norms: again the
+// same bits for a row however they are called, if ranks and columns are divided at multiples of 16.
 struct PackedKernels {
   int64_t (*size)(int64_t dim, int64_t rank);  // bytes; 0 where the other kernels serve as well
   void (*pack)(const Eraser<float>& eraser, uint32_t* to);
@@ -90,10 +75,8 @@ struct PackedKernels {
 };
 
 extern const Kernels baseline_kernels;
-#if defined(__x86_64__)
+#ifdef LEACE_FAST_X86
 extern const Kernels avx2_kernels, avx512_kernels;
-#endif
-#ifdef LEACE_FAST_AMX
 extern const PackedKernels amx_kernels;
 #endif
 

@@ -2,11 +2,11 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
+#include "../common/scratch.h"
+#include "kernels.h"
 
-#include "rows.h"
-#include "scratch.h"
+#ifdef LEACE_FAST_X86
+#include <immintrin.h>
 
 #pragma GCC target("avx2,fma,f16c")
 #define INSTRUCTION_SET avx2
@@ -16,5 +16,5 @@
 #define TILE_VECTORS 3
 #define ONE_ROW_RANKS 8
 #define SMALL_FACTORS (128 << 10)
-#include "kernels.h"
+#include "kernels.inl"
 #endif

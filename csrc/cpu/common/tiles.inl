@@ -1,7 +1,7 @@
 // The matrix units (AMX): eight tiles of up to 16 rows of 64 bytes, and the product of two of them.
 //
-// Included by amx.cpp and moments.cpp, each inside a namespace: no include guard, no include. The intrinsics of the
-// compiler take the number of a tile as a literal only, which would leave no loop over tiles.
+// Included inside the namespaces for AMX of both kinds of kernels. The intrinsics of the compiler take the number of a
+// tile as a literal only, which would leave no loop over tiles.
 
 constexpr int64_t TILE_ROWS = 16;
 constexpr int64_t TILE_ROW = 64;  // bytes

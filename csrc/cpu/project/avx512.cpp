@@ -2,11 +2,11 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
+#include "../common/scratch.h"
+#include "kernels.h"
 
-#include "rows.h"
-#include "scratch.h"
+#ifdef LEACE_FAST_X86
+#include <immintrin.h>
 
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
 #define INSTRUCTION_SET avx512
@@ -16,5 +16,5 @@
 #define TILE_VECTORS 4
 #define ONE_ROW_RANKS 8
 #define SMALL_FACTORS (256 << 10)
-#include "kernels.h"
+#include "kernels.inl"
 #endif

@@ -1,14 +1,14 @@
-// A block of rows, packed for the products of its panels in the forms that a level multiplies: included by moments.cpp
-// after the kernels of all levels.
+// A block of rows, packed for the products of its panels in the forms that an instruction set multiplies: included by
+// moments.cpp after the kernels of all sets.
 
 template <typename Row>
 class Packed {
  public:
-  Packed(const Block<Row>& block, Level level)
+  Packed(const Block<Row>& block, InstructionSet set)
       : block_(block),
-        vectors_(vector_kernels<Row>(level)),
-        amx_(level == Level::AMX),
-        tries_pairs_(block.tries_pairs(level)),
+        vectors_(vector_kernels<Row>(set)),
+        amx_(set == InstructionSet::AMX),
+        tries_pairs_(block.tries_pairs(set)),
         panels_(panels_of(block.rows.dim)),
         run_(std::min(!amx_ ? VECTOR_DEPTH : sizeof(Row) == 4 ? FLOAT_DEPTH : SHORT_DEPTH, block.rows.count)),
         runs_((block.rows.count + run_ - 1) / run_),

@@ -1,4 +1,5 @@
-// The kernels of one instruction set: included, after its `#pragma GCC target`, by the file of its name, which defines
+// The kernels of one instruction set (see kernels.h): included, after its `#pragma GCC target`, by the file of its
+// name, which defines
 //
 //     INSTRUCTION_SET   its name
 //     VECTOR_BYTES      of a register
@@ -10,8 +11,8 @@ namespace leace_fast::cpu {
 namespace INSTRUCTION_SET {
 namespace {
 
-#include "lanes.h"
-#include "products.h"
+#include "../common/lanes.inl"
+#include "products.inl"
 
 // Rows whose factors are small go through tile by tile. Larger factors are read from the cache once for a chunk of
 // rows, one segment of columns after another.
@@ -102,8 +103,8 @@ INLINE void subtract_before(int64_t limit, RowView<const In> x, RowView<Out> y, 
 }
 
 template <typename In, typename Out, typename Number>
-void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser, int64_t first,
-              int64_t last, const Number* coordinates) {
+void subtract(RowView<const In> x, RowView<Out> y, int64_t begin, int64_t end, const Eraser<Number>& eraser,
+              int64_t first, int64_t last, const Number* coordinates) {
   subtract_before(end, x, y, begin, end, eraser, first, last, coordinates);
 }
 
@@ -126,7 +127,7 @@ void project(RowView<const Row> x, RowView<Row> y, int64_t begin, int64_t end, c
   }
 }
 
-#include "norms.h"
+#include "norms.inl"
 
 template <typename Row>
 constexpr RowKernels<Row> row_kernels() {

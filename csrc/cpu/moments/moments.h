@@ -1,18 +1,20 @@
-// Sums over rows for the statistics: class sums in float64, and the second moment of narrow rows. Behind plain pointers;
-// no torch header. Every function is a fixed sequence of operations for each column, or each tile of the result: no bit
-// depends on how many threads share the work.
+// Sums over rows for the statistics: class sums in float64, and the second moment of narrow rows. Behind plain
+// pointers; no torch header. Every function is a fixed sequence of operations for each column, or each tile of the
+// result: no bit depends on how many threads share the work.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 
-#include "number_formats.h"
+#include "../common/number_formats.h"
+#include "../common/processor.h"
 
 namespace leace_fast::moments {
 
-// The kernels that a machine can run, each faster than those before.
-enum class Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
-Level best_level();
+using cpu::InstructionSet;
+
+// cpu::instruction_set(name), which has kernels: throws std::invalid_argument for the baseline too.
+InstructionSet with_kernels(const char* name);
 
 // Calls work(begin, end) for ranges that cover 0..count, on any threads; an item costs about `cost` operations.
 using Work = std::function<void(int64_t begin, int64_t end)>;
@@ -28,7 +30,7 @@ struct Rows {
 
 // Whether all entries are finite.
 template <typename Row>
-bool all_finite(const Rows<Row>& rows, Level level);
+bool all_finite(const Rows<Row>& rows, InstructionSet set);
 
 // The sums of a block of rows about `shift`, for each column.
 struct ColumnSums {
@@ -39,13 +41,13 @@ struct ColumnSums {
 // Adds w (x - shift) to sums[label], for the columns begin..end, and to the sums of the block.
 template <typename Row>
 void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
-                    const ColumnSums& of_block, int64_t begin, int64_t end, Level level);
+                    const ColumnSums& of_block, int64_t begin, int64_t end, InstructionSet set);
 
-// Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart. Returns
-// false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very rows.
-// Packed, the rows take up to three times the memory of float32 rows, which is kept for the next call.
+// Adds sum w (x - shift)(x - shift)' to the lower triangle of `second`, of which rows lie `second_stride` apart.
+// Returns false, and adds nothing, where squares of x leave the range of float32. `of_rows` are the sums of these very
+// rows. Packed, the rows take up to three times the memory of float32 rows, which is kept for the next call.
 template <typename Row>
 bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
-                       int64_t second_stride, Level level, const Parallel& parallel);
+                       int64_t second_stride, InstructionSet set, const Parallel& parallel);
 
 }  // namespace leace_fast::moments

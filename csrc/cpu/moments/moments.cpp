@@ -4,30 +4,33 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
-#include "moments_panels.h"
-#include "processor.h"
-#include "scratch.h"
+#include "../common/scratch.h"
+#include "panels.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define LEACE_FAST_X86 1
+#ifdef LEACE_FAST_X86
 #include <immintrin.h>
 #endif
 
 namespace leace_fast::moments {
 namespace {
 
-// Rows of a run, which are summed in float32 before they go to float64: in vectors; on the matrix units, of float32 rows
-// and of 16-bit rows.
+// Rows of a run, which are summed in float32 before they go to float64: in vectors; on the matrix units, of float32
+// rows and of 16-bit rows.
 constexpr int64_t VECTOR_DEPTH = 256, FLOAT_DEPTH = 512, SHORT_DEPTH = 1024;
-// How far off zero a column is centred there, in standard deviations: the error grows with the square of it, and rows that
-// stay bfloat16 are multiplied twice as fast by AVX512-BF16.
+// How far off zero a column is centred there, in standard deviations: the error grows with the square of it, and rows
+// that stay bfloat16 are multiplied twice as fast by AVX512-BF16.
 constexpr double NEAR = 0.5, NEAR_PAIRS = 1;
 // Sums of squares that float32 can hold the terms of.
 constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
 
 using cpu::bits_as;
+
+[[noreturn]] void no_kernels() {
+  throw std::invalid_argument("the instruction set is 'baseline', expected a later one: it has no kernels for sums");
+}
 
 // Branch-free, so that loops over them vectorise.
 inline float widen(float x) { return x; }
@@ -42,7 +45,7 @@ inline float widen(float16 x) {  // a finite number
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 constexpr int LANES = 8, SLICE = 4;
-#include "moments_rows.h"
+#include "rows.inl"
 }  // namespace avx2
 #pragma GCC pop_options
 
@@ -50,7 +53,7 @@ constexpr int LANES = 8, SLICE = 4;
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
 namespace avx512 {
 constexpr int LANES = 16, SLICE = 8;
-#include "moments_rows.h"
+#include "rows.inl"
 }  // namespace avx512
 #pragma GCC pop_options
 
@@ -60,8 +63,8 @@ constexpr int LANES = 16, SLICE = 8;
 #pragma GCC push_options
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
 namespace avx512bf16 {
-#include "moments_loads.h"
-#include "moments_pairs.h"
+#include "loads.inl"
+#include "pairs.inl"
 }  // namespace avx512bf16
 #pragma GCC pop_options
 
@@ -69,30 +72,21 @@ namespace avx512bf16 {
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")
 namespace amx {
 using cpu::Constant;
-#include "moments_loads.h"
-#include "tiles.h"
-#include "moments_amx.h"
+#include "loads.inl"
+#include "../common/tiles.inl"
+#include "amx.inl"
 }  // namespace amx
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 
 template <typename Row>
-const VectorKernels<Row>& vector_kernels(Level level) {
-  return level == Level::AVX2 ? avx2::kernels<Row> : avx512::kernels<Row>;
+const VectorKernels<Row>& vector_kernels(InstructionSet set) {
+  if (set >= InstructionSet::AVX512) return avx512::kernels<Row>;
+  if (set >= InstructionSet::AVX2) return avx2::kernels<Row>;
+  no_kernels();
 }
 
-#include "moments_packed.h"
-#endif
-
-Level find_level() {
-#ifdef LEACE_FAST_X86
-  if (cpu::has_instruction_set("amx")) return Level::AMX;
-  if (cpu::has_instruction_set("avx512bf16")) return Level::AVX512BF16;
-  if (cpu::has_instruction_set("avx512")) return Level::AVX512;
-  if (cpu::has_instruction_set("avx2")) return Level::AVX2;
-#endif
-  return Level::NONE;
-}
+#include "packed.inl"
 
 // Where to centre a column: at zero where its mean is no more than `near` standard deviations off, so that rows of few
 // digits keep these and no more; else at the mean, to a few digits of the deviation, for the same reason.
@@ -117,8 +111,8 @@ double scale_of(const double* weight, int64_t count) {
 // float32.
 template <typename Row>
 bool centre_columns(Block<Row>& block, const double* shift, const ColumnSums& of_rows, double total, double scale,
-                    Level level, Centring& centring) {
-  const bool pairs = std::is_same_v<Row, bfloat16> && block.tries_pairs(level);
+                    InstructionSet set, Centring& centring) {
+  const bool pairs = std::is_same_v<Row, bfloat16> && block.tries_pairs(set);
   for (int64_t i = 0; i < block.rows.dim; ++i) {
     const double mean = of_rows.total[i] / total;  // less the shift
     const double centre =
@@ -132,34 +126,38 @@ bool centre_columns(Block<Row>& block, const double* shift, const ColumnSums& of
   }
   return true;
 }
+#endif
 
 }  // namespace
 
-Level best_level() {
-  static const Level level = find_level();
-  return level;
+InstructionSet with_kernels(const char* name) {
+  const InstructionSet set = cpu::instruction_set(name);
+  if (set == InstructionSet::BASELINE) no_kernels();
+  return set;
 }
 
 template <typename Row>
-bool all_finite(const Rows<Row>& rows, Level level) {
+bool all_finite(const Rows<Row>& rows, InstructionSet set) {
 #ifdef LEACE_FAST_X86
-  return vector_kernels<Row>(level).finite(rows);
+  return vector_kernels<Row>(set).finite(rows);
 #else
-  return false;
+  no_kernels();
 #endif
 }
 
 template <typename Row>
 void add_class_sums(const Rows<Row>& rows, const int64_t* labels, const double* shift, double* sums,
-                    const ColumnSums& of_block, int64_t begin, int64_t end, Level level) {
+                    const ColumnSums& of_block, int64_t begin, int64_t end, InstructionSet set) {
 #ifdef LEACE_FAST_X86
-  vector_kernels<Row>(level).class_sums(rows, labels, shift, sums, of_block, begin, end);
+  vector_kernels<Row>(set).class_sums(rows, labels, shift, sums, of_block, begin, end);
+#else
+  no_kernels();
 #endif
 }
 
 template <typename Row>
 bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnSums& of_rows, double* second,
-                       int64_t second_stride, Level level, const Parallel& parallel) {
+                       int64_t second_stride, InstructionSet set, const Parallel& parallel) {
 #ifdef LEACE_FAST_X86
   const double scale = scale_of(rows.weight, rows.count);
   double total = rows.weight == nullptr ? double(rows.count) : 0;
@@ -170,9 +168,9 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
     total += rows.weight[r];
   }
   Centring centring(padded);
-  if (!centre_columns(block, shift, of_rows, total, scale, level, centring)) return false;
+  if (!centre_columns(block, shift, of_rows, total, scale, set, centring)) return false;
 
-  Packed<Row> packed(block, level);
+  Packed<Row> packed(block, set);
   packed.pack(parallel, centring.rest.data());
   for (int64_t i = 0; i < rows.dim; ++i) {
     if (packed.exact(i / WIDTH)) centring.rest[i] = of_rows.total[i] - total * (block.centre[i] - shift[i]);
@@ -181,14 +179,14 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
   }
 
   const std::vector<Tile> tiles = lower_tiles(rows.dim);
-  const VectorKernels<Row>& vectors = vector_kernels<Row>(level);
+  const VectorKernels<Row>& vectors = vector_kernels<Row>(set);
   parallel(int64_t(tiles.size()), rows.count * WIDTH * WIDTH / 8, [&](int64_t begin, int64_t end) {
     alignas(64) float product[WIDTH * WIDTH];
     static thread_local cpu::Scratch kept;
     auto* sums = static_cast<double*>(kept.at_least(GROUP * GROUP * WIDTH * WIDTH * int64_t(sizeof(double))));
     const auto sums_of = [&](int64_t t) { return sums + t * WIDTH * WIDTH; };
     amx::Tiles tiles_of_thread;
-    if (level == Level::AMX) tiles_of_thread.set_rows(amx::TILE_ROWS);
+    if (set == InstructionSet::AMX) tiles_of_thread.set_rows(amx::TILE_ROWS);
     for (int64_t first = begin, next; first < end; first = next) {
       for (next = first + 1; next < end && tiles[next].group == tiles[first].group;) ++next;
       for (int64_t k = 0; k < packed.runs(); ++k)
@@ -202,16 +200,16 @@ bool add_second_moment(const Rows<Row>& rows, const double* shift, const ColumnS
   });
   return true;
 #else
-  return false;
+  no_kernels();
 #endif
 }
 
 #define LEACE_FAST_INSTANTIATE(Row)                                                                                  \
-  template bool all_finite(const Rows<Row>&, Level);                                                                 \
+  template bool all_finite(const Rows<Row>&, InstructionSet);                                                        \
   template void add_class_sums(const Rows<Row>&, const int64_t*, const double*, double*, const ColumnSums&, int64_t, \
-                               int64_t, Level);                                                                      \
-  template bool add_second_moment(const Rows<Row>&, const double*, const ColumnSums&, double*, int64_t, Level,       \
-                                  const Parallel&);
+                               int64_t, InstructionSet);                                                             \
+  template bool add_second_moment(const Rows<Row>&, const double*, const ColumnSums&, double*, int64_t,              \
+                                  InstructionSet, const Parallel&);
 LEACE_FAST_INSTANTIATE(float)
 LEACE_FAST_INSTANTIATE(bfloat16)
 LEACE_FAST_INSTANTIATE(float16)
