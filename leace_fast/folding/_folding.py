@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
-from ..models import forget_compiled
+from ..models import check_module, forget_compiled
 from ._agreement import check_agrees, example_of, hooked_output, output_of, share
 from ._edits import Edits, add_biases
 from ._plan import Plan, bias_name, plan
@@ -83,6 +83,7 @@ def fold_(
     Raises:
         ValueError: a site is read by something else than a product with a plain weight of its own, which is named;
             or a linear map is dear or unknown; or the model is folded already.
+        TypeError: the model is no module.
         RuntimeError: the folded model does not do what the hooked one does.
 
     >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).double()
@@ -92,6 +93,7 @@ def fold_(
     ([0.0, 0.0], {'0': ('1',)})
     >>> unfold_(model)
     """
+    check_module(model)
     check_not_folded(model)
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .._files import write_bytes
 from ..erasers import Eraser
-from ..models import tap
+from ..models import check_module, tap
 from ._adapter import Adapter, Factors
 from ._agreement import check_agrees, example_of, output_of
 from ._plan import Plan, plan
@@ -92,6 +92,7 @@ def export_lora(
 
     Raises:
         ValueError: as in `fold_`, or a reader is neither an `nn.Linear` nor a `Conv1D`, which LoRA cannot adapt.
+        TypeError: the model is no module.
         RuntimeError: the adapter does not do what the hooks do; nothing is written.
 
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3; https://github.com/huggingface/peft.
@@ -104,6 +105,7 @@ def export_lora(
     >>> report.rank, report.target_modules, report.leak
     (1, ('1',), 0.0)
     """
+    check_module(model)
     if hasattr(model, "peft_config"):
         raise ValueError("the model is wrapped by PEFT: export for the model inside, as by model.get_base_model()")
     erasers = {site: eraser for site, eraser in erasers.items() if eraser.rank}  # of rank 0: nothing to serve

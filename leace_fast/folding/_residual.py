@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
+from ..models import check_module
 from ._agreement import check_agrees, example_of, hooked_output, output_of, share
 from ._calls import tensors_in
 from ._edits import Edits, check_weight
@@ -48,6 +49,7 @@ def fold_residual_(
 
     Raises:
         ValueError: something else writes to the stream, or a writer is also read elsewhere; it is named.
+        TypeError: the model is no module.
         RuntimeError: the folded model does not do what hooks on the writers do, or a norm still reads the concept.
 
     >>> block = nn.Sequential(nn.Embedding(8, 4), nn.LayerNorm(4), nn.Linear(4, 3))
@@ -56,6 +58,7 @@ def fold_residual_(
     >>> block[0].weight[:, 0].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
+    check_module(model)
     check_not_folded(model)
     check_detached(model)
     left, right = eraser.left.double(), eraser.right.double()

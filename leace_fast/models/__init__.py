@@ -5,10 +5,11 @@ from __future__ import annotations
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._groups import GROUPS
 from ._hooks import acts_of, add_act, forget_compiled, tap, tapped
-from ._identity import Identity
+from ._identity import Identity, on_hub
 from ._modules import (
     LABELS,
     check_inputs,
+    check_module,
     device_of,
     evaluating,
     has_weight,
@@ -37,6 +38,7 @@ __all__ = [
     "add_act",
     "by_row",
     "check_inputs",
+    "check_module",
     "decoder_sites",
     "device_of",
     "evaluating",
@@ -49,6 +51,7 @@ __all__ = [
     "is_norm",
     "items_of",
     "multiplies",
+    "on_hub",
     "put_on",
     "record",
     "resolve_sites",

@@ -57,7 +57,7 @@ class Identity:
     def differences(self, other: Identity) -> list[str]:
         """What tells another model (here) from this one (there), as far as both are known."""
         pairs: list[tuple[str, Any, Any]] = []
-        if _on_hub(self.model_id) and _on_hub(other.model_id):
+        if on_hub(self.model_id) and on_hub(other.model_id):
             pairs.append(("model", self.model_id, other.model_id))
         if self.revision and other.revision:
             pairs.append(("revision", self.revision, other.revision))
@@ -69,7 +69,7 @@ class Identity:
         return [f"{what}: {there!r} there, {here!r} here" for what, there, here in pairs if there != here]
 
 
-def _on_hub(name: str) -> bool:
+def on_hub(name: str) -> bool:
     """Whether a name is one of the hub: folders move, and their names say nothing about what they hold."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 

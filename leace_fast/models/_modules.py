@@ -81,10 +81,15 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
     raise TypeError(f"example must be a batch (a dict) or a tensor, got {describe(example)}")
 
 
-def check_inputs(model: Any, batches: Any) -> None:
-    """Raise TypeError for a model that is no module, such as its name, and for one batch in the place of many."""
+def check_module(model: Any) -> None:
+    """Raise TypeError for a model that is no module, such as its name."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
+
+
+def check_inputs(model: Any, batches: Any) -> None:
+    """Raise TypeError for a model that is no module, and for one batch in the place of many."""
+    check_module(model)
     if isinstance(batches, (Mapping, Tensor)):
         raise TypeError(f"batches is {describe(batches)}, expected several batches: for one, pass [batch]")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -70,16 +70,23 @@ class Checkpoint:
         self.index["erasers"][site] = hashlib.sha256(path.read_bytes()).hexdigest()
         self._write()
 
-    def moments(self, concepts: Iterable[str]) -> tuple[int, dict[str, dict[str, Moments]]]:
-        """The number of the last batch that was taken in, -1 if none was, and the statistics by site and concept."""
+    def moments(
+        self, concepts: Sequence[str], device_at: Callable[[str], torch.device]
+    ) -> tuple[int, dict[str, dict[str, Moments]]]:
+        """The number of the last batch that was taken in, -1 if none was, and the statistics by site and concept.
+
+        Args:
+            concepts: their names.
+            device_at: where those of a site go on.
+        """
         batch = self.index["batch"]
         if batch < 0:
             return batch, {}
-        folder, names = self.folder / f"batch-{batch}", list(concepts)
-        return batch, {
-            site: {name: Moments.load(folder / f"{number}-{quote(name, safe='')}.safetensors") for name in names}
-            for number, site in enumerate(self.facts["sites"])
-        }
+        folder, found = self.folder / f"batch-{batch}", {}
+        for number, site in enumerate(self.facts["sites"]):
+            paths = {name: folder / f"{number}-{quote(name, safe='')}.safetensors" for name in concepts}
+            found[site] = {name: Moments.load(path, device=device_at(site)) for name, path in paths.items()}
+        return batch, found
 
     def add_moments(self, batch: int, moments: Mapping[str, Mapping[str, Moments]]) -> None:
         """Keep the statistics as they are after a batch."""

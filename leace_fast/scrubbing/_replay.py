@@ -11,69 +11,24 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import LABELS, device_of, evaluating, has_weight, items_of, tap
-from ._buffer import Buffer, Slot
+from ..models import device_of, evaluating, has_weight, items_of, tap
+from ._buffer import Buffer
+from ._stored import PLAIN, Argument, Batch, Kept, described, template_of
 
-PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 MOST = 4  # a module's output is kept up to so many times the size of its input: attention weights are not
 CHECKED_ROWS = 64
 
 
 class Stop(Exception):
     """Ends a forward pass at a site."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """Stands for the n-th leaf of a module's arguments."""
-
-    index: int
-
-
-@dataclass
-class Kept:
-    """What one call of a module returned: leaves that are stored tensors, arguments or plain values."""
-
-    leaves: list[Any]
-    spec: Any
-
-    def restore(self, arguments: tuple[Any, ...]) -> Any:
-        given = pytree.tree_leaves(arguments)
-
-        def value(leaf: Any) -> Any:
-            return given[leaf.index] if isinstance(leaf, Argument) else leaf.get() if isinstance(leaf, Slot) else leaf
-
-        return pytree.tree_unflatten([value(leaf) for leaf in self.leaves], self.spec)
-
-    def drop(self) -> None:
-        for leaf in self.leaves:
-            if isinstance(leaf, Slot):
-                leaf.drop()
-
-
-class Batch:
-    """A stored batch, and what its forward pass has left so far."""
-
-    def __init__(self, inputs: Mapping[str, Any], buffer: Buffer) -> None:
-        leaves, spec = pytree.tree_flatten({name: value for name, value in inputs.items() if name != LABELS})
-        self.inputs = Kept([buffer.put(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        self.kept: dict[str, Kept] = {}
-        self.passed: set[str] = set()  # layers whose output nobody reads any more
-
-    def clear(self) -> None:
-        """Forget the forward pass."""
-        for kept in self.kept.values():
-            kept.drop()
-        self.kept, self.passed = {}, set()
 
 
 class Replay:
@@ -186,7 +141,7 @@ class Replay:
             del self._live[inner]
         # an argument that was changed in place is not what it will be when the module does not run
         whole = [value for value, old in zip(given, versions, strict=True) if old == _version(value)]
-        leaves, spec = _described(output, given, whole)
+        leaves, spec = described(output, given, whole)
         new = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not all(isinstance(leaf, (Tensor, Argument, *PLAIN)) for leaf in leaves):
             return
@@ -225,7 +180,7 @@ class Replay:
             chained = any(value is leaf for value in given if isinstance(value, Tensor) for leaf in returned)
             self._layers[name] = before if chained else None
             last[lists[module]] = (name, pytree.tree_leaves(output))
-            if template := _template(given, output):
+            if template := template_of(given, output):
                 self._templates[name] = template
 
         def act(name: str, output: Tensor) -> None:
@@ -284,27 +239,6 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _version(value: Any) -> int:
     return value._version if isinstance(value, Tensor) else 0
-
-
-def _described(output: Any, given: Sequence[Any], whole: Sequence[Any]) -> tuple[list[Any], Any]:
-    """The leaves of an output, those that are arguments by their place, and its structure."""
-    leaves, spec = pytree.tree_flatten(output)
-    places = {id(value): index for index, value in enumerate(given) if any(value is other for other in whole)}
-    return [Argument(places[id(v)]) if isinstance(v, Tensor) and id(v) in places else v for v in leaves], spec
-
-
-def _template(given: Sequence[Any], output: Any) -> tuple[list[Any], Any] | None:
-    """What stands for a layer's output once nobody reads it: its input in the place of the hidden states."""
-    leaves, spec = _described(output, given, given)
-    new = [index for index, leaf in enumerate(leaves) if not isinstance(leaf, (Argument, *PLAIN))]
-    if len(new) != 1 or not isinstance(leaves[new[0]], Tensor):
-        return None
-    hidden = leaves[new[0]]
-    for index, value in enumerate(given):
-        if isinstance(value, Tensor) and value.shape == hidden.shape and value.dtype == hidden.dtype:
-            leaves[new[0]] = Argument(index)
-            return leaves, spec
-    return None
 
 
 def _some_rows(x: Tensor) -> Tensor:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .._files import write_bytes
 from ..attaching import Attachment
 from ..erasers import Eraser
 from ..folding import FoldReport, LoraReport, export_lora, fold_, unfold_
-from ..models import Identity
-
-FORMAT_VERSION = 1
-INDEX = "scrubber.json"
+from ..models import Identity, check_module
+from ._folder import find_folder, push_folder, read_folder, write_folder
 
 
 class Scrubber(Mapping[str, Eraser]):
@@ -74,7 +67,8 @@ class Scrubber(Mapping[str, Eraser]):
         return Identity(self.model_id, self.revision, self.config)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise ValueError, with the difference, if the erasers were fitted on another model than this."""
+        """Raise ValueError, with the difference, for another model than the erasers', TypeError for what is none."""
+        check_module(model)
         if different := self.identity.differences(Identity.of(model)):
             raise ValueError(
                 f"these erasers were fitted on another model ({'; '.join(different[:6])}): fit them on this one, or, "
@@ -187,84 +181,129 @@ class Scrubber(Mapping[str, Eraser]):
             )
         return self._attached[model]
 
-    def fold_(self, model: nn.Module, example: Mapping[str, Any] | Tensor | None = None, **options: Any) -> FoldReport:
-        """Fold the erasers into the weights of `model`, with the options and the refusals of `fold.fold_`."""
+    def fold_(
+        self,
+        model: nn.Module,
+        example: Mapping[str, Any] | Tensor | None = None,
+        *,
+        add_bias: bool = False,
+        max_cost_ratio: float = 1.1,
+        keep_originals: bool = True,
+    ) -> FoldReport:
+        """Fold the erasers into the weights of `model`: arguments, report and refusals of `leace_fast.fold_`.
+
+        Raises:
+            ValueError, RuntimeError: as `leace_fast.fold_`, and for another model than the erasers' own.
+        """
         self.check_model(model)
-        return fold_(model, self, example, **options)
+        return fold_(
+            model, self, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio, keep_originals=keep_originals
+        )
 
     def unfold_(self, model: nn.Module) -> None:
-        """Restore a folded model to the bit, as `fold.unfold_`."""
+        """Restore a folded model to the bit, as `leace_fast.unfold_`."""
         unfold_(model)
 
     def export_lora(
         self,
-        folder: str | os.PathLike[str],
         model: nn.Module,
+        folder: str | os.PathLike[str],
         example: Mapping[str, Any] | Tensor | None = None,
-        **options: Any,
+        *,
+        lora_bias: bool = False,
+        split: bool = True,
+        dtype: torch.dtype | None = None,
+        max_cost_ratio: float = 1.1,
+        base_model: str | None = None,
     ) -> LoraReport:
-        """Write the erasers as a LoRA adapter in PEFT's format, with the options and refusals of `lora.export_lora`."""
+        """Write the erasers as a LoRA adapter of `model`: arguments, report and refusals of `leace_fast.export_lora`.
+
+        Args:
+            base_model: name of the model in the adapter's config; None for the one that the erasers were fitted on.
+
+        Raises:
+            ValueError, RuntimeError: as `leace_fast.export_lora`, and for another model than the erasers' own.
+        """
         self.check_model(model)
-        return export_lora(folder, model, self, example, **{"base_model": self.model_id or None, **options})
+        return export_lora(
+            model,
+            self,
+            folder,
+            example,
+            lora_bias=lora_bias,
+            split=split,
+            dtype=dtype,
+            max_cost_ratio=max_cost_ratio,
+            base_model=base_model or self.model_id or None,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        sites = {}
-        for site, eraser in self.items():
-            eraser.save(folder / _file_name(site))
-            sites[site] = hashlib.sha256((folder / _file_name(site)).read_bytes()).hexdigest()
-        index = {
-            "format_version": FORMAT_VERSION,
-            "model_id": self.model_id,
-            "revision": self.revision,
-            "config": self.config,
-            "sites": list(sites.items()),
-        }
-        write_bytes(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}, indent=1).encode())
+        write_folder(folder, self, self.identity)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Scrubber:
-        """Read what `save_pretrained` wrote, to the bit.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Scrubber:
+        """Read what `save_pretrained` wrote or `push_to_hub` pushed, to the bit.
+
+        Args:
+            source: a folder; or, where there is none of that name, `owner/name` of the Hugging Face hub.
+            device: where the erasers are held.
+            revision: of the hub's repository: a branch, a tag or a commit; None for its main branch.
+            token: of the hub; None for the one that is logged in.
+            cache_dir: where the files of the hub are kept; None for its own cache.
+            force_download: fetch files again that are kept already.
+            local_files_only: fetch nothing, and read what is kept.
 
         Raises:
-            FileNotFoundError: the folder holds no scrubber, or lacks the file of a site.
+            FileNotFoundError: folder or hub hold no scrubber of that name, or it lacks the file of a site.
             ValueError: a file is damaged, belongs to another save, or has a later format.
+
+        >>> import tempfile
+        >>> scrubber = Scrubber({"norm": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scrubber.save_pretrained(folder)
+        ...     Scrubber.from_pretrained(folder)
+        Scrubber(1 sites: custom, rank 1)
         """
-        folder = Path(folder)
-        try:
-            index = json.loads((folder / INDEX).read_bytes())
-            digest = index.pop("sha256")
-            version = index["format_version"]
-            damaged = version <= FORMAT_VERSION and digest != _digest(index)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"{folder} holds no {INDEX}: pass a folder that save_pretrained wrote") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{folder / INDEX} is damaged ({error!r}): write it again, or fetch it again") from error
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / INDEX} has format version {version}, this release reads up to {FORMAT_VERSION}: "
-                "update leace-fast"
-            )
-        if damaged:
-            raise ValueError(
-                f"{folder / INDEX} is damaged (its checksum does not fit): write it again, or fetch it again"
-            )
-        erasers = {}
-        for site, digest in index["sites"]:
-            path = folder / _file_name(site)
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing, which {INDEX} names: fetch the whole folder again")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
-            erasers[site] = Eraser.load(path, device=device)
-        return cls(erasers, index["model_id"], index["revision"], index.get("config"))
+        options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        erasers, identity = read_folder(find_folder(source, options), device)
+        return cls(erasers, identity.model_id, identity.revision, identity.config)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Erasers by leace-fast",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Write what `save_pretrained` writes, and a card, to the Hugging Face hub; returns the URL of the commit.
 
-def _file_name(site: str) -> str:
-    return quote(site, safe="") + ".safetensors"
-
-
-def _digest(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            commit_message: what the commit is called.
+            private: whether a new repository is private; None for the owner's default.
+            token: of the hub; None for the one that is logged in.
+            branch: where it is pushed to; None for the main branch.
+            create_pr: whether to open a pull request instead.
+        """
+        commit = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
+        return push_folder(repo_id, self, self.identity, token, private, **commit)

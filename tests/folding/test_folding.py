@@ -23,7 +23,7 @@ from folded_models import (
 )
 from torch import Tensor, nn
 
-from leace_fast import Eraser, Scrubber, find_sites, fold_, leace, unfold_
+from leace_fast import Eraser, Scrubber, find_sites, fold_, fold_residual_, leace, unfold_
 from leace_fast.folding import _folding as fold_module
 from leace_fast.folding._agreement import output_of
 from leace_fast.folding._edits import Edits
@@ -315,6 +315,28 @@ def test_quantised_shared_and_hooked_layers_are_named(change: Any, reader: str) 
         fold_(model, {UP: erasers_of("llama")[UP]}, batch)
     assert reader in str(error.value)
     assert_same_state(model, before)
+
+
+def test_what_is_no_model() -> None:
+    model: Any = "model"
+    for act in (lambda: fold_(model, {}), lambda: fold_residual_(model, Eraser(torch.eye(2), torch.eye(2)))):
+        with pytest.raises(TypeError, match="model is a str, expected a module: load it first"):
+            act()
+
+
+def test_a_weight_of_the_model_itself_takes_the_linear_map() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.weight = nn.LayerNorm(4), nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(self.norm(x), self.weight)
+
+    model, mean = Model().double(), torch.ones(4).double()
+    eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1], mean, mean_solve=mean)
+    report = fold_(model, {"norm": eraser}, torch.randn(2, 4).double(), max_cost_ratio=99)
+    assert report.readers == {"norm": ("",)} and report.cost_ratio["norm"] == eraser.linear_cost_ratio
 
 
 def test_other_refusals() -> None:

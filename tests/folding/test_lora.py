@@ -53,7 +53,7 @@ def merge_(model: nn.Module, folder: Path) -> None:
 def test_merged_by_arithmetic_is_hooked(name: str, tmp_path: Path) -> None:
     model, batch, other = tiny_models.build(name), tiny_models.batch(name, ROWS), tiny_models.batch(name, 5, seed=9)
     before, scrubber = state_of(model), Scrubber(erasers_of(name), "org/model")
-    report = scrubber.export_lora(tmp_path / "new", model, batch, max_cost_ratio=99)
+    report = scrubber.export_lora(model, tmp_path / "new", batch, max_cost_ratio=99)
     assert_same_state(model, before)
     assert report.leak < 1e-14 and report.damage == pytest.approx(0, abs=1e-12) and report.difference < 1e-10
     assert report.rank == 1 and f"{report.leak:.1e}" in str(report)
@@ -80,7 +80,7 @@ def test_peft_serves_it(name: str, tmp_path: Path) -> None:
     wanted, text = output_of(model, batch), None if name == "bert" else generated(model, name)
     for handle in handles:
         handle.remove()
-    Scrubber(erasers_of(name)).export_lora(tmp_path, model, batch, max_cost_ratio=99)
+    Scrubber(erasers_of(name)).export_lora(model, tmp_path, batch, max_cost_ratio=99)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # missing or surplus keys
         adapted = peft.PeftModel.from_pretrained(model, tmp_path, autocast_adapter_dtype=False).eval()
@@ -88,7 +88,7 @@ def test_peft_serves_it(name: str, tmp_path: Path) -> None:
     if text is not None:
         assert torch.equal(generated(adapted, name), text)
     with pytest.raises(ValueError, match="wrapped by PEFT"):
-        export_lora(tmp_path, adapted, erasers_of(name), batch)
+        export_lora(adapted, erasers_of(name), tmp_path, batch)
     assert close(output_of(adapted.merge_and_unload(), batch), wanted, 1e-10)
 
 
@@ -99,7 +99,7 @@ def test_peft_keeps_the_offset_in_biases(tmp_path: Path) -> None:
     wanted = output_of(model, batch)
     for handle in handles:
         handle.remove()
-    report = export_lora(tmp_path, model, erasers, batch, lora_bias=True)
+    report = export_lora(model, erasers, tmp_path, batch, lora_bias=True)
     assert set(report.cost_ratio.values()) == {1.0}
     config, tensors = read(tmp_path)
     assert config["lora_bias"] is True and config["bias"] == "none"
@@ -116,7 +116,7 @@ def test_ranks_that_differ_and_layers_left_out(tmp_path: Path) -> None:
     left = torch.linalg.qr(torch.randn(16, 3, dtype=torch.float64)).Q
     nothing = {"model.layers.0.post_attention_layernorm": Eraser(torch.zeros(16, 0), torch.zeros(0, 16))}
     erasers = {one: linear("llama")[one], two: Eraser(left, left.mT), **nothing}
-    report = export_lora(tmp_path, model, erasers, batch)
+    report = export_lora(model, erasers, tmp_path, batch)
     config, _ = read(tmp_path)
     assert report.rank == 1 and sorted(config["rank_pattern"].values()) == [3, 3]
     assert config["alpha_pattern"] == config["rank_pattern"] and len(config["target_modules"]) == 5, "names in full"
@@ -165,8 +165,8 @@ def left_over(model: Any, eraser: Eraser, folder: Path) -> float:
 def test_two_parts_leave_a_thousandth_of_what_one_leaves_in_bfloat16(outliers: bool, tmp_path: Path) -> None:
     model, x, eraser = wide(outliers)
     model.bfloat16()
-    plain = export_lora(tmp_path / "plain", model, {"0": eraser}, x.bfloat16(), split=False)
-    split = export_lora(tmp_path / "split", model, {"0": eraser}, x.bfloat16())
+    plain = export_lora(model, {"0": eraser}, tmp_path / "plain", x.bfloat16(), split=False)
+    split = export_lora(model, {"0": eraser}, tmp_path / "split", x.bfloat16())
     assert plain.rank == 4 and split.rank in (8, 12)
     assert 1e-3 < plain.leak < 0.2 and split.leak < 2e-5 and split.leak < plain.leak / 300
     for report in (plain, split):
@@ -178,7 +178,7 @@ def test_two_parts_leave_a_thousandth_of_what_one_leaves_in_bfloat16(outliers: b
 
 def test_one_part_is_enough_in_float32(tmp_path: Path) -> None:
     model, x, eraser = wide()
-    report = export_lora(tmp_path, model.float(), {"0": eraser}, x.float())
+    report = export_lora(model.float(), {"0": eraser}, tmp_path, x.float())
     assert report.rank == 4 and report.leak < 1e-6
 
 
@@ -190,7 +190,7 @@ def test_r_is_split_too_where_its_rounding_costs(tmp_path: Path) -> None:
     with torch.no_grad():
         model[0].bias[:3] = 1000
     eraser = Eraser(right.mT / right.square().sum(), right)
-    report = export_lora(tmp_path, model, {"0": eraser}, x, dtype=torch.bfloat16)
+    report = export_lora(model, {"0": eraser}, tmp_path, x, dtype=torch.bfloat16)
     assert report.rank == 3 and report.leak < 2e-5 and report.damage < 0.01
     assert left_over(model, eraser, tmp_path) == pytest.approx(report.leak, rel=1e-6)
 
@@ -198,7 +198,7 @@ def test_r_is_split_too_where_its_rounding_costs(tmp_path: Path) -> None:
 def test_half_precision_stays_in_range(tmp_path: Path) -> None:
     model, x, eraser = wide()
     small = Eraser(eraser.left * 1e9, eraser.right * 1e-9)
-    report = export_lora(tmp_path, model.half(), {"0": small}, x.half())
+    report = export_lora(model.half(), {"0": small}, tmp_path, x.half())
     assert report.leak < 1e-6 and report.rank == 8
     assert all(bool(t.isfinite().all()) for t in read(tmp_path)[1].values())
 
@@ -207,7 +207,7 @@ def test_half_precision_stays_in_range(tmp_path: Path) -> None:
 def test_other_strengths(strength: float, tmp_path: Path) -> None:
     model, x, eraser = wide()
     scaled = eraser.without_offset().scaled(strength)
-    report = export_lora(tmp_path, model.bfloat16(), {"0": scaled}, x.bfloat16())
+    report = export_lora(model.bfloat16(), {"0": scaled}, tmp_path, x.bfloat16())
     assert report.leak < 2e-5
     assert left_over(model, scaled, tmp_path) == pytest.approx(abs(1 - strength), abs=1e-4) or strength == 0
 
@@ -219,18 +219,26 @@ def test_what_lora_cannot_reach_is_named_and_nothing_written(tmp_path: Path) -> 
     model, batch = tiny_models.build("mixtral"), tiny_models.batch("mixtral", ROWS)
     site = "model.layers.0.post_attention_layernorm"
     with pytest.raises(ValueError, match=rf"'{site}' is read by 'model.layers.0.mlp.experts', a MixtralExperts"):
-        export_lora(tmp_path / "new", model, erasers_of("mixtral"), batch, max_cost_ratio=99)
+        export_lora(model, erasers_of("mixtral"), tmp_path / "new", batch, max_cost_ratio=99)
     assert not (tmp_path / "new").exists()
     bert = tiny_models.build("bert")
     norm = "bert.encoder.layer.0.attention.output.LayerNorm"
     with pytest.raises(ValueError, match=f"'{norm}' cannot be folded.*'bert.encoder.layer.0.output' by add"):
-        export_lora(tmp_path, bert, {norm: Eraser(torch.eye(16)[:, :1], torch.eye(16)[:1])}, tiny_models.batch("bert"))
+        export_lora(bert, {norm: Eraser(torch.eye(16)[:, :1], torch.eye(16)[:1])}, tmp_path, tiny_models.batch("bert"))
     llama, erasers = tiny_models.build("llama"), erasers_of("llama")
     with pytest.raises(ValueError, match="nothing to fold"):
-        export_lora(tmp_path, llama, {norm: Eraser(torch.zeros(16, 0), torch.zeros(0, 16))}, tiny_models.batch("llama"))
+        export_lora(llama, {norm: Eraser(torch.zeros(16, 0), torch.zeros(0, 16))}, tmp_path, tiny_models.batch("llama"))
     custom = {site: Eraser(eraser.left, eraser.right, eraser.mean) for site, eraser in erasers.items()}
     with pytest.raises(ValueError, match="takes no bias, and an eraser by 'custom' keeps no mean_solve"):
-        export_lora(tmp_path, llama, custom, tiny_models.batch("llama"))
+        export_lora(llama, custom, tmp_path, tiny_models.batch("llama"))
+
+
+def test_the_model_comes_first(tmp_path: Path) -> None:
+    model, erasers = tiny_models.build("llama"), erasers_of("llama")
+    with pytest.raises(TypeError, match=r"model is a .*Path, expected a module: load it first"):
+        export_lora(tmp_path, model, erasers)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model is a .*Path, expected a module: load it first"):
+        Scrubber(erasers).export_lora(tmp_path, model)  # type: ignore[arg-type]
 
 
 def test_an_adapter_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
@@ -241,6 +249,6 @@ def test_an_adapter_that_does_not_agree_is_not_written(tmp_path: Path) -> None:
     model = nn.Sequential(nn.LayerNorm(4), Bypassed(4, 4)).double()
     with pytest.raises((RuntimeError, ValueError), match="hooked model's|'1'|'the model'"):
         export_lora(
-            tmp_path / "new", model, {"0": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])}, torch.randn(3, 4).double()
+            model, {"0": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])}, tmp_path / "new", torch.randn(3, 4).double()
         )
     assert not (tmp_path / "new").exists()

@@ -119,7 +119,7 @@ def test_a_mean_that_needs_a_bias_is_refused_and_the_reader_named(name: str, exa
 def test_an_adapter_with_biases_has_none_in_front_of_the_mask(name: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model, erasers = build(name, True), erasers_of(name, True)
-    report = export_lora(tmp_path, model, erasers, batch(padded=False), lora_bias=True, max_cost_ratio=99)
+    report = export_lora(model, erasers, tmp_path, batch(padded=False), lora_bias=True, max_cost_ratio=99)
     assert sorted(site for site, ratio in report.cost_ratio.items() if ratio > 1) == sorted(masked_sites(name))
     folded = {site: e if report.cost_ratio[site] == 1 else e.without_offset(99) for site, e in erasers.items()}
     wanted = logits(model, folded, batch())

@@ -352,8 +352,9 @@ def test_unknown_sites_and_empty_recordings(llama):
     model, batch = llama
     with pytest.raises(ValueError, match="nearest: model.norm"), record(model, "model.nrom", num_classes=CLASSES):
         model(**batch)
-    with pytest.warns(UserWarning, match="no forward call"), record(model, num_classes=CLASSES):
+    with pytest.warns(UserWarning, match="no forward call") as told, record(model, num_classes=CLASSES):
         pass
+    assert [each.filename for each in told] == [__file__]
     assert hooks(model) == 0
 
 

@@ -19,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import leace_fast as lf
-from leace_fast import Scrubber, evaluate, leace, scrub
+from leace_fast import Moments, Scrubber, evaluate, leace, scrub
 from leace_fast.models import find_sites, record
 from leace_fast.scrubbing._buffer import give_back_memory
+from leace_fast.scrubbing._concepts import Concepts
+from leace_fast.scrubbing._job import Job
 
 CLASSES = 3
 ARCHITECTURES = tiny_models.ARCHITECTURES
@@ -301,7 +303,7 @@ def test_an_interrupted_scrub_goes_on_to_the_same_bits(tmp_path, after):
 
 
 def test_an_interrupted_parallel_scrub_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("leace_fast.scrubbing._scrub.SAVED_EVERY", 2)
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 2)
     model, batches = tiny_models.build("llama", torch.float32), labelled_batches("llama", 7)
     options: dict[str, Any] = {"mode": "parallel", "num_classes": CLASSES}
     wanted = scrub(model, batches, checkpoint=tmp_path / "one", **options)
@@ -310,6 +312,31 @@ def test_an_interrupted_parallel_scrub_goes_on_to_the_same_bits(tmp_path, monkey
     again = scrub(model, batches, checkpoint=tmp_path / "two", **options)
     for site, eraser in wanted.items():
         assert torch.equal(again[site].left, eraser.left) and torch.equal(again[site].right, eraser.right)
+
+
+def test_a_checkpoint_goes_on_where_the_activations_are(tmp_path, monkeypatch):
+    """On a GPU the statistics that were kept go on there: each is loaded to the device of its site."""
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 2)
+    model, batches = tiny_models.build("llama"), labelled_batches("llama", 4)
+    options: dict[str, Any] = {"mode": "parallel", "num_classes": CLASSES, "checkpoint": tmp_path}
+    scrub(model, batches, **options)
+    loaded: list[torch.device] = []
+    load, places = Moments.load, iter(torch.device("cuda", n) for n in range(4))
+
+    def watched(path: Path, device: torch.device) -> Moments:
+        loaded.append(device)
+        return load(path)
+
+    monkeypatch.setattr(Moments, "load", watched)
+    monkeypatch.setattr(Job, "device_at", lambda job, site: next(places))
+    scrub(model, batches, **options)
+    assert loaded == [torch.device("cuda", n) for n in range(4)], "one for each site"
+
+
+def test_a_site_lies_where_its_weights_are_or_else_where_the_model_is():
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.LayerNorm(2), nn.ReLU())
+    job = Job(model, leace, Concepts(2), lambda items, stage: items, None, {})
+    assert {job.device_at(site) for site in ("0", "1", "2", "")} == {torch.device("cpu")}
 
 
 def test_a_checkpoint_of_another_call_is_refused(tmp_path):

@@ -1,0 +1,112 @@
+"""`Job`: what the sequential and the parallel way to scrub share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._progress import Track
+from ..erasers import Eraser
+from ..methods import METHODS
+from ..models import BatchLabels, decoder_sites, device_of, inputs_of, resolve_sites
+from ..statistics import Moments
+from ._checkpoint import Checkpoint, Digest, fingerprint
+from ._concepts import Concepts
+from ._replay import without_cache
+
+Fit = Callable[[Any], Eraser]
+
+
+@dataclass
+class Job:
+    """One call of `scrub`.
+
+    Attributes:
+        model: the model, which is left as it was.
+        fit: makes an eraser of the moments of one concept, or of a list of those of several.
+        concepts: what the batches label.
+        track: shows progress.
+        folder: of the checkpoint, None for none.
+        facts: what tells a checkpoint of this call from others: the mode, the name of the method, the sites.
+        decoder: those of the sites that lie in the decoder of an encoder-decoder.
+    """
+
+    model: nn.Module
+    fit: Fit
+    concepts: Concepts
+    track: Track
+    folder: str | os.PathLike[str] | None
+    facts: dict[str, Any]
+    decoder: set[str] = field(default_factory=set)
+
+    def labels(self, batch: Any, index: int) -> dict[str, BatchLabels]:
+        """The labels of a batch by concept; a method of ours that takes one concept is refused where there are more."""
+        labels, one = self.concepts.labels(batch, index), {row.fit for row in METHODS.values() if not row.several}
+        if len(labels) > 1 and self.fit in one:
+            enough = " or ".join(name for name, row in METHODS.items() if row.several and not row.needs)
+            raise ValueError(
+                f"the method {self.facts['method']!r} erases one concept, the batches have {', '.join(labels)}: "
+                f"use {enough}, or scrub of one of them"
+            )
+        return labels
+
+    def find(self, batch: Mapping[str, Any], sites: Any) -> list[str]:
+        """The names of the sites that are meant, of which `facts` and `decoder` take note."""
+        names = [site.name for site in resolve_sites(self.model, self.inputs(batch), sites)]
+        self.decoder, self.facts["sites"] = decoder_sites(self.model, names), names
+        return names
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of a batch."""
+        return without_cache(self.model, inputs_of(batch, device_of(self.model)))
+
+    def add(
+        self, moments: Mapping[str, Moments], site: str, index: int, x: Tensor, labels: Mapping[str, BatchLabels]
+    ) -> None:
+        """Add a batch's activations at a site.
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        for name, each in moments.items():
+            before = each.skipped
+            rows, mask = labels[name].rows(site, x, site in self.decoder)
+            each.update(x, rows, mask=mask)
+            if each.skipped > before:
+                raise ValueError(
+                    f"{each.skipped - before} activations at {site!r} are not finite in batch {index}: leave the batch "
+                    "out, run the model in a dtype with more range, or choose other sites"
+                )
+
+    def eraser(self, site: str, moments: Mapping[str, Moments]) -> Eraser:
+        """Fit the eraser of a site.
+
+        Raises:
+            ValueError: the method refuses the moments.
+            TypeError: it returns no eraser.
+        """
+        every = list(moments.values())
+        try:
+            eraser = self.fit(every[0] if len(every) == 1 else every)
+        except ValueError as error:
+            raise ValueError(f"at {site!r}: {error}") from error
+        if not isinstance(eraser, Eraser):
+            raise TypeError(f"the method returned a {type(eraser).__name__} at {site!r}, expected an Eraser")
+        return eraser.with_site(site)
+
+    def checkpoint(self, data: Digest) -> Checkpoint | None:
+        """The checkpoint of this call on this data, if one is wanted."""
+        if self.folder is None:
+            return None
+        known = {"concepts": self.concepts.options, "model": fingerprint(self.model), "data": str(data)}
+        return Checkpoint(self.folder, {**self.facts, **known})
+
+    def device_at(self, site: str) -> torch.device:
+        """Where the activations of a site come to be: at its own weights, or else where the model lies."""
+        parameters = self.model.get_submodule(site).parameters()
+        return next((each.device for each in parameters if not each.is_meta), device_of(self.model))
