@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LEFT_OUT = ("ignored", "label", "mask", "weight", "target")  # the first is no mistake
+LEFT_OUT = ("ignored", "label", "mask", "weight", "target")  # the first is no mistake: IGNORE, masked or of weight zero
 REASONS = tl.constexpr(len(LEFT_OUT))
 MOST_WEIGHT = tl.constexpr(1e30)  # or one divided by it: products of weighted rows stay in the range of float32
 
