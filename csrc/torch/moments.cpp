@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
-#include <string>
 
 namespace {
 
@@ -57,8 +56,8 @@ auto with_rows(const Tensor& x, const std::optional<Tensor>& weight, const Funct
   }
 }
 
-bool all_finite(const Tensor& x, const std::string& instruction_set) {
-  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
+bool all_finite(const Tensor& x, int64_t instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set);
   return with_rows(x, std::nullopt, [&](const auto& rows) {
     std::atomic<bool> finite = true;
     parallel(rows.count, rows.dim / 16 + 1, [&](int64_t begin, int64_t end) {
@@ -72,8 +71,8 @@ bool all_finite(const Tensor& x, const std::string& instruction_set) {
 }
 
 void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, const Tensor& labels,
-                    const std::optional<Tensor>& weight, const Tensor& shift, const std::string& instruction_set) {
-  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
+                    const std::optional<Tensor>& weight, const Tensor& shift, int64_t instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set);
   const leace_fast::moments::ColumnSums of_block{mutable_doubles(total), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
     constexpr int64_t UNIT = 64;  // columns: a cache line of any dtype, so that no two threads write the same one
@@ -86,8 +85,8 @@ void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, 
 }
 
 bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& shift,
-                       Tensor total, Tensor squares, const std::string& instruction_set) {
-  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set.c_str());
+                       Tensor total, Tensor squares, int64_t instruction_set) {
+  const InstructionSet set = leace_fast::moments::with_kernels(instruction_set);
   const leace_fast::moments::ColumnSums of_rows{mutable_doubles(total), mutable_doubles(squares)};
   return with_rows(x, weight, [&](const auto& rows) {
     return leace_fast::moments::add_second_moment(rows, doubles(shift), of_rows, mutable_doubles(second),
@@ -98,13 +97,13 @@ bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
-  m.def("all_finite(Tensor x, str instruction_set) -> bool");
+  m.def("all_finite(Tensor x, int instruction_set) -> bool");
   m.def(
       "add_class_sums(Tensor(a!) sums, Tensor(b!) total, Tensor(c!) squares, Tensor x, Tensor labels, Tensor? weight, "
-      "Tensor shift, str instruction_set) -> ()");
+      "Tensor shift, int instruction_set) -> ()");
   m.def(
       "add_second_moment(Tensor(a!) second, Tensor x, Tensor? weight, Tensor shift, Tensor total, Tensor squares, "
-      "str instruction_set) -> bool");
+      "int instruction_set) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {

@@ -7,16 +7,15 @@ from torch import Tensor
 
 from .._ops import load_extension, reference
 
-# Of the kernels; there are none for the baseline: then all is plain torch.
-INSTRUCTION_SET = load_extension().build["instruction_set"] if load_extension().present else "baseline"
+# The number of the instruction set in use, in `load_extension().instruction_sets`; at 0, the baseline, all is plain torch.
+LEVEL = len(load_extension().instruction_sets) - 1 if load_extension().present else 0
 
 
 def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> None:
     """Add rows to the sums of their groups and to the second moment, both about a shift.
 
     Rows of float64 are summed in float64. The products of all others are exact or rounded to float32, and so are
-    sums of up to 1024 of these; sums of rows are float64 always. The bits depend on the rows alone, and on
-    `INSTRUCTION_SET`.
+    sums of up to 1024 of these; sums of rows are float64 always. The bits depend on the rows alone, and on `LEVEL`.
 
     Args:
         sums: (g, d) float64, changed: `sum w (x - shift)` by group.
@@ -43,8 +42,8 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
     added = torch.zeros_like(sums)
     total, squares = shift.new_zeros(2, len(shift))
     kernels = torch.ops.leace_fast
-    kernels.add_class_sums.default(added, total, squares, x, labels, weight, shift, INSTRUCTION_SET)
-    if not kernels.add_second_moment.default(second, x, weight, shift, total, squares, INSTRUCTION_SET):
+    kernels.add_class_sums.default(added, total, squares, x, labels, weight, shift, LEVEL)
+    if not kernels.add_second_moment.default(second, x, weight, shift, total, squares, LEVEL):
         reference.add_second_moment(second, x.double(), weight, shift, total)
     sums += added
 
@@ -52,7 +51,7 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
 def all_finite(x: Tensor) -> bool:
     """Tell whether rows (n, d) hold neither NaN nor Inf."""
     if has_kernel(x) and x.stride(1) == 1:
-        return torch.ops.leace_fast.all_finite.default(x, INSTRUCTION_SET)
+        return torch.ops.leace_fast.all_finite.default(x, LEVEL)
     return reference.all_finite(x)
 
 
@@ -68,5 +67,4 @@ def relative_error(x: Tensor) -> float:
 
 def has_kernel(x: Tensor) -> bool:
     """Tell whether there is a compiled kernel for some rows."""
-    narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return INSTRUCTION_SET != "baseline" and x.device.type == "cpu" and narrow
+    return LEVEL > 0 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

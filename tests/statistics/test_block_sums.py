@@ -13,17 +13,16 @@ from torch import Tensor
 
 import leace_fast
 from leace_fast import Moments
-from leace_fast._ops import load_extension
 from leace_fast.statistics import _block_sums as sums
 
-KERNELS = load_extension().instruction_sets if load_extension().present else ("baseline",)
+KERNELS = range(sums.LEVEL + 1)
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=KERNELS, ids=(load().instruction_sets or ("baseline",))[: sums.LEVEL + 1])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a test with each kernel."""
-    monkeypatch.setattr(sums, "INSTRUCTION_SET", request.param)
+    monkeypatch.setattr(sums, "LEVEL", request.param)
     return request.param
 
 
@@ -71,7 +70,7 @@ def rows_of(n: int, d: int, dtype: torch.dtype, offset: float = 0.0, seed: int =
     ("n", "d"),
     [(1, 1), (2, 3), (7, 31), (31, 32), (32, 33), (33, 64), (255, 65), (257, 100), (1023, 17), (1025, 40), (5000, 70)],
 )
-def test_shapes(kernel: str, dtype: torch.dtype, n: int, d: int) -> None:
+def test_shapes(kernel: int, dtype: torch.dtype, n: int, d: int) -> None:
     check(rows_of(n, d, dtype))
     check(rows_of(n, d, dtype, 1.0), weight=torch.rand(n, dtype=torch.float64) + 0.01)
 
@@ -79,19 +78,19 @@ def test_shapes(kernel: str, dtype: torch.dtype, n: int, d: int) -> None:
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("offset", [0.5, 1.5, 2.5, 5.0, 10.0, 30.0, 300.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_offsets(kernel: str, dtype: torch.dtype, offset: float, weighted: bool) -> None:
+def test_offsets(kernel: int, dtype: torch.dtype, offset: float, weighted: bool) -> None:
     """At any distance of the mean; products of few digits are not rounded the same way again and again."""
     weight = torch.rand(4096, generator=torch.Generator().manual_seed(1), dtype=torch.float64) if weighted else None
     check(rows_of(4096, 48, dtype, offset), weight)
 
 
-def test_offsets_beyond_float32(kernel: str) -> None:
+def test_offsets_beyond_float32(kernel: int) -> None:
     check(rows_of(3000, 20, torch.float32, 2e5))
     check(rows_of(3000, 20, torch.float32) * 1e-3 + 4096)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_columns_of_every_kind_side_by_side(kernel: str, dtype: torch.dtype) -> None:
+def test_columns_of_every_kind_side_by_side(kernel: int, dtype: torch.dtype) -> None:
     """Each column is centred in its own way: constant, zero, of two values, of an outlier, far off, tiny, large."""
     x = rows_of(2500, 80, torch.float32)
     x[:, 0], x[:, 1], x[:, 2] = 7.25, 0.0, (x[:, 2] > 1).float()
@@ -103,14 +102,14 @@ def test_columns_of_every_kind_side_by_side(kernel: str, dtype: torch.dtype) -> 
     check(x.to(dtype))
 
 
-def test_a_float32_column_of_two_values_keeps_all_digits(kernel: str) -> None:
+def test_a_float32_column_of_two_values_keeps_all_digits(kernel: int) -> None:
     """Rounded to two parts of eight bits, each value would be off by up to 4e-6, the same in every row."""
     x = torch.where(rows_of(4000, 33, torch.float32) > 0, 0.7, 0.1) * torch.linspace(1, 3, 33)
     check(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_bfloat16_holds_beside_rows_that_it_does_not(kernel: str, dtype: torch.dtype) -> None:
+def test_rows_that_bfloat16_holds_beside_rows_that_it_does_not(kernel: int, dtype: torch.dtype) -> None:
     """Panels of columns at zero, one deviation off, three (centred, of more digits) and twenty (centred, of few)."""
     offsets = torch.tensor([0.0, 0.9, 3.0, 20.0]).repeat_interleave(32)
     x = (rows_of(2000, 150, torch.float32) + torch.cat([offsets, torch.linspace(0, 30, 22)])).bfloat16().to(dtype)
@@ -120,7 +119,7 @@ def test_rows_that_bfloat16_holds_beside_rows_that_it_does_not(kernel: str, dtyp
 
 
 @pytest.mark.parametrize("row", [0, 40, 999])
-def test_a_row_of_many_digits_among_rows_of_few(kernel: str, row: int) -> None:
+def test_a_row_of_many_digits_among_rows_of_few(kernel: int, row: int) -> None:
     """Blocks of rows differ in how many bfloat16 parts hold them, and so do panels of columns."""
     x = rows_of(1000, 70, torch.float32).mul(4).round()
     x[row, 5:40:7] = torch.tensor([1 / 3, -2 / 7, 100.1, 1e-3, 4097.25])
@@ -130,7 +129,7 @@ def test_a_row_of_many_digits_among_rows_of_few(kernel: str, row: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_weights_of_any_size(kernel: str, dtype: torch.dtype) -> None:
+def test_weights_of_any_size(kernel: int, dtype: torch.dtype) -> None:
     weight = torch.rand(1500, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
     for factor in (1e-99, 1e-30, 3.0, 1e30, 1e99):
         x, labels, shift = rows_of(1500, 40, dtype, 3.0), torch.arange(1500) % 2, torch.full((40,), 3.0).double()
@@ -150,7 +149,7 @@ def added_to_zero(x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tenso
 
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_squares_out_of_range_are_formed_in_float64(kernel: str, scale: float, dtype: torch.dtype) -> None:
+def test_squares_out_of_range_are_formed_in_float64(kernel: int, scale: float, dtype: torch.dtype) -> None:
     """Also in one column alone, and in the second chunk alone."""
     x = rows_of(2048, 40, torch.float32).to(dtype)
     x[1500:, 7] *= scale
@@ -163,7 +162,7 @@ def test_squares_out_of_range_are_formed_in_float64(kernel: str, scale: float, d
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_strides(kernel: str, dtype: torch.dtype) -> None:
+def test_strides(kernel: int, dtype: torch.dtype) -> None:
     plain, labels = rows_of(600, 50, dtype), torch.arange(600) % 3
     shift = torch.zeros(50, dtype=torch.float64)
     expected = added_to_zero(plain, labels, None, shift)
@@ -182,7 +181,7 @@ def test_strides(kernel: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_finite(kernel: str, dtype: torch.dtype, bad: float) -> None:
+def test_finite(kernel: int, dtype: torch.dtype, bad: float) -> None:
     x = rows_of(300, 41, dtype)
     x[5, 7] = torch.finfo(dtype).max
     x[6, 7] = torch.finfo(dtype).max
@@ -194,8 +193,8 @@ def test_finite(kernel: str, dtype: torch.dtype, bad: float) -> None:
         assert sums.all_finite(worse[:, :0]) and sums.all_finite(worse[:0])
 
 
-def test_only_the_lower_triangle_changes(kernel: str) -> None:
-    if kernel == "baseline":
+def test_only_the_lower_triangle_changes(kernel: int) -> None:
+    if not kernel:
         pytest.skip("plain torch writes whole blocks")
     second = torch.zeros(100, 100, dtype=torch.float64)
     sums.add_block(second[:1].clone(), second, rows_of(50, 100, torch.float32), torch.zeros(50).long(), None, second[0])
@@ -206,8 +205,8 @@ def test_kernels_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None
     """Statistics of a stream, in all: the kernels may be left out, and the results stay within the stated bound."""
     x, y = rows_of(6000, 60, torch.bfloat16, 4.0), torch.arange(6000) % 3
     found = []
-    for instruction_set in KERNELS:
-        monkeypatch.setattr(sums, "INSTRUCTION_SET", instruction_set)
+    for level in KERNELS:
+        monkeypatch.setattr(sums, "LEVEL", level)
         found.append(Moments(60, 3, per_class=True).update(x, y))
     for one in found:
         unit = one.variance.sqrt()
@@ -219,13 +218,12 @@ def test_kernels_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None
 BITS = """
 import hashlib, sys, torch
 from leace_fast import Moments
-from leace_fast._ops import load_extension
 from leace_fast.statistics import _block_sums as sums
 torch.set_num_threads(int(sys.argv[1]))
 x = torch.randn(5000, 300, generator=torch.Generator().manual_seed(0)) + torch.linspace(-9, 9, 300)
 y, weight = torch.arange(5000) % 7, torch.linspace(0.5, 2, 5000)
-for instruction_set in load_extension().instruction_sets[1:]:
-    sums.INSTRUCTION_SET = instruction_set
+for level in range(1, sums.LEVEL + 1):
+    sums.LEVEL = level
     digest = hashlib.sha256()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for w in (None, weight):
@@ -254,7 +252,7 @@ def test_bits_depend_neither_on_threads_nor_on_batches() -> None:
         ).stdout
         for threads, batch in runs
     }
-    assert len(digests) == 1 and len(digests.pop().split()) == len(KERNELS) - 1
+    assert len(digests) == 1 and len(digests.pop().split()) == sums.LEVEL
 
 
 def test_bits_depend_not_on_threads() -> None:
@@ -267,5 +265,5 @@ def test_bits_depend_not_on_threads() -> None:
             found.append(Moments(200, 3).update(x, y)._flush().tensors())
     finally:
         torch.set_num_threads(before)
-    if sums.INSTRUCTION_SET != "baseline":
+    if sums.LEVEL:
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

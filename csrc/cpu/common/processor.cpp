@@ -61,21 +61,23 @@ namespace {
 
 constexpr const char* NAMES[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
 
-// The set of that name, of those that run here up to `highest`. Those above it are not even asked about: a process that
-// was granted tiles is no longer quite as it was.
-InstructionSet find(const std::string& what, const std::string& name, InstructionSet highest) {
+constexpr int COUNT = sizeof NAMES / sizeof *NAMES;
+
+// Those above the one that is named are not even asked about: a process that was granted tiles is no longer quite as it
+// was.
+InstructionSet find(const std::string& name) {
   std::string known;
-  for (int i = 0; i <= int(highest) && runs_here(InstructionSet(i)); ++i) {
+  for (int i = 0; i < COUNT && runs_here(InstructionSet(i)); ++i) {
     if (name == NAMES[i]) return InstructionSet(i);
     known += (i == 0 ? "" : ", ") + std::string(NAMES[i]);
   }
-  throw std::invalid_argument(what + " is '" + name + "', expected one that can run here: " + known);
+  throw std::invalid_argument("LEACE_FAST_CPU is '" + name + "', expected one that can run here: " + known);
 }
 
 InstructionSet choose() {
   const char* name = std::getenv("LEACE_FAST_CPU");
-  if (name != nullptr && *name != '\0') return find("LEACE_FAST_CPU", name, InstructionSet::AMX);
-  int set = int(InstructionSet::AMX);
+  if (name != nullptr && *name != '\0') return find(name);
+  int set = COUNT - 1;
   while (!runs_here(InstructionSet(set))) --set;
   return InstructionSet(set);
 }
@@ -89,6 +91,12 @@ InstructionSet instruction_set() {
   return once;
 }
 
-InstructionSet instruction_set(const char* name) { return find("the instruction set", name, instruction_set()); }
+InstructionSet instruction_set(int64_t number) {
+  const InstructionSet last = instruction_set();
+  if (number < 0 || number > int64_t(last))
+    throw std::invalid_argument("the instruction set has number " + std::to_string(number) + ", expected 0 to " +
+                                std::to_string(int64_t(last)) + ", which is " + name_of(last));
+  return InstructionSet(number);
+}
 
 }  // namespace leace_fast::cpu

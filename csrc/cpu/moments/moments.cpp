@@ -29,7 +29,7 @@ constexpr double TINY_SQUARE = 1e-30, HUGE_SQUARE = 1e34;
 using cpu::bits_as;
 
 [[noreturn]] void no_kernels() {
-  throw std::invalid_argument("the instruction set is 'baseline', expected a later one: it has no kernels for sums");
+  throw std::invalid_argument("the instruction set has number 0, expected a later one: the baseline has no kernels for sums");
 }
 
 // Branch-free, so that loops over them vectorise.
@@ -130,8 +130,8 @@ bool centre_columns(Block<Row>& block, const double* shift, const ColumnSums& of
 
 }  // namespace
 
-InstructionSet with_kernels(const char* name) {
-  const InstructionSet set = cpu::instruction_set(name);
+InstructionSet with_kernels(int64_t number) {
+  const InstructionSet set = cpu::instruction_set(number);
   if (set == InstructionSet::BASELINE) no_kernels();
   return set;
 }

@@ -13,8 +13,8 @@ namespace leace_fast::moments {
 
 using cpu::InstructionSet;
 
-// cpu::instruction_set(name), which has kernels: throws std::invalid_argument for the baseline too.
-InstructionSet with_kernels(const char* name);
+// cpu::instruction_set(number), which has kernels: throws std::invalid_argument for the baseline too.
+InstructionSet with_kernels(int64_t number);
 
 // Calls work(begin, end) for ranges that cover 0..count, on any threads; an item costs about `cost` operations.
 using Work = std::function<void(int64_t begin, int64_t end)>;
