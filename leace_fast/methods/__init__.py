@@ -38,12 +38,12 @@ METHODS: dict[str, Method] = {
         Method(alf_qleace, CLASS_COVARIANCES, targets=False),
         Method(oracle, LABELS),
         Method(quadratic, LABELS_AND_COVARIANCES, targets=False),
+        Method(mimic, LABELS_AND_COVARIANCES, targets=False),
         Method(quadratic_editor, LABELS_AND_COVARIANCES, targets=False),
         Method(rlace, ROWS, targets=False),
         Method(median, ROWS, targets=False),
         Method(swap, LABELS_AND_ROWS, targets=False),
         Method(normalize_quantiles, LABELS_AND_ROWS, targets=False),
-        Method(mimic, LABELS_AND_COVARIANCES, targets=False),
     )
 }
 
