@@ -1,11 +1,14 @@
-"""The table of docs/methods.md: every method, measured on activations of the demo's model.
+"""The tables of docs/methods.md: every row of METHODS, in the words of its docstring, measured on the demo's model.
 
-`python bench/methods_table.py [--write docs/methods.md]`; the picture of that page is `methods_picture.py`.
+`python bench/methods_table.py --write docs/methods.md` measures all of it again; with `--words` in place of `--write`
+only the words are renewed, and a method that was not measured yet gets its row. The picture is `methods_picture.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,45 +23,18 @@ import leace_fast as lf
 from leace_fast.demo import ASSETS, CATEGORIES, load_modules
 from leace_fast.demo._run import _batches, fits
 from leace_fast.evaluation import linear_probe
+from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, METHODS, ROWS, TASK
 
 SITE = "model.layers.2.post_attention_layernorm"
-ROWS = 20_000
+MOST_ROWS = 20_000
 BATCH = 500
 PAIR = (1, 2)  # names and operators, for methods of two classes
+HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "probe", "fit"]
+WORDS = 4  # columns that are not measured
 MARKS = ("<!-- table begins: python bench/methods_table.py --write docs/methods.md -->", "<!-- table ends -->")
 REPEATS = 3
 SLOW = 2.0  # seconds past which a fit is timed once
 
-# What is known of each: formula, and what it guarantees.
-FACTS: dict[str, tuple[str, str]] = {
-    "leace": (
-        "`x - L R (x - m)`, `L = S^1/2 U`, `R = U' S^-1/2`",
-        "class means equal; of all affine maps that do this, least change; mean kept",
-    ),
-    "orth": ("`x - U U' (x - m)`, U spans `Sxz`", "class means equal; mean kept"),
-    "mean_projection": ("`x - V V' x`, V spans the differences of class means", "class means equal; no offset"),
-    "ace": ("`x - V V' (x - m_ref)`", "class means equal, that of the reference along V"),
-    "switch": ("`x - L R (x - m_to)`; two classes: `x - 2 L R (x - midpoint)`", "class means equal, or exchanged"),
-    "splince": (
-        "as leace, with `R = (U' Q U)^-1 U' Q S^-1/2`, Q off the task",
-        "class means equal; covariance with the task kept; least change of all that do both; mean kept",
-    ),
-    "alf_qleace": (
-        "leace, then off eigenvectors of `S_j - S` one by one",
-        "class means equal; class covariances within a tenth of what they were apart; mean kept",
-    ),
-    "inlp": ("`x - W W^+ (x - m)`, W classifiers one after another", "what a classifier explains is below a bound"),
-    "inlp, logistic": ("the same with logistic regressions on the rows", "accuracy below a bound, or a last step"),
-    "rlace": ("`x - V V' (x - m)`, V against the best classifier", "none; near orth at full rank"),
-    "difference_in_means": ("`x - v v' x`, v from one class mean to another", "two class means equal; no offset"),
-    "median": ("`x - v (v' x - median)`", "two class means equal; the coordinate constant"),
-    "oracle": ("`x - (m_y - m)`", "class means equal; of all maps, least change; mean kept"),
-    "quadratic": ("`A_y (x - m_y) + m`, to the barycentre", "class means and covariances equal; mean kept"),
-    "mimic": ("`A_y (x - m_y) + m_t`", "class means and covariances those of class t"),
-    "quadratic_editor": ("`A_yt (x - m_y) + m_t` for every t", "as mimic; any class to any other"),
-    "swap": ("`x + v (F_other^-1(F_y(v' x)) - v' x)`", "distributions along v exchanged"),
-    "normalize_quantiles": ("`F^-1(F_y(x))` in each column", "distributions of each column equal"),
-}
 LAST_STEPS = 12  # of logistic INLP on six classes, which needs many
 
 
@@ -116,52 +92,80 @@ def activations() -> Activations:
             with torch.no_grad(), lf.tap(model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
                 model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             found.append((seen.pop()[kept], batch["concept_labels"][kept], lengths[batch["input_ids"][kept]]))
-            if sum(len(y) for _, y, _ in found) >= ROWS:
+            if sum(len(y) for _, y, _ in found) >= MOST_ROWS:
                 break
-        parts += [torch.cat(rows)[:ROWS] for rows in zip(*found, strict=True)]
+        parts += [torch.cat(rows)[:MOST_ROWS] for rows in zip(*found, strict=True)]
     x, y, length, test_x, test_y, _ = parts
     return Activations(x, y, length, test_x, test_y)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One method on one set of rows: what is timed, and how its result is applied to rows and their classes."""
+    """One method on one set of rows: what is timed, how its result is applied, and what the page says of it."""
 
     name: str
     fit: Callable[[Activations], Any]
-    labelled: bool = False
+    words: tuple[str, str, str]  # what it is, what it needs, what it guarantees
     pair: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"`{self.name}`" if self.name in METHODS else self.name
 
     def apply(self, eraser: Any, x: Tensor, y: Tensor) -> Tensor:
         if self.name == "quadratic_editor":
             return eraser(x, y, 0)
-        return eraser(x, y) if self.labelled else eraser(x)
+        return eraser(x, y) if self.words[1].endswith(LABELS) else eraser(x)
 
 
-TRIALS = [
-    Trial("leace", lambda a: lf.leace(a.moments)),
-    Trial("orth", lambda a: lf.methods.orth(a.moments)),
-    Trial("mean_projection", lambda a: lf.methods.mean_projection(a.moments)),
-    Trial("ace", lambda a: lf.methods.ace(a.moments, 1)),
-    Trial("switch", lambda a: lf.methods.switch(a.moments, to=1)),
-    Trial("splince", lambda a: lf.methods.splince(a.moments, a.task)),
-    Trial("alf_qleace", lambda a: lf.methods.alf_qleace(a.class_moments)),
-    Trial("inlp", lambda a: lf.methods.inlp(a.moments)),
-    Trial("inlp, logistic", lambda a: lf.methods.inlp(a.batches, max_iterations=LAST_STEPS)),
-    Trial("rlace", lambda a: lf.methods.rlace(a.batches, rank=5)),
-    Trial("oracle", lambda a: lf.methods.oracle(a.moments), labelled=True),
-    Trial("quadratic", lambda a: lf.methods.quadratic(a.class_moments), labelled=True),
-    Trial("mimic", lambda a: lf.methods.mimic(a.class_moments, 1), labelled=True),
-    Trial("quadratic_editor", lambda a: lf.methods.quadratic_editor(a.class_moments), labelled=True),
-    Trial("normalize_quantiles", lambda a: lf.methods.normalize_quantiles(a.batches), labelled=True),
-    Trial("leace", lambda a: lf.leace(a.moments), pair=True),
-    Trial("difference_in_means", lambda a: lf.methods.difference_in_means(a.moments), pair=True),
-    Trial("switch", lambda a: lf.methods.switch(a.moments), pair=True),
-    Trial("inlp, logistic", lambda a: lf.methods.inlp(a.batches, max_iterations=LAST_STEPS), pair=True),
-    Trial("rlace", lambda a: lf.methods.rlace(a.batches), pair=True),
-    Trial("median", lambda a: lf.methods.median(a.batches), pair=True),
-    Trial("swap", lambda a: lf.methods.swap(a.batches), labelled=True, pair=True),
-]
+def words_of(name: str) -> tuple[str, str, str]:
+    """Return what the docstring of a method says that it is, what its row says that it needs, what it guarantees.
+
+    >>> words_of("ace")[0]
+    "`x - V V' (x - m)`, V a basis of the differences of class means, m the reference class's mean"
+    """
+    text = inspect.getdoc(METHODS[name].fit) or ""
+    found = re.search(r"^Guarantees: (.*?)\n\n", text, re.M | re.S)
+    promise = " ".join(found[1].split()).removesuffix(".") if found else ""
+    what = text.split("\n", 1)[0].removeprefix("Return ").removesuffix(".")
+    return what, METHODS[name].needs or "moments", promise
+
+
+# How a method is fitted where its data alone are not enough to say.
+FITS: dict[str, Callable[[Activations], Any]] = {
+    "ace": lambda a: lf.methods.ace(a.moments, 1),
+    "switch": lambda a: lf.methods.switch(a.moments, to=1),
+    "rlace": lambda a: lf.methods.rlace(a.batches, rank=5),
+}
+PAIR_FITS: dict[str, Callable[[Activations], Any]] = {
+    "leace": lambda a: lf.leace(a.moments),
+    "difference_in_means": lambda a: lf.methods.difference_in_means(a.moments),
+    "switch": lambda a: lf.methods.switch(a.moments),
+    "rlace": lambda a: lf.methods.rlace(a.batches),
+    "median": lambda a: lf.methods.median(a.batches),
+    "swap": lambda a: lf.methods.swap(a.batches),
+}
+OF_TWO_CLASSES = {"difference_in_means", "median", "swap"}
+
+
+def fit_of(name: str) -> Callable[[Activations], Any]:
+    """Return the fit of a method on what it needs."""
+    method = METHODS[name]
+    if method.needs == TASK:
+        return lambda a: method(a.moments, a.task)
+    if method.needs in (CLASS_COVARIANCES, LABELS_AND_COVARIANCES):
+        return lambda a: method(a.class_moments)
+    return lambda a: method(a.batches if method.needs.startswith(ROWS) else a.moments)
+
+
+LOGISTIC = (
+    "inlp, logistic",
+    lambda a: lf.methods.inlp(a.batches, max_iterations=LAST_STEPS),
+    ("`inlp` with logistic regressions on the rows", ROWS, "accuracy below a bound, or a last step"),
+)
+ALL = [Trial(name, FITS.get(name) or fit_of(name), words_of(name)) for name in METHODS if name not in OF_TWO_CLASSES]
+PAIRED = [Trial(name, fit, words_of(name), pair=True) for name, fit in PAIR_FITS.items()]
+TRIALS = [*ALL, Trial(*LOGISTIC), *PAIRED, Trial(*LOGISTIC, pair=True)]
 
 
 def timed(fit: Callable[[], Any]) -> tuple[Any, float]:
@@ -177,7 +181,7 @@ def timed(fit: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def row(trial: Trial, rows: Activations) -> list[str]:
-    """Return one line: method, formula, needs, guarantees, rank, change, probe, time."""
+    """Return one line of the table."""
     for part in ("moments", "class_moments", "task", "batches"):
         getattr(rows, part)  # the pass over the rows is not the method's time
     eraser, seconds = timed(lambda: trial.fit(rows))
@@ -186,10 +190,8 @@ def row(trial: Trial, rows: Activations) -> list[str]:
     change = float((out.double() - rows.x.double()).square().sum(1).mean()) / spread
     probe = linear_probe(out, rows.y, test, rows.test_y)
     rank = str(eraser.rank) if isinstance(eraser, lf.Eraser) else ""
-    formula, guarantee = FACTS[trial.name]
-    needs = lf.METHODS[trial.name].needs if trial.name in lf.METHODS else "passes over the rows"
-    cells = [f"`{trial.name}`" if trial.name in lf.METHODS else trial.name, formula, needs or "moments", guarantee]
-    return [*cells, rank, f"{100 * change:.1f} %", f"{100 * probe.accuracy:.1f} %", duration(seconds)]
+    measured = [rank, f"{100 * change:.1f} %", f"{100 * probe.accuracy:.1f} %", duration(seconds)]
+    return [trial.label, *trial.words, *measured]
 
 
 def duration(seconds: float) -> str:
@@ -202,32 +204,56 @@ def duration(seconds: float) -> str:
     return f"{float(f'{seconds / size:.2g}'):g} {unit}"
 
 
-def table(rows: Activations, trials: list[Trial]) -> str:
-    """Return one Markdown table."""
+def table(rows: Activations, pair: bool) -> str:
+    """Return one Markdown table, measured."""
     before = linear_probe(rows.x, rows.y, rows.test_x, rows.test_y)
-    heading = ["method", "formula", "needs", "guarantees", "rank", "change", "probe", "fit"]
-    lines = [heading, [*["---"] * 4, *["---:"] * 4]]
-    lines.append(["none", "", "", "", "", "0 %", f"{100 * before.accuracy:.1f} %", ""])
-    for trial in trials:
-        lines.append(row(trial, rows))
-        print(" | ".join(lines[-1]), flush=True)
+    lines = [["none", *[""] * (WORDS - 1), "", "0 %", f"{100 * before.accuracy:.1f} %", ""]]
+    for trial in TRIALS:
+        if trial.pair == pair:
+            lines.append(row(trial, rows))
+            print(" | ".join(lines[-1]), flush=True)
     facts = (
         f"{len(rows.y):,} rows to fit on, {len(rows.test_y):,} held out; best constant {100 * before.constant:.1f} %."
     )
-    return facts + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{facts}\n\n{markdown(lines)}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Return lines below the heading as a Markdown table."""
+    every = [HEADING, ["---"] * WORDS + ["---:"] * (len(HEADING) - WORDS), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in every)
+
+
+def reworded(page: str) -> str:
+    """Return the page with the words of each row renewed and what was measured kept, blank where nothing was."""
+    head, rest = page.split(MARKS[0])
+    block, tail = rest.split(MARKS[1], 1)
+    for pair, old in zip((False, True), re.findall(r"^\| method.*?(?=\n\n)", block, re.M | re.S), strict=True):
+        cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in old.splitlines()[2:]]
+        measured = {line[0]: line[WORDS:] for line in cells}
+        lines = [cells[0]]  # of no method
+        for trial in TRIALS:
+            if trial.pair == pair:
+                lines.append([trial.label, *trial.words, *measured.get(trial.label, [""] * (len(HEADING) - WORDS))])
+        block = block.replace(old, markdown(lines))
+    return f"{head}{MARKS[0]}{block}{MARKS[1]}{tail}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into a page, between its marks")
+    parser.add_argument("--words", type=Path, metavar="PAGE", help="renew the words of its tables, measure nothing")
     options = parser.parse_args()
+    if options.words:
+        options.words.write_text(reworded(options.words.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = activations()
     names = f"{CATEGORIES[PAIR[0]]}s against {CATEGORIES[PAIR[1]]}s"
     text = (
-        f"### All {len(CATEGORIES)} categories\n\n{table(rows, [t for t in TRIALS if not t.pair])}\n\n"
-        f"### Two classes: {names}\n\n{table(rows.pair(), [t for t in TRIALS if t.pair])}"
+        f"### All {len(CATEGORIES)} categories\n\n{table(rows, pair=False)}\n\n"
+        f"### Two classes: {names}\n\n{table(rows.pair(), pair=True)}"
     )
     if options.write:
         page = options.write.read_text(encoding="utf-8")

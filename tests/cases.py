@@ -1,6 +1,6 @@
 """The tables that drive the laws: statistics, dtypes with their tolerances, methods, and data sets that are hard.
 
-A new method adds a row to METHODS, a new option of `Moments` a row to STATISTICS.
+A new method adds a row to CASES, a new option of `Moments` a row to STATISTICS.
 """
 
 from __future__ import annotations
@@ -13,18 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leace_fast import Eraser, Moments, leace
-from leace_fast.methods import (
-    ace,
-    alf_qleace,
-    difference_in_means,
-    inlp,
-    mean_projection,
-    orth,
-    random_subspace,
-    splince,
-    switch,
-)
+from leace_fast import Eraser, Moments, methods
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ PRECISIONS = [
 
 
 @dataclass(frozen=True)
-class Method:
+class Case:
     """One way of making an eraser, and what it promises."""
 
     name: str
@@ -113,43 +102,53 @@ class Method:
         return self.name
 
 
-METHODS = [
-    Method("leace", lambda m: leace(m, shrinkage=False), optimal=True, rotates=True),
-    Method("leace, shrinkage as it comes", leace),
-    Method("leace, shrunk", lambda m: leace(m, shrinkage=True)),
-    Method("leace, shrunk by 0.3", lambda m: leace(m, shrinkage=0.3)),
-    Method("leace, ridge", lambda m: leace(m, ridge=1e-3)),
-    Method(
+CASES = [
+    Case("leace", lambda m: methods.leace(m, shrinkage=False), optimal=True, rotates=True),
+    Case("leace, shrinkage as it comes", methods.leace),
+    Case("leace, shrunk", lambda m: methods.leace(m, shrinkage=True)),
+    Case("leace, shrunk by 0.3", lambda m: methods.leace(m, shrinkage=0.3)),
+    Case("leace, ridge", lambda m: methods.leace(m, ridge=1e-3)),
+    Case(
         "leace, linear",
-        lambda m: leace(m, affine=False, max_cost_ratio=math.inf, shrinkage=False),
+        lambda m: methods.leace(m, affine=False, max_cost_ratio=math.inf, shrinkage=False),
         affine=False,
         optimal=True,
         rotates=True,
     ),
-    Method("leace, rank 1", lambda m: leace(m, rank=1, shrinkage=False), complete=False, optimal=False, rotates=True),
-    Method("leace, of two concepts in one", lambda m: leace([m, m], shrinkage=False), optimal=True, rotates=True),
-    Method("orth", orth, rescales=False, rotates=True),
-    Method("orth, rank 1", lambda m: orth(m, rank=1), complete=False, rescales=False),
-    Method("mean projection", mean_projection, affine=False, rescales=False, rotates=True, targets=False),
-    Method("difference in means", difference_in_means, complete=False, affine=False, rescales=False, targets=False),
-    Method("ace", ace, keeps_mean=False, rescales=False, rotates=True, targets=False),
-    Method("switch to 0", lambda m: switch(m, to=0, shrinkage=False), keeps_mean=False, rotates=True, targets=False),
-    Method("inlp", inlp, complete=False, rescales=False, ranked=False),
-    Method(
+    Case(
+        "leace, rank 1",
+        lambda m: methods.leace(m, rank=1, shrinkage=False),
+        complete=False,
+        optimal=False,
+        rotates=True,
+    ),
+    Case("leace, of two concepts in one", lambda m: methods.leace([m, m], shrinkage=False), optimal=True, rotates=True),
+    Case("orth", methods.orth, rescales=False, rotates=True),
+    Case("orth, rank 1", lambda m: methods.orth(m, rank=1), complete=False, rescales=False),
+    Case("mean projection", methods.mean_projection, affine=False, rescales=False, rotates=True, targets=False),
+    Case(
+        "difference in means", methods.difference_in_means, complete=False, affine=False, rescales=False, targets=False
+    ),
+    Case("ace", methods.ace, keeps_mean=False, rescales=False, rotates=True, targets=False),
+    Case(
+        "switch to 0", lambda m: methods.switch(m, to=0, shrinkage=False), keeps_mean=False, rotates=True, targets=False
+    ),
+    Case("inlp", methods.inlp, complete=False, rescales=False, ranked=False),
+    Case(
         "splince",
-        lambda m, task: splince(m, task, shrinkage=False, max_change_ratio=math.inf),
+        lambda m, task: methods.splince(m, task, shrinkage=False, max_change_ratio=math.inf),
         needs_task=True,
     ),
-    Method(
+    Case(
         "alf-qleace",
-        alf_qleace,
+        methods.alf_qleace,
         rescales=False,
         targets=False,
         idempotent=False,
         ranked=False,
         options={"per_class": True},
     ),
-    Method("random", lambda m: random_subspace(m, 1), complete=False, rescales=False),
+    Case("random", lambda m: methods.random_subspace(m, 1), complete=False, rescales=False),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Data, Method, Precision
+from cases import Case, Data, Precision
 from torch import Tensor
 
 from leace_fast import Eraser, Moments
@@ -272,44 +272,44 @@ def rounding(eraser: Eraser, x: Tensor) -> Tensor:
     return 2.0**-52 * 64 * (x.abs().amax(0) + left @ (right @ centred))
 
 
-def concept_is_gone(method: Method, data: Data) -> None:
+def concept_is_gone(case: Case, data: Data) -> None:
     """Class means are equal, and targets uncorrelated with x, to 1e-12 of max(std, |mean|)."""
-    eraser, used = method.on(data), Used(data)
+    eraser, used = case.on(data), Used(data)
     left = (used.gaps(eraser(used.x)) / used.scale[:, None]).abs().max()
     before = (used.gaps(used.x) / used.scale[:, None]).abs().max()
-    if method.complete:
+    if case.complete:
         assert left <= 1e-12, f"{left:.1e} is left of {before:.1e}"
     else:
         assert torch.isfinite(left)
 
 
-def mean_is_kept(method: Method, data: Data) -> None:
-    eraser, used = method.on(data), Used(data)
+def mean_is_kept(case: Case, data: Data) -> None:
+    eraser, used = case.on(data), Used(data)
     moved = (used.mean(eraser(used.x)) - used.mean(used.x)).abs()
-    if method.affine:
+    if case.affine:
         assert eraser.mean is not None
-        assert not method.keeps_mean or (moved <= 2 * rounding(eraser, used.x)).all()  # two means are compared
+        assert not case.keeps_mean or (moved <= 2 * rounding(eraser, used.x)).all()  # two means are compared
     else:
         assert eraser.mean is None
         assert torch.equal(eraser(torch.zeros(data.dim)), torch.zeros(data.dim))
 
 
-def erasing_twice_is_erasing_once(method: Method, data: Data) -> None:
-    if not method.idempotent:
+def erasing_twice_is_erasing_once(case: Case, data: Data) -> None:
+    if not case.idempotent:
         return
-    eraser, used = method.on(data), Used(data)
+    eraser, used = case.on(data), Used(data)
     once = eraser(used.x)
     assert ((eraser(once) - once).abs() <= rounding(eraser, used.x)).all()
     assert (eraser.right.double() @ eraser.left.double() - torch.eye(eraser.rank)).abs().max() <= 1e-11
 
 
-def rank_is_that_of_the_concept(method: Method, data: Data) -> None:
-    eraser, used = method.on(data), Used(data)
+def rank_is_that_of_the_concept(case: Case, data: Data) -> None:
+    eraser, used = case.on(data), Used(data)
     most = int((used.mean(used.z) > 0).sum()) - 1 if used.classes else used.z.shape[1]
     most = min(most, data.dim)
-    if method.complete and method.ranked:
+    if case.complete and case.ranked:
         assert eraser.rank == (most if data.rank is None else data.rank)
-    assert eraser.rank <= most or not method.ranked
+    assert eraser.rank <= most or not case.ranked
     if eraser.report:
         assert eraser.report.rank == eraser.rank
     x = used.x.double()
@@ -317,10 +317,10 @@ def rank_is_that_of_the_concept(method: Method, data: Data) -> None:
     assert int((changed > 1e-9 * changed[0]).sum()) <= eraser.rank
 
 
-def no_linear_classifier_can_tell(method: Method, data: Data) -> None:
+def no_linear_classifier_can_tell(case: Case, data: Data) -> None:
     """Least squares finds nothing, and the gradient of the logistic loss is 0 at the best constant prediction."""
-    eraser, used = method.on(data), Used(data)
-    if not method.complete:
+    eraser, used = case.on(data), Used(data)
+    if not case.complete:
         return
     rows = eraser(used.x)
     z = (used.z - used.mean(used.z)) * used.w[:, None]
@@ -331,10 +331,10 @@ def no_linear_classifier_can_tell(method: Method, data: Data) -> None:
     assert coefficients.abs().max() < ZERO, f"coefficient {float(coefficients.abs().max()):.1e}"
 
 
-def nothing_is_left_in_mahalanobis_distance(method: Method, data: Data) -> None:
+def nothing_is_left_in_mahalanobis_distance(case: Case, data: Data) -> None:
     """A small gap along a direction of tiny variance is fully decodable: measure it in that direction's deviation."""
-    eraser, used = method.on(data), Used(data)
-    if not method.complete:
+    eraser, used = case.on(data), Used(data)
+    if not case.complete:
         return
     rows = eraser(used.x)
     values, vectors = used.directions(rows, 1e-13)
@@ -342,13 +342,13 @@ def nothing_is_left_in_mahalanobis_distance(method: Method, data: Data) -> None:
     assert distance.max() <= 1e-7, f"{float(distance.max()):.1e}"
 
 
-def no_other_map_is_nearer(method: Method, data: Data) -> None:
+def no_other_map_is_nearer(case: Case, data: Data) -> None:
     """The gradient of the mean squared change vanishes along every direction that keeps the guarantee."""
-    eraser, used = method.on(data, data.x.double()), Used(data)
-    if not method.optimal:
+    eraser, used = case.on(data, data.x.double()), Used(data)
+    if not case.optimal:
         return
     moment = used.covariance(used.x)
-    if not method.affine:
+    if not case.affine:
         mean = used.mean(used.x)
         moment = moment + torch.outer(mean, mean)
     # The rows of the gradient may be scaled at will, its columns with those of the gaps: Q gaps = 0 is feasible.
@@ -360,21 +360,21 @@ def no_other_map_is_nearer(method: Method, data: Data) -> None:
     assert free.norm() < ZERO * gradient.norm() + computed, f"{float(free.norm() / gradient.norm()):.1e}"
 
 
-def rescaled_rows_get_the_rescaled_eraser(method: Method, data: Data) -> None:
-    if not method.rescales:
+def rescaled_rows_get_the_rescaled_eraser(case: Case, data: Data) -> None:
+    if not case.rescales:
         return
-    eraser, used = method.on(data, data.x.double()), Used(data)
+    eraser, used = case.on(data, data.x.double()), Used(data)
     generator = torch.Generator().manual_seed(0)
     for total in (-66, 0, 66):  # 1e-20, 1, 1e20
         scale = 2.0 ** (torch.randint(-9, 9, (data.dim,), generator=generator) + total).double()
-        other = method.on(data, data.x.double() * scale)
+        other = case.on(data, data.x.double() * scale)
         # Scaling by powers of two is exact: so must be all that follows from it.
         difference = (other(used.x * scale) / scale - eraser(used.x)).abs()
         assert (difference <= rounding(eraser, used.x)).all(), f"{float((difference / used.scale).max()):.1e}"
 
 
-def rotated_rows_get_the_rotated_eraser(method: Method, data: Data) -> None:
-    if not method.rotates:
+def rotated_rows_get_the_rotated_eraser(case: Case, data: Data) -> None:
+    if not case.rotates:
         return
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(data.dim, data.dim, generator=generator, dtype=torch.float64))[0]
@@ -382,7 +382,7 @@ def rotated_rows_get_the_rotated_eraser(method: Method, data: Data) -> None:
     # About the mean, and in units of the deviations: rotating mixes the columns, and with them their rounding.
     x = torch.zeros_like(data.x, dtype=torch.float64)
     x[used.keep] = used.x / used.scale
-    other, eraser = method.on(data, x @ rotation), method.on(data, x)
+    other, eraser = case.on(data, x @ rotation), case.on(data, x)
     if eraser.report and eraser.report.ridge > 1e-6 * eraser.report.smallest_eigenvalue:
         return  # along a null direction the ridge decides, and that is of the columns as they are
     rows = x[used.keep]

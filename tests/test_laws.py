@@ -8,7 +8,7 @@ import cases
 import laws
 import pytest
 import torch
-from cases import HARD, METHODS, PRECISIONS, STATISTICS, Data, Method, Precision, Statistic
+from cases import CASES, HARD, PRECISIONS, STATISTICS, Case, Data, Precision, Statistic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import ERASER_LAWS, MOMENTS_LAWS, Update
@@ -89,22 +89,22 @@ def test_chunks_across_blocks(cuts: list[int], statistic: Statistic, precision: 
     laws.assert_same_bits(laws.bits(one), laws.bits(other))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_DATA else n for n in HARD])
 @pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
-def test_erasers(law, name: str, method: Method) -> None:
-    if not method.suits(hard(name)):
+def test_erasers(law, name: str, case: Case) -> None:
+    if not case.suits(hard(name)):
         pytest.skip("not made for such data")
-    law(method, hard(name))
+    law(case, hard(name))
 
 
 @pytest.mark.hypothesis  # the long tier runs it again, deeper
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
-def test_erasers_of_any_data(law, precision: Precision, method: Method) -> None:
+def test_erasers_of_any_data(law, precision: Precision, case: Case) -> None:
     @settings(max_examples=max(EXAMPLES // 10, 5))
     @given(
         rows=st.sampled_from([30, 100, 300]),
@@ -116,11 +116,11 @@ def test_erasers_of_any_data(law, precision: Precision, method: Method) -> None:
     def holds(rows: int, dim: int, num_classes: int, real: bool, seed: int) -> None:
         data = (
             cases.targets(rows, dim, min(num_classes, dim), seed=seed)
-            if real and method.targets
+            if real and case.targets
             else cases.classes(rows, dim, num_classes, seed=seed)
         )
-        if method.suits(data):
-            law(method, data.to(precision.dtype))
+        if case.suits(data):
+            law(case, data.to(precision.dtype))
 
     holds()
 

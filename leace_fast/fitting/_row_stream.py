@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,10 @@ class RowStream:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         width = None
-        for x, y in self._batches:
+        for batch in self._batches:
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise TypeError(f"a batch is a {type(batch).__name__}, expected pairs (x, y) of rows and their labels")
+            x, y = batch
             if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.is_floating_point():
                 raise TypeError("expected batches (x, y) of tensors, x floating and y of integers")
             if y.is_floating_point() or y.is_complex():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from ..erasers import Eraser
 from ._ace import ace
@@ -13,6 +12,7 @@ from ._difference_in_means import difference_in_means, fixed_direction
 from ._inlp import inlp
 from ._leace import leace
 from ._mean_projection import mean_projection
+from ._method import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, LABELS_AND_ROWS, ROWS, TASK, Method
 from ._oracle import oracle
 from ._orth import orth
 from ._quadratic import mimic, quadratic, quadratic_editor
@@ -22,53 +22,42 @@ from ._rlace import rlace
 from ._splince import splince
 from ._switch import switch
 
-
-class Method(NamedTuple):
-    """A row of `METHODS`: called, it fits.
-
-    Attributes:
-        fit: the function.
-        needs: what it needs beside the moments of one concept; empty where these are enough.
-        several: whether it takes a list of the moments of several concepts too.
-    """
-
-    fit: Callable[..., Any]
-    needs: str = ""
-    several: bool = False
-
-    def __call__(self, *data: Any, **options: Any) -> Any:
-        return self.fit(*data, **options)
-
-
-ROWS = "passes over the rows"
-CLASS_COVARIANCES = "class covariances, Moments(per_class=True)"
-
+# Beside a row here, a method is its file and a row in tests/cases.py: the names of this module, its transformer in
+# `leace_fast.sklearn` and its row in docs/methods.md follow from this table.
 METHODS: dict[str, Method] = {
-    "leace": Method(leace, several=True),
-    "orth": Method(orth, several=True),
-    "mean_projection": Method(mean_projection),
-    "difference_in_means": Method(difference_in_means),
-    "inlp": Method(inlp),
-    "ace": Method(ace),
-    "switch": Method(switch),
-    "splince": Method(splince, "the moments of a task to keep", several=True),
-    "alf_qleace": Method(alf_qleace, CLASS_COVARIANCES),
-    "oracle": Method(oracle, "the labels where it is applied"),
-    "quadratic": Method(quadratic, "class covariances, and the labels where it is applied"),
-    "quadratic_editor": Method(quadratic_editor, "class covariances, and the labels where it is applied"),
-    "rlace": Method(rlace, ROWS),
-    "median": Method(median, ROWS),
-    "swap": Method(swap, "passes over the rows, and the labels where it is applied"),
-    "normalize_quantiles": Method(normalize_quantiles, "passes over the rows, and the labels where it is applied"),
-    "mimic": Method(mimic, "class covariances, and the labels where it is applied"),
+    method.name: method
+    for method in (
+        Method(leace, several=True),
+        Method(orth, several=True),
+        Method(mean_projection, targets=False),
+        Method(difference_in_means, targets=False),
+        Method(inlp),
+        Method(ace, targets=False),
+        Method(switch, targets=False),
+        Method(splince, TASK, several=True),
+        Method(alf_qleace, CLASS_COVARIANCES, targets=False),
+        Method(oracle, LABELS),
+        Method(quadratic, LABELS_AND_COVARIANCES, targets=False),
+        Method(mimic, LABELS_AND_COVARIANCES, targets=False),
+        Method(quadratic_editor, LABELS_AND_COVARIANCES, targets=False),
+        Method(rlace, ROWS, targets=False),
+        Method(median, ROWS, targets=False),
+        Method(swap, LABELS_AND_ROWS, targets=False),
+        Method(normalize_quantiles, LABELS_AND_ROWS, targets=False),
+    )
 }
 
 
 def moments_method(name: str) -> Callable[..., Eraser]:
     """Return the method of a name if it makes an `Eraser` from the moments of one concept alone.
 
+    Args:
+        name: of a row of `METHODS`.
+
     Raises:
         ValueError: there is no such method, or it needs more than that.
+
+    Source: the column `needs` of docs/methods.md.
 
     >>> moments_method("leace") is leace
     True
@@ -84,27 +73,4 @@ def moments_method(name: str) -> Callable[..., Eraser]:
     return method.fit
 
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "ace",
-    "alf_qleace",
-    "difference_in_means",
-    "fixed_direction",
-    "inlp",
-    "leace",
-    "mean_projection",
-    "median",
-    "mimic",
-    "moments_method",
-    "normalize_quantiles",
-    "oracle",
-    "orth",
-    "quadratic",
-    "quadratic_editor",
-    "random_subspace",
-    "rlace",
-    "splince",
-    "swap",
-    "switch",
-]
+__all__ = ["METHODS", "Method", "fixed_direction", "moments_method", "random_subspace", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]

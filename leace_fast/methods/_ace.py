@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..erasers import Eraser
-from ..fitting import check_class, concept_subspace, fitted, warn_of
+from ..fitting import check_class, check_moments, concept_subspace, fitted, warn_of
 from ..statistics import Moments
 
 
@@ -20,7 +20,13 @@ def ace(moments: Moments, reference: int = 0, *, to: int | None = None, strength
         strength: 0 gives the reference, 1 that class, beyond them exaggerates.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: real-valued targets, a class is unknown or has no rows, or `strength` could lead to several classes.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal, that of the reference along V.
 
     Source: Marshall, Scherlis and Belrose 2024, https://arxiv.org/abs/2411.09003, equation 7.
 
@@ -32,6 +38,7 @@ def ace(moments: Moments, reference: int = 0, *, to: int | None = None, strength
     >>> torch.allclose(means[0], moments.class_means[0]) and torch.allclose(means[1], means[0])
     True
     """
+    check_moments(moments)
     found = concept_subspace(moments)
     check_class(moments, "reference", reference)
     mean = moments.class_means[reference]

@@ -32,7 +32,13 @@ def alf_qleace(
         shrinkage, ridge: as in `leace`.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: no class covariances, or share or max_rank out of range; or as in `leace`.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal; class covariances apart by at most `1 - share` of what they were; mean kept.
 
     Source: Quirke and Belrose 2025, https://arxiv.org/abs/2502.02820 (approximate label-free quadratic LEACE), as
         EleutherAI's code of it (alf_qleace.py) has it, but for this: there class moments are sums, so that larger

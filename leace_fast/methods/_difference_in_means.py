@@ -21,7 +21,13 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
         positive, negative: the classes with and without the concept, as refused and answered requests.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: real-valued targets, a class is unknown or has no rows, or the two means are the same.
+
+    Warns:
+        UserWarning: a class has no rows.
+
+    Guarantees: two class means equal; no offset.
 
     Source: Arditi et al. 2024, https://arxiv.org/abs/2406.11717, equations 2 and 4.
 
@@ -57,6 +63,7 @@ def fixed_direction(
         positive, negative: as in `difference_in_means`.
 
     Raises:
+        TypeError: a site has no `Moments`.
         ValueError: an unknown source, sites of other widths, or as in `difference_in_means`.
 
     Source: Arditi et al. 2024, https://arxiv.org/abs/2406.11717, section 2.4: the direction is ablated everywhere.

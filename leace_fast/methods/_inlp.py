@@ -45,11 +45,14 @@ def inlp(
         seed: of the order of rows, on batches.
 
     Raises:
+        TypeError: batches can be gone over once only, or hold no tensors.
         ValueError: the classifier does not fit the data, an option is out of range, or as in `leace`.
         ImportError: batches need scikit-learn.
 
     Warns:
         UserWarning: a class has no rows.
+
+    Guarantees: what a classifier explains is below a bound.
 
     Source: Ravfogel et al. 2020, https://arxiv.org/abs/2004.07667, algorithm 1.
 

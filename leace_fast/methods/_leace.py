@@ -36,28 +36,33 @@ def leace(
     ridge: float | None = None,
     max_cost_ratio: float = MAX_COST_RATIO,
 ) -> Eraser:
-    """Return the least-squares eraser of the concept in some moments, in closed form.
+    """Return the eraser of least change in closed form, `x - L R (x - m)` with `L = S^1/2 U`, `R = U' S^-1/2`.
 
-    With D the standard deviations, K K' the correlation matrix and U the left
-    singular vectors of `K^-1 D^-1 C` (C the differences of class means), it is
-    `L = D K U`, `R = U' K^-1 D^-1`. Columns of C count alike, however rare their class.
+    The root of the covariance S is `D K`: D the standard deviations, K K' the correlation matrix. U are the left
+    singular vectors of `K^-1 D^-1 C`, C the differences of class means: `L = D K U`, `R = U' K^-1 D^-1`. Columns of
+    C count alike, however rare their class.
 
     Args:
         moments: statistics of (x, labels); or several, of the same x with the labels of several concepts: all of
             them are erased. Mean and covariance of x are then those of the moments with the most rows.
         rank: erase only so many directions, those of the largest canonical correlation.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
-        shrinkage: see `whitening_of`; it moves the eraser off the least change, never off the erasure.
+        shrinkage: weight of the identity in the correlation matrix, 0 to 1; True for that of Bodnar et al. 2014
+            (https://arxiv.org/abs/1308.2608), False for none, "auto" for True below 4 rows a dimension. It moves the
+            eraser off the least change, never off the erasure.
         ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics. Rows in
             float64 that a float32 norm made lie in a hyperplane but for its rounding, which an eraser of few columns
             may read: 2e-6, as for float32 rows, keeps it from that.
         max_cost_ratio: with `affine=False`, refuse a map that changes x more than so many times the affine one.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: no rows, one class only, non-finite rows, or an option out of range.
 
     Warns:
         UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal; of all affine maps that do this, least change; mean kept.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 4.3 (affine), equation 3 (linear).
 

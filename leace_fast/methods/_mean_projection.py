@@ -18,10 +18,13 @@ def mean_projection(moments: Moments, *, rank: int | None = None) -> Eraser:
         rank: drop only so many directions, those along which the class means spread most.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: real-valued targets, no rows, one class only, non-finite rows, or rank is out of range.
 
     Warns:
         UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal; no offset.
 
     Source: Haghighatkhah et al. 2022, https://arxiv.org/abs/2212.04273, section 3.
 

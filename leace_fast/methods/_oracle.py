@@ -20,10 +20,13 @@ def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:
         moments: statistics of (x, labels).
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: no rows, one class only, or non-finite rows.
 
     Warns:
         UserWarning: a class has no rows, or a target is constant.
+
+    Guarantees: class means equal; of all maps, least change; mean kept.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, appendix F (oracle LEACE).
 

@@ -12,7 +12,7 @@ from ..statistics import Moments
 
 
 def orth(moments: Moments | Sequence[Moments], *, rank: int | None = None) -> Eraser:
-    """Return the eraser that drops the left singular vectors U of the cross-covariance: `L = U`, `R = U'`.
+    """Return the orthogonal projection `x - U U' (x - m)`, U the left singular vectors of the cross-covariance.
 
     It needs no covariance of x and changes x more than `leace` does.
 
@@ -21,10 +21,13 @@ def orth(moments: Moments | Sequence[Moments], *, rank: int | None = None) -> Er
         rank: drop only so many vectors, those of the largest singular values.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: no rows, one class only, non-finite rows, or rank is out of range.
 
     Warns:
         UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal; mean kept.
 
     Source: Shao, Ziser and Cohen 2023 (SAL), https://arxiv.org/abs/2203.07893, section 3; about the mean.
 

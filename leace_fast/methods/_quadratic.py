@@ -24,10 +24,13 @@ def quadratic(moments: Moments, *, ridge: float | None = None) -> ConditionalEra
         ridge: added to each class covariance, a share of the variances; by default rounding's.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: no class covariances, no rows, one class only, non-finite rows, or ridge is out of range.
 
     Warns:
         UserWarning: a class has no rows, or so few, or of so few digits, that its covariance is not met.
+
+    Guarantees: class means and covariances equal; mean kept.
 
     Source: "Quadratic LEACE" of EleutherAI, https://blog.eleuther.ai/oracle-leace/; Alvarez-Esteban et al. 2016,
         https://arxiv.org/abs/1511.05355.
@@ -57,10 +60,13 @@ def mimic(moments: Moments, to: int = 1, *, ridge: float | None = None) -> Condi
         ridge: as in `quadratic`.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: `to` is unknown or has no rows; or as in `quadratic`.
 
     Warns:
         UserWarning: as in `quadratic`.
+
+    Guarantees: class means and covariances those of class `to`.
 
     Source: Singh et al. 2024 (MiMiC), https://arxiv.org/abs/2402.09631, section 4.
 
@@ -92,12 +98,16 @@ def quadratic_editor(moments: Moments, *, ridge: float | None = None) -> Conditi
         ridge: as in `quadratic`.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: as in `quadratic`.
 
     Warns:
         UserWarning: as in `quadratic`; rows of a class without rows, and those sent there, stay as they are.
 
-    Source: as `quadratic`; the editor of the concept-erasure package.
+    Guarantees: class means and covariances those of the class that a row is sent to.
+
+    Source: "Quadratic LEACE" of EleutherAI, https://blog.eleuther.ai/oracle-leace/; the editor of the package
+        concept-erasure.
 
     >>> y = torch.arange(800) % 2
     >>> x = torch.randn(800, 3, dtype=torch.float64) * (1 + y[:, None])

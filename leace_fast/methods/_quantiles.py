@@ -31,6 +31,8 @@ def median(batches: Batches, direction: Tensor | None = None, *, quantile: float
         ValueError: the direction does not fit or is missing with more than two classes, or quantile is out of range.
         ImportError: the sketches need datasketches.
 
+    Guarantees: two class means equal; the coordinate constant.
+
     Source: quantiles by KLL sketches, Karnin, Lang and Liberty 2016, https://arxiv.org/abs/1603.05346.
 
     >>> y = torch.arange(1000) % 2
@@ -69,7 +71,9 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
         TypeError, ImportError: as in `median`.
         ValueError: more than two classes have rows, or as in `median`.
 
-    Source: the optimal map on a line, F_other^-1(F_own(u)); quantiles as in `median`.
+    Guarantees: distributions along the direction exchanged.
+
+    Source: the optimal map on a line, `F_other^-1(F_own(u))`, docs/methods.md; quantiles as in `median`.
 
     >>> y = torch.arange(1000) % 2
     >>> x = torch.randn(1000, 3) + 4 * y[:, None]
@@ -103,6 +107,11 @@ def normalize_quantiles(batches: Batches, to: int | None = None, *, points: int 
     Raises:
         TypeError, ImportError: as in `median`.
         ValueError: class `to` has no rows, or as in `median`.
+
+    Warns:
+        UserWarning: a class has no rows.
+
+    Guarantees: distributions of each column equal.
 
     Source: coordinatewise quantile normalisation, Belrose et al. 2024, https://arxiv.org/abs/2402.04362, section 3.
 

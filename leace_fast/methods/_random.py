@@ -17,7 +17,7 @@ def random_subspace(moments: Moments, rank: int, *, seed: int = 0) -> Eraser:
         seed: of the draw.
 
     Raises:
-        ValueError: rank is out of range.
+        ValueError: no rows, or rank is out of range.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 5 (the random control).
 

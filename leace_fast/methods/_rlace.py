@@ -45,6 +45,8 @@ def rlace(
         TypeError: batches can be gone over once only, or hold no tensors.
         ValueError: rank or another option is out of range, or there are rows of one class only.
 
+    Guarantees: none; near orth at full rank.
+
     Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1.
 
     >>> y = torch.arange(2000) % 2

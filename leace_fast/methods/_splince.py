@@ -46,11 +46,14 @@ def splince(
         max_change_ratio: refuse a map that changes x more than so many times as `leace` does.
 
     Raises:
+        TypeError: `moments` or `task` are no `Moments`.
         ValueError: concept and task share a direction, or are so close that the change would pass `max_change_ratio`;
             or as in `leace`.
 
     Warns:
         UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal; covariance with the task kept; least change of all that do both; mean kept.
 
     Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
 

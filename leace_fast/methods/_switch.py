@@ -29,8 +29,14 @@ def switch(
         shrinkage, ridge: as in `leace`.
 
     Raises:
+        TypeError: `moments` are no `Moments`.
         ValueError: real-valued targets, `to` is unknown or has no rows, or None while more than two classes have rows;
             or as in `leace`.
+
+    Warns:
+        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+
+    Guarantees: class means equal, or exchanged.
 
     Source: Gaintseva et al. 2026 (MidSteer), https://arxiv.org/abs/2605.05220, equations 13 and 14: LEACE-Switch, the
         affine map of least change with `Cov(e(x), z) = -Cov(x, z)`, is `x - 2 L R (x - mean of all)`, which

@@ -16,6 +16,7 @@ GENERATOR = numpy.random.default_rng(0)
 LEFT, RIGHT, MEAN = GENERATOR.normal(size=(4, 2)), GENERATOR.normal(size=(2, 4)), GENERATOR.normal(size=4)
 QUANTILES = numpy.sort(GENERATOR.normal(size=(2, 3, 4, 5)))
 Y, Z = numpy.arange(6) % 3, GENERATOR.normal(size=(6, 2))
+TABLE = EraserTable([Eraser(LEFT, RIGHT), Eraser(LEFT[:, :1], RIGHT[:1])])
 
 
 def both(make: Callable[..., Any], *parts: numpy.ndarray) -> tuple[Any, Any]:
@@ -34,7 +35,7 @@ ERASERS: dict[str, tuple[tuple[Any, Any], tuple[Any, ...]]] = {
         both(QuantileNormalizer, *QUANTILES[:, :, :2], numpy.linalg.qr(LEFT)[0]),
         (Y,),
     ),
-    "EraserTable": ((EraserTable([Eraser(LEFT, RIGHT), Eraser(LEFT[:, :1], RIGHT[:1])]),) * 2, (Y - 1,)),
+    "EraserTable": ((TABLE, TABLE), (Y - 1,)),
 }
 EACH = pytest.mark.parametrize(("erasers", "told"), ERASERS.values(), ids=ERASERS)
 ROWS: dict[str, Callable[[numpy.ndarray], numpy.ndarray]] = {

@@ -43,7 +43,7 @@ def test_keeps_the_covariance_where_leace_loses_it(tasks: int) -> None:
 @pytest.mark.filterwarnings("ignore:not erased")
 def test_task_is_kept_on_hard_data(name: str) -> None:
     data = HARD[name]()
-    method = next(m for m in cases.METHODS if m.name == "splince")
+    method = next(m for m in cases.CASES if m.name == "splince")
     if not method.suits(data):
         pytest.skip("no dimension is left for a task")
     task = data.task(data.x.double())

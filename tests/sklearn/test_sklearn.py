@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import leace_fast.sklearn as estimators
-from leace_fast import leace
+from leace_fast import METHODS, leace
 from leace_fast.sklearn import (
     AceTransformer,
     DifferenceInMeansTransformer,
@@ -32,6 +33,7 @@ from leace_fast.sklearn import (
     SplinceTransformer,
     SwitchTransformer,
 )
+from leace_fast.sklearn._made import OF_ROWS, name_of
 
 COMPLETE = [
     LeaceTransformer,
@@ -45,13 +47,44 @@ PARTIAL = [DifferenceInMeansTransformer, InlpTransformer, RlaceTransformer]
 QUICK: dict[type, dict[str, Any]] = {RlaceTransformer: {"steps": 60}}
 
 
-@parametrize_with_checks([estimator(**QUICK.get(estimator, {})) for estimator in (*COMPLETE, *PARTIAL)])
+EVERY = [getattr(estimators, name) for name in estimators.__all__]  # also of methods that come later
+
+
+@parametrize_with_checks([estimator(**QUICK.get(estimator, {})) for estimator in EVERY])
 def test_scikit_learn_s_own_checks(estimator, check) -> None:
     check(estimator)
 
 
 def test_every_estimator_is_tested() -> None:
-    assert sorted(estimator.__name__ for estimator in (*COMPLETE, *PARTIAL)) == estimators.__all__
+    assert {*COMPLETE, *PARTIAL} <= {*EVERY}, "EVERY holds these, and those of methods that promise less"
+    assert estimators.__all__ == sorted(estimator.__name__ for estimator in EVERY)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.needs])
+def test_every_method_of_moments_has_a_transformer(name: str) -> None:
+    method = METHODS[name]
+    made = getattr(estimators, name_of(method))
+    options = inspect.signature(made).parameters
+    of_method = {*list(inspect.signature(method.fit).parameters)[1:]} - OF_ROWS.get(name, set())
+    own = {*(["kind"] if method.targets else []), *([] if "to" in of_method else ["strength"])}
+    assert {*options} == of_method | own and all(one.kind is one.KEYWORD_ONLY for one in options.values())
+    text = made.__doc__
+    assert text.splitlines()[0].endswith(".") and f"leace_fast.methods.{name}" in text and ">>>" in text
+    assert "Source: " in text and all(re.search(rf"^    .*\b{option}\b.*: ", text, re.M) for option in options)
+    twin = pickle.loads(pickle.dumps(made))
+    assert twin is made and inspect.getmodule(made).__name__.startswith("leace_fast.sklearn")  # type: ignore[union-attr]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strenght'"):
+        made(strenght=2)
+    with pytest.raises(TypeError, match=r"Transformer.__init__\(\) takes 1 positional argument but 2"):
+        made(1)
+
+
+def test_what_is_no_projection_has_no_known_inverse() -> None:
+    X, y = data(load_iris)
+    fitted = LeaceTransformer(strength=2.0).fit(X, y)
+    fitted._fitted = fitted.eraser_.scaled(0.5)
+    with pytest.raises(ValueError, match="the eraser by 'leace' is no projection: its inverse is not known"):
+        fitted.inverse_transform(X)
 
 
 def data(loader: Callable[..., Any], **options: bool) -> tuple[Any, Any]:
