@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast.demo import ASSETS, CATEGORIES, load_modules
-from leace_fast.demo._run import _batches, fits
+from leace_fast.demo import ASSETS, CATEGORIES, batches_of, fits, load_modules
 from leace_fast.evaluation import linear_probe
 from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, METHODS, ROWS, TASK
 
@@ -87,7 +86,7 @@ def activations() -> Activations:
         modules = [module for module in load_modules(ASSETS / "held_out.jsonl.gz") if fits(module.name) == side]
         seen: list[Tensor] = []
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in _batches(modules, tokenizer):
+        for batch in batches_of(modules, tokenizer):
             kept = (batch["concept_labels"] != -100) & batch["attention_mask"].bool()
             with torch.no_grad(), lf.tap(model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
                 model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from leace_fast import Scrubber, evaluate, random_like, scrub
-from leace_fast.demo import load_demo
-from leace_fast.demo._run import machine
+from leace_fast.demo import load_demo, machine
 
 CONDITIONS = (
     ("leace", "sequential"),

@@ -18,7 +18,8 @@ from leace_fast import Eraser
 from leace_fast.cli import app
 from leace_fast.demo._language_model import train_tokenizer
 from leace_fast.scrubbing import Scrubber
-from leace_fast.study import _jobs as jobs
+from leace_fast.study import _models as models
+from leace_fast.study import read_batches
 
 WORDS = {"fruit": "apple pear plum cherry quince", "tool": "hammer saw chisel pliers drill"}
 RUNNER = CliRunner()
@@ -85,11 +86,11 @@ def test_fit_options_reach_the_study(workplace, tmp_path):
 
 def test_the_dtype_that_a_model_runs_in(workplace, monkeypatch):
     source = str(workplace / "model")
-    assert jobs.load_model(source, "cpu").dtype == torch.float32
-    monkeypatch.setattr(jobs, "multiplies", lambda dtype: dtype == torch.float32)
+    assert models.load_model(source, "cpu").dtype == torch.float32
+    monkeypatch.setattr(models, "multiplies", lambda dtype: dtype == torch.float32)
     data: dict[str, Any] = {"text": "body", "label": "kind", "device": "cpu"}
     with pytest.warns(UserWarning, match="no products of bfloat16.*--dtype float32"):
-        batches = jobs.read_batches(source, workplace / "data.jsonl", **data, dtype="bfloat16")
+        batches = read_batches(source, workplace / "data.jsonl", **data, dtype="bfloat16")
     assert batches.model.dtype == torch.bfloat16
     result = run("eval", "--model", source, "--data", workplace / "data.jsonl", "--text", "body", "--label", "kind")
     assert result.exit_code == 0 and "no products" not in result.output, result.output

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ._batches import batched, pack, pad
 from ._conllu import UPOS, Sentence, read_conllu
-from ._packing import pack, pad
 from ._shards import SHARD_SUFFIXES, Shards
 from ._sources import Source
 from ._spans import Span, label_tokens, last_token_labels, token_labels, word_spans
-from ._texts import NO_CLASS, Texts, Window, as_classes, batched, read_texts, split_texts, text_windows
+from ._texts import Texts, read_texts, split_texts
+from ._windows import Window, text_windows, whole_texts
 
 __all__ = [
-    "NO_CLASS",
     "SHARD_SUFFIXES",
     "Sentence",
     "Shards",
@@ -19,7 +19,6 @@ __all__ = [
     "Texts",
     "UPOS",
     "Window",
-    "as_classes",
     "batched",
     "label_tokens",
     "last_token_labels",
@@ -30,5 +29,6 @@ __all__ = [
     "split_texts",
     "text_windows",
     "token_labels",
+    "whole_texts",
     "word_spans",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..statistics import IGNORE
 from ._spans import Span, word_spans
 
 FIELDS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
@@ -27,7 +28,7 @@ class Sentence(NamedTuple):
 
     def spans(self, classes: dict[str, int]) -> list[Span]:
         """The words whose tag has a class, as spans of the text."""
-        return word_spans(self.words, [classes.get(tag, -100) for tag in self.tags], self.text)[1]
+        return word_spans(self.words, [classes.get(tag, IGNORE) for tag in self.tags], self.text)[1]
 
 
 def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[Sentence]:

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ._texts import as_classes
+from ..statistics import IGNORE
+from ._classes import as_classes
 
 CHUNK = 16384  # rows
-IGNORED = -100
 SHARD_SUFFIXES = (".safetensors", ".npz", ".npy")
 EXPECTED = (
     "expected .safetensors or .npz files that hold x (rows, dim) and y (rows,), "
@@ -48,7 +48,7 @@ class Shards:
                 raise ValueError(f"{file} has rows of width {dim}, expected {self.dim} as in {self.files[0]}")
             self.dim, self.rows = dim, self.rows + rows
             found.update(np.unique(y).tolist())
-        classes = sorted(found - {IGNORED}, key=lambda value: (str(type(value)), value))
+        classes = sorted(found - {IGNORE}, key=lambda value: (str(type(value)), value))
         _, self.class_names = as_classes(classes, f"y of {path}")
         self._classes = np.array(classes)
 
@@ -56,7 +56,7 @@ class Shards:
         """Yield (x, y) chunks: x (rows, dim) in the file's dtype, y (rows,) int64 classes, -100 where left out."""
         for file in self.files:
             x, y = _open(file)
-            numbers = np.where(y == IGNORED, IGNORED, np.searchsorted(self._classes, y))
+            numbers = np.where(y == IGNORE, IGNORE, np.searchsorted(self._classes, y))
             labels = torch.from_numpy(numbers.astype(np.int64))
             for at in range(0, len(y), CHUNK):
                 piece = x[at : at + CHUNK]

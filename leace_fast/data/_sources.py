@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", ".txt.gz")
+from ._rows import read_rows, rows_file
 
 
 class Source:
@@ -38,12 +36,7 @@ class Source:
 
     def __init__(self, source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> None:
         if isinstance(source, (str, os.PathLike)):
-            path = Path(source)
-            if not path.name.endswith(SUFFIXES):
-                raise ValueError(f"{path} is of an unknown kind, expected one of {', '.join(SUFFIXES)}")
-            if not path.is_file():
-                raise FileNotFoundError(f"no file {path}, expected rows of text: {', '.join(SUFFIXES)}")
-            source = path
+            source = rows_file(source)
         elif not isinstance(source, Iterable) or isinstance(source, (Mapping, bytes)):
             raise TypeError(f"got a {type(source).__name__}, expected a file, a data set or an iterable of rows")
         self.source = source
@@ -51,7 +44,7 @@ class Source:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         own = hasattr(self.source, "load_state_dict")  # a streaming data set starts where it stands
-        rows = _read(self.source) if isinstance(self.source, Path) else iter(self.source)
+        rows = read_rows(self.source) if isinstance(self.source, Path) else iter(self.source)
         for number, row in enumerate(rows, self._rows if own else 0):
             if number < self._rows:
                 continue
@@ -70,28 +63,3 @@ class Source:
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])  # type: ignore[union-attr]
         self._rows = state["rows"]
-
-
-def _read(path: Path) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        try:
-            from pyarrow import ArrowInvalid, parquet
-        except ImportError as error:
-            raise ImportError("parquet files need pyarrow: pip install 'leace-fast[hf]'") from error
-        try:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(1024):
-                    yield from batch.to_pylist()
-        except ArrowInvalid as error:
-            raise ValueError(f"{path} cannot be read ({error}), expected a parquet file") from error
-        return
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if ".txt" in path.suffixes:
-                yield {"text": line.rstrip("\r\n")}
-            elif line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number} of {path} is no JSON ({error}), expected an object") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-IGNORED = -100
+from ..statistics import IGNORE
 
 
 class Span(NamedTuple):
@@ -33,17 +33,17 @@ def token_labels(text: str, spans: Sequence[tuple[int, int, int]], offsets: Sequ
     >>> token_labels("ab cd", [(0, 2, 0), (3, 5, 1)], [(0, 2), (2, 5), (1, 4), (0, 0)])
     [0, 1, -100, -100]
     """
-    classes = [IGNORED] * len(text)
+    classes = [IGNORE] * len(text)
     for start, end, label in spans:
         if not 0 <= start < end <= len(text):
             raise ValueError(f"the span ({start}, {end}) does not lie in a text of {len(text)} characters")
-        if any(known != IGNORED for known in classes[start:end]):
+        if any(known != IGNORE for known in classes[start:end]):
             raise ValueError(f"the span ({start}, {end}) overlaps another one: {text[start:end]!r}")
         classes[start:end] = [label] * (end - start)
     labels = []
     for start, end in offsets:
         found = {classes[i] for i in range(start, end) if not text[i].isspace()}
-        labels.append(found.pop() if len(found) == 1 else IGNORED)
+        labels.append(found.pop() if len(found) == 1 else IGNORE)
     return labels
 
 
@@ -73,7 +73,7 @@ def word_spans(words: Sequence[str], labels: Sequence[int], text: str | None = N
             raise ValueError(f"word {len(spans)}, {word!r}, does not stand in the text behind character {at}")
         at = start + len(word)
         spans.append(Span(start, at, label))
-    return joined, [span for span in spans if span.label != IGNORED]
+    return joined, [span for span in spans if span.label != IGNORE]
 
 
 def label_tokens(
@@ -122,4 +122,4 @@ def last_token_labels(tokens: Sequence[Sequence[int]], labels: Sequence[int]) ->
     for number, ids in enumerate(tokens):
         if not len(ids):
             raise ValueError(f"text {number} has no tokens: leave it out")
-    return [(list(ids), [IGNORED] * (len(ids) - 1) + [label]) for ids, label in zip(tokens, labels, strict=True)]
+    return [(list(ids), [IGNORE] * (len(ids) - 1) + [label]) for ids, label in zip(tokens, labels, strict=True)]

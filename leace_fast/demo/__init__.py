@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from ._corpus import ASSETS, CATEGORIES, Module, load_modules
-from ._run import CONCEPT, load_demo, run_demo
+from ._run import CONCEPT, batches_of, fits, load_demo, machine, run_demo
 
 __all__ = [
     "ASSETS",
     "CATEGORIES",
     "CONCEPT",
     "Module",
+    "batches_of",
+    "fits",
     "load_demo",
     "load_modules",
+    "machine",
     "run_demo",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data import Window
+from ..statistics import IGNORE
 from ._corpus import BLANK, LETTERS, Module
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def token_labels(letters: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     labels = []
     for start, end in offsets:
         found = set(letters[start:end]) - {BLANK}
-        labels.append(LETTERS.index(found.pop()) if len(found) == 1 else -100)
+        labels.append(LETTERS.index(found.pop()) if len(found) == 1 else IGNORE)
     return labels
 
 
@@ -68,7 +69,7 @@ def windows(
     stride = stride or length
     encoding = tokenizer(module.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     ids = torch.tensor([tokenizer.bos_token_id, *encoding["input_ids"]])
-    labels = torch.tensor([-100, *token_labels(module.labels, encoding["offset_mapping"])])
+    labels = torch.tensor([IGNORE, *token_labels(module.labels, encoding["offset_mapping"])])
     done = 1  # the start sign is given
     while done < len(ids):
         # One token of context at least: the last one scored before, so that no token is lost between windows.

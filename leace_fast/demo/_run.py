@@ -98,7 +98,7 @@ def load_demo(
     model.config.use_cache = False
     modules = load_modules(assets / "held_out.jsonl.gz")
     fit_modules, held_out = ([m for m in modules if fits(m.name) == side] for side in (True, False))
-    return model, _batches(fit_modules, tokenizer), _batches(held_out, tokenizer), (fit_modules, held_out)
+    return model, batches_of(fit_modules, tokenizer), batches_of(held_out, tokenizer), (fit_modules, held_out)
 
 
 def machine() -> dict[str, Any]:
@@ -111,6 +111,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _batches(modules: Sequence[Module], tokenizer: Any) -> list[dict[str, Tensor]]:
+def batches_of(modules: Sequence[Module], tokenizer: Any) -> list[dict[str, Tensor]]:
+    """Return whole modules as batches of windows without overlap, with `concept_labels` and `labels`."""
     pieces = [window for module in modules for window in windows(module, tokenizer, CONTEXT)]
     return list(batched(pieces, BATCH, tokenizer.pad_token_id))

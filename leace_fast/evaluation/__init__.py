@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from ._evaluation import Evaluation, evaluate, is_causal, random_like
-from ._loss import batch_nats, bits_per_byte
+from ._control import random_like
+from ._evaluation import Evaluation, evaluate
+from ._gathering import SiteRows, erased
+from ._losses import batch_nats, bits_per_byte, is_causal, next_token_losses
 from ._probe import Probe, linear_probe
 
 __all__ = [
     "Evaluation",
     "Probe",
+    "SiteRows",
     "batch_nats",
     "bits_per_byte",
+    "erased",
     "evaluate",
     "is_causal",
     "linear_probe",
+    "next_token_losses",
     "random_like",
 ]

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
 
 from .._progress import Track, untracked
-from ..erasers import Eraser
-from ..models import LABELS, MASK, BatchLabels, Site, check_inputs, decoder_sites, evaluating, find_sites, tap
+from ..models import LABELS, Site, check_inputs, device_of, evaluating, inputs_of, resolve_sites
 from ..scrubbing import Scrubber
-from ._loss import ROWS, bits_per_byte
+from ._gathering import SiteRows, erased, every_other_sequence, every_row
+from ._losses import batch_losses, bits_per_byte
 from ._probe import Probe, linear_probe
 
 PROBE_ROWS = 20_000
-IGNORED = -100
+TRAIN, TEST = 0, 1
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,24 @@ def evaluate(
     check_inputs(model, batches)
     if scrubber is not None:
         scrubber.check_model(model)
-    gathered = _Rows(model, scrubber, sites, probe_rows, probe)
+    probes = _Probes(model, scrubber, sites, by_turns=probe_batches is None) if probe else None
+    device = device_of(model)
+
+    def run(batch: Mapping[str, Any], number: int, *sides: int) -> Any:
+        gathering = probes.gathering(batch, number, sides) if probes else []
+        with ExitStack() as stack:
+            for context in (erased(model, scrubber), *gathering):
+                stack.enter_context(context)
+            return model(**inputs_of(batch, device))
+
     sums, count = torch.zeros(3, dtype=torch.float64), 0
     with torch.no_grad(), evaluating(model):
-        for number, batch in enumerate(track(probe_batches or (), "probe: train")):
-            gathered.run(batch, number, train=True, test=False)
+        for number, batch in enumerate(track((probe_batches or ()) if probe else (), "probe: train")):
+            run(batch, number, TRAIN)
         for number, batch in enumerate(track(batches, "evaluate")):
-            output = gathered.run(batch, number, train=probe_batches is None, test=True)
-            clean = model(**_inputs(model, batch)) if scrubber is not None else None
-            sums += _losses(model, batch, output, clean)
+            output = run(batch, number, *((TRAIN, TEST) if probe_batches is None else (TEST,)))
+            clean = model(**inputs_of(batch, device)) if scrubber is not None else None
+            sums += batch_losses(model, batch, output, clean)
             count += 1
     if not count:
         raise ValueError("got no batches, expected some to evaluate on")
@@ -125,145 +133,47 @@ def evaluate(
         nats=nats / tokens if tokens else None,
         kl=kl / tokens if tokens and scrubber is not None else None,
         text_bytes=text_bytes,
-        probes=gathered.probes(track),
+        probes=probes.fitted(track, probe_rows) if probes else {},
     )
 
 
-def random_like(scrubber: Scrubber, seed: int = 0) -> Scrubber:
-    """Random subspaces of the same rank at each site, each about the same mean: the control for what erasure costs.
+class _Probes:
+    """The probes of a model's sites, and the rows that they are trained and tested on."""
 
-    Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 6 (the random control).
+    def __init__(self, model: nn.Module, scrubber: Scrubber | None, sites: Any, by_turns: bool) -> None:
+        self.model = model
+        self.wanted = sites if sites is not None else "norms" if scrubber is None else list(scrubber)
+        self.samplers = [every_other_sequence(turn) if by_turns else every_row for turn in (TRAIN, TEST)]
+        self.rows: list[SiteRows] = []  # to train on, and to test on
 
-    >>> scrubber = Scrubber({"norm": Eraser(torch.eye(4)[:, :2], torch.eye(4)[:2])})
-    >>> random_like(scrubber)["norm"].rank
-    2
-    """
-    generator = torch.Generator().manual_seed(seed)
-    erasers = {}
-    for site, eraser in scrubber.items():
-        basis = torch.randn(eraser.dim, eraser.rank, dtype=torch.float64, generator=generator)
-        # the Q factor of a Gaussian matrix spans a uniformly distributed subspace
-        basis = torch.linalg.qr(basis)[0].to(eraser.device)
-        erasers[site] = Eraser(basis, basis.mT, eraser.mean, method="random")
-    return Scrubber(erasers, scrubber.model_id, scrubber.revision, scrubber.config)
-
-
-class _Rows:
-    """Labelled rows of each site, gathered from forward passes, and the probes on them."""
-
-    def __init__(self, model: Any, scrubber: Scrubber | None, sites: Any, most: int, probe: bool) -> None:
-        self.model, self.scrubber, self.most, self.probe = model, scrubber, most, probe
-        self.wanted: Any = sites if sites is not None else list(scrubber) if scrubber is not None else "norms"
-        self.names: list[str] | None = None
-        self.decoder: set[str] = set()
-        self.parts: dict[tuple[str, bool], tuple[list[Tensor], list[Tensor]]] = {}
-
-    def run(self, batch: Mapping[str, Any], number: int, train: bool, test: bool) -> Any:
-        """The model's output on a batch; rows are kept for training, for testing, or by turns."""
-        inputs, labels = _inputs(self.model, batch), batch.get(LABELS)
-        if not self.probe or labels is None or (isinstance(labels, Tensor) and labels.is_floating_point()):
-            with self._erased():
-                return self.model(**inputs)
+    def gathering(
+        self, batch: Mapping[str, Any], number: int, sides: Sequence[int]
+    ) -> list[AbstractContextManager[None]]:
+        """What takes in the rows of a batch, none where it has no classes; to be entered where the erasers act."""
+        labels = batch.get(LABELS)
+        if labels is None or (isinstance(labels, Tensor) and labels.is_floating_point()):
+            return []
         if isinstance(labels, Mapping):
             raise ValueError(
                 f"{LABELS} names several concepts ({', '.join(labels)}): evaluate one of them at a time, or probe=False"
             )
-        each = BatchLabels(labels, batch)
-        if self.names is None:
-            self.names = self._find(inputs)
+        if not self.rows:
+            # here and not inside: the trace of the sites is that of the clean model
+            sites = resolve_sites(self.model, inputs_of(batch, device_of(self.model)), self.wanted)
+            self.rows = [SiteRows(self.model, sites, sampler) for sampler in self.samplers]
+        return [self.rows[side].gathering(batch, number) for side in sides]
 
-        def gather(site: str, x: Tensor) -> None:
-            y, mask = each.rows(site, x, site in self.decoder)
-            kept = (y != IGNORED) if mask is None else (y != IGNORED) & mask
-            sequence = torch.arange(kept.numel(), device=x.device).reshape(kept.shape) // max(kept[0].numel(), 1)
-            turn = sequence % 2 == 0 if train and test else torch.full_like(kept, train)
-            for side in (True, False) if train and test else (train,):
-                chosen = kept & (turn == side)
-                rows, classes = self.parts.setdefault((site, side), ([], []))
-                rows.append(x[chosen].cpu())
-                classes.append(y[chosen].cpu())
-
-        with self._erased(), tap(self.model, self.names, gather):
-            return self.model(**inputs)
-
-    def probes(self, track: Track) -> dict[str, Probe]:
-        """A probe at each site."""
-        return {
-            site: linear_probe(*self._sample(site, True), *self._sample(site, False)) for site in self._ready(track)
-        }
-
-    def _ready(self, track: Track) -> Iterable[str]:
-        if not self.parts:
-            return ()
-        for site in self.names or ():
-            for side, what in ((True, "train"), (False, "test")):
-                if not sum(len(y) for y in self.parts.get((site, side), ([], []))[1]):
+    def fitted(self, track: Track, most: int) -> dict[str, Probe]:
+        """A probe at each site, of at most so many rows on either side."""
+        names = self.rows[TRAIN].names if self.rows else ()
+        for site in names:
+            for side, what in ((TRAIN, "train"), (TEST, "test")):
+                if not self.rows[side].count(site):
                     raise ValueError(
                         f"no row of {site!r} is left to {what} the probe on: give labelled batches of at least two "
                         "sequences, or probe_batches, or probe=False"
                     )
-        return track(self.names or (), "probe")
-
-    def _sample(self, site: str, side: bool) -> tuple[Tensor, Tensor]:
-        x, y = (torch.cat(part) for part in self.parts[site, side])
-        step = max(1, -(-len(y) // self.most))
-        return x[::step], y[::step]
-
-    def _find(self, inputs: Mapping[str, Any]) -> list[str]:
-        wanted = self.wanted if isinstance(self.wanted, str) else list(self.wanted)
-        if isinstance(wanted, str) or not all(isinstance(site, Site) for site in wanted):
-            wanted = find_sites(self.model, inputs, wanted)
-        names = [site.name for site in wanted]
-        self.decoder = decoder_sites(self.model, names)
-        return names
-
-    def _erased(self) -> Any:
-        return nullcontext() if self.scrubber is None else self.scrubber.attached(self.model)
-
-
-def _inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-    values = {name: value for name, value in batch.items() if name != LABELS}
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
-def _losses(model: nn.Module, batch: Mapping[str, Any], output: Any, clean: Any) -> Tensor:
-    """Summed nats, summed divergence from the clean output, and the number of scored tokens."""
-    logits, targets = getattr(output, "logits", None), _targets(model, batch)
-    sums = torch.zeros(3, dtype=torch.float64)
-    if targets is None or not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape:
-        return sums
-    targets = targets.to(logits.device)
-    before = None if clean is None else clean.logits
-    if is_causal(model):
-        logits, targets = logits[:, :-1], targets[:, 1:]
-        before = None if before is None else before[:, :-1]
-    kept = targets != IGNORED
-    pieces: Sequence[Tensor] = logits[kept].split(ROWS)
-    others = [None] * len(pieces) if before is None else before[kept].split(ROWS)
-    for rows, wanted, other in zip(pieces, targets[kept].split(ROWS), others, strict=True):
-        found = log_softmax(rows.float(), -1)
-        sums[0] += cross_entropy(rows.float(), wanted, reduction="sum").double().cpu()
-        if other is not None:
-            true = log_softmax(other.float(), -1)
-            sums[1] += (true.exp() * (true - found)).sum(dtype=torch.float64).cpu()
-        sums[2] += len(wanted)
-    return sums
-
-
-def _targets(model: nn.Module, batch: Mapping[str, Any]) -> Tensor | None:
-    if isinstance(batch.get("labels"), Tensor):
-        return batch["labels"]
-    ids, mask = batch.get("input_ids"), batch.get(MASK)
-    if ids is None or not is_causal(model):
-        return None
-    return ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
-
-
-def is_causal(model: Any) -> bool:
-    """Whether a model predicts the next token: its type says so, or it generates and has no encoder."""
-    model = getattr(model, "_orig_mod", model)  # of what torch.compile returned
-    if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
-        return True
-    config, can_generate = getattr(model, "config", None), getattr(model, "can_generate", None)
-    return callable(can_generate) and bool(can_generate()) and not getattr(config, "is_encoder_decoder", False)
+        return {
+            site: linear_probe(*self.rows[TRAIN].of(site, most), *self.rows[TEST].of(site, most))
+            for site in (track(names, "probe") if names else ())
+        }

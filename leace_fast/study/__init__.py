@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from ._jobs import evaluate_texts, is_shards, load_model, read_batches, scrub_texts, study_shards, study_texts
+from ._activations import is_shards, study_shards
+from ._clock import Clock
+from ._models import load_model
 from ._plots import plot_loss, plot_probes
 from ._present import loss_table, probe_table, stage_line, verdict, write_study
-from ._study import Clock, Loss, SiteResult, Study, run_study
+from ._records import Loss, SiteResult, Study
+from ._study import run_study
+from ._texts import evaluate_texts, read_batches, scrub_texts, study_texts
 
 __all__ = [
     "Clock",

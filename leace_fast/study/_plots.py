@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ._study import Loss, SiteResult
+from ._records import Loss, SiteResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..scrubbing import Scrubber
 from ._plots import plot_loss, plot_probes, short_names
-from ._study import QUIET, SLACK, Loss, Study
+from ._records import QUIET, SLACK, Loss, Study
 
 FORMAT_VERSION = 1
 FEW_ROWS = 2500  # fewer, and the standard error of an accuracy of a half passes a point

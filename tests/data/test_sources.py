@@ -216,3 +216,6 @@ def test_wrong_sources(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"a": 1}\n{\n')
     with pytest.raises(ValueError, match="line 2 of .* is no JSON"):
         list(Source(tmp_path / "b.jsonl"))
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="c.txt cannot be read .* expected text in UTF-8"):
+        list(Source(tmp_path / "c.txt"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from leace_fast.data import Shards, Texts, Window, as_classes, batched, read_texts, split_texts, text_windows
+from leace_fast.data import Shards, Texts, Window, batched, read_texts, split_texts, text_windows
+from leace_fast.data._classes import as_classes
 from leace_fast.data._shards import CHUNK
 from leace_fast.demo._language_model import train_tokenizer
 
@@ -116,7 +117,9 @@ def test_a_missing_column_is_named_with_those_present(tmp_path, name, missing, c
         ("a.jsonl", b"\xff\xfe", ValueError, "UTF-8"),
         ("a.jsonl", b"", ValueError, "no labels"),
         ("a.jsonl.gz", b"not gzip", ValueError, "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:12] + b"damaged", ValueError, "cannot be read"),
         ("a.parquet", b"not parquet", ValueError, "cannot be read"),
+        ("a.txt", b"one\n", ValueError, "no column 'label'; its columns: 'text'; name one with --label"),
     ],
 )
 def test_unreadable_texts(tmp_path, name, content, error, message):
@@ -199,7 +202,7 @@ def test_whole_texts_are_taken_up_to_max_tokens(tokenizer):
 
 def test_batches_hold_every_scored_token_once():
     windows = [Window(torch.arange(1, n + 1), n - 1, torch.full((n,), n % 3)) for n in (5, 9, 2, 7)]
-    batches = list(batched(windows, 2, pad=0))
+    batches = list(batched(windows, 2, token=0))
     assert [batch["input_ids"].shape for batch in batches] == [(2, 9), (2, 5)]
     assert sum(int((batch["labels"] != -100).sum()) for batch in batches) == 4 + 8 + 1 + 6
     for batch in batches:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from leace_fast.demo import ASSETS, CATEGORIES, Module, load_demo, load_modules, run_demo
+from leace_fast.demo import ASSETS, CATEGORIES, Module, fits, load_demo, load_modules, run_demo
 from leace_fast.demo import _run as run
 from leace_fast.demo._corpus import is_held_out, is_test, label_characters, save_modules
 from leace_fast.demo._language_model import token_labels, train_tokenizer, windows
-from leace_fast.demo._run import fits
 
 SOURCE = '''# Module {i}
 import os

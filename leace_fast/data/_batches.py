@@ -1,0 +1,149 @@
+"""Batches of labelled token sequences: rows of one length, or rows padded to the longest of their batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..statistics import IGNORE
+from ._windows import Window
+
+T = TypeVar("T")
+Labelled = tuple[Sequence[int], Sequence[int]]  # token ids, and the class of each
+
+
+def pack(
+    sequences: Iterable[Labelled], length: int, batch_size: int, end: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of exactly `length` tokens a row, made of sequences one after another; what is left over is lost.
+
+    A stream is packed as it comes: at most one batch is held.
+
+    Args:
+        sequences: (token ids, class of each token), as of `label_tokens`.
+        length: tokens of a row.
+        batch_size: rows of a batch; the last batch may have fewer.
+        end: a token to put behind each sequence, without a class; None for none.
+
+    Yields:
+        `input_ids` and `concept_labels`, each (rows, length) int64.
+
+    Raises:
+        ValueError: length or batch_size is below 1, or a sequence has another number of classes than tokens.
+
+    >>> next(pack([([1, 2, 3], [0, 0, 1]), ([4, 5], [1, 0])], length=2, batch_size=2))["input_ids"].tolist()
+    [[1, 2], [3, 4]]
+    """
+    _check(length, batch_size)
+    size = length * batch_size
+    ids: list[int] = []
+    classes: list[int] = []
+
+    def rows(taken: int) -> dict[str, Tensor]:
+        kept = {"input_ids": ids[:taken], "concept_labels": classes[:taken]}
+        return {name: torch.tensor(values).reshape(-1, length) for name, values in kept.items()}
+
+    for tokens, labels in _checked(sequences):
+        ids += [*tokens] if end is None else [*tokens, end]
+        classes += [*labels] if end is None else [*labels, IGNORE]
+        while len(ids) >= size:
+            yield rows(size)
+            del ids[:size], classes[:size]
+    if whole := len(ids) // length * length:
+        yield rows(whole)
+
+
+def pad(sequences: Iterable[Labelled], length: int, batch_size: int, token: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of sequences cut to `length` tokens and padded at the right to the longest of their batch.
+
+    A sequence without tokens is left out.
+
+    Args:
+        sequences, length, batch_size: as in `pack`.
+        token: what to pad with; it is masked.
+
+    Yields:
+        `input_ids`, `attention_mask` and `concept_labels`, each (rows, tokens) int64.
+
+    Raises:
+        ValueError: as in `pack`.
+
+    >>> next(pad([([1, 2, 3], [0, 0, 1]), ([4], [1])], length=8, batch_size=2))["attention_mask"].tolist()
+    [[1, 1, 1], [1, 0, 0]]
+    """
+    _check(length, batch_size)
+    given = (pair for pair in _checked(sequences) if len(pair[0]))
+    for chunk in _chunks(given, batch_size):
+        ids, classes = (
+            [torch.tensor([*part[:length]], dtype=torch.int64) for part in parts] for parts in zip(*chunk, strict=True)
+        )
+        yield _padded({"input_ids": ids, "concept_labels": classes}, token)
+
+
+def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[dict[str, Tensor]]:
+    """Yield padded batches of windows, those of like length together.
+
+    Args:
+        windows: as of `text_windows`.
+        batch_size: rows of a batch; the last batch may have fewer.
+        token: what to pad with; it is masked.
+
+    Yields:
+        `input_ids`, `attention_mask`, `labels` (the tokens that are scored) and `concept_labels`, each (rows, tokens)
+        int64, -100 where a token is context or padding; of several concepts, `concept_labels` has an axis of these
+        more.
+
+    >>> window = Window(torch.tensor([7, 8, 9]), scored=2, concept_labels=torch.tensor([0, 0, 1]))
+    >>> next(batched([window], batch_size=4, token=0))["labels"].tolist()
+    [[-100, 8, 9]]
+    """
+    _check(1, batch_size)
+    for chunk in _chunks(sorted(windows, key=lambda window: -len(window.input_ids)), batch_size):
+        columns = {
+            "input_ids": [window.input_ids for window in chunk],
+            "labels": [_scored(window.input_ids, window.scored) for window in chunk],
+            "concept_labels": [_scored(window.concept_labels, window.scored) for window in chunk],
+        }
+        yield _padded(columns, token)
+
+
+def _check(length: int, batch_size: int) -> None:
+    if length < 1 or batch_size < 1:
+        raise ValueError(f"length is {length} and batch_size {batch_size}, expected at least 1")
+
+
+def _checked(sequences: Iterable[Labelled]) -> Iterator[Labelled]:
+    for number, (tokens, labels) in enumerate(sequences):
+        if len(tokens) != len(labels):
+            raise ValueError(
+                f"example {number} has {len(tokens)} tokens and {len(labels)} labels, expected one label a token, "
+                f"{IGNORE} for none"
+            )
+        yield tokens, labels
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _scored(values: Tensor, scored: int) -> Tensor:
+    """The values of a window's last tokens, without those of the context before them."""
+    return torch.cat([torch.full_like(values[: len(values) - scored], IGNORE), values[len(values) - scored :]])
+
+
+def _padded(columns: Mapping[str, Sequence[Tensor]], token: int) -> dict[str, Tensor]:
+    """One batch: the rows of each column, filled at the right; the mask comes behind the tokens."""
+    ids = columns["input_ids"]
+    batch = {
+        "input_ids": pad_sequence([*ids], batch_first=True, padding_value=token),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+    }
+    others = {name: rows for name, rows in columns.items() if name not in batch}
+    return batch | {name: pad_sequence([*rows], True, IGNORE) for name, rows in others.items()}

@@ -1,0 +1,84 @@
+"""Windows: texts as tokens, cut to the length that a model takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..statistics import IGNORE
+from ._texts import Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Window(NamedTuple):
+    """A piece of one text that is scored with the context before it."""
+
+    input_ids: Tensor  # (length,) int64
+    scored: int  # only the last `scored` tokens count; those before are context
+    concept_labels: Tensor  # (length,) or (length, concepts) int64 class of each token, -100 where it has none
+
+
+def text_windows(
+    data: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_tokens: int | None = None,
+    last_token: bool = False,
+) -> tuple[list[Window], int]:
+    """Cut whole texts into windows of at most `length` tokens and return them with the bytes of text they score.
+
+    Each token bears its text's classes, or the last one alone. From a text's second window on, one token
+    of context comes first, so that each token is scored once. Texts are taken
+    in order until the next one would pass `max_tokens` (at least one is).
+    """
+    start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
+    windows: list[Window] = []
+    total = text_bytes = 0
+    for text, labels in zip(data.texts, data.labels, strict=True):
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if max_tokens is not None and windows and total + len(tokens) > max_tokens:
+            break
+        total += len(tokens)
+        text_bytes += len(text.encode())
+        if start is None and tokens:  # nothing comes before the first token: it is context, not scored
+            text_bytes -= len(str(tokenizer.decode(tokens[:1])).encode())
+        ids = torch.tensor(tokens if start is None else [start, *tokens], dtype=torch.int64)
+        done = 1
+        while done < len(ids):
+            piece = ids[done - 1 : done - 1 + length]
+            classes = torch.tensor(labels).repeat(len(piece), 1)
+            done += len(piece) - 1
+            if last_token:
+                classes[: -1 if done == len(ids) else None] = IGNORE
+            windows.append(Window(piece, len(piece) - 1, classes))
+    return windows, text_bytes
+
+
+def whole_texts(
+    data: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_tokens: int | None = None,
+    last_token: bool = False,
+) -> tuple[list[Window], int]:
+    """Return one window a text, with the model's special tokens, cut to `length`; no bytes are scored.
+
+    For models that predict no next token; the arguments are those of `text_windows`.
+    """
+    windows: list[Window] = []
+    total = 0
+    for text, labels in zip(data.texts, data.labels, strict=True):
+        found: Any = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
+        ids, special = torch.tensor(found["input_ids"]), torch.tensor(found["special_tokens_mask"]).bool()
+        if max_tokens is not None and windows and total + len(ids) > max_tokens:
+            break
+        total += len(ids)
+        classes = torch.tensor(labels).repeat(len(ids), 1).masked_fill(special[:, None], IGNORE)
+        if last_token and not bool(special.all()):
+            classes[: int((~special).nonzero()[-1])] = IGNORE
+        windows.append(Window(ids, len(ids), classes))
+    return windows, 0

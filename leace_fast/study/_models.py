@@ -1,0 +1,84 @@
+"""A user's model and its tokenizer, loaded, with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import torch
+from safetensors import SafetensorError
+
+from ..evaluation import is_causal
+from ..models import multiplies
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes that AutoModelForCausalLM loads are named
+
+
+def check_source(source: str) -> None:
+    """Raise ValueError or FileNotFoundError for what is neither the folder nor the hub id of a model."""
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"the folder {source} has no config.json and no activation shards, expected one or the other")
+    if path.is_file():
+        raise ValueError(f"{source} is a file, expected a model's folder, its hub id, or activation shards")
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise FileNotFoundError(f"no file or folder {source}, expected a model's folder, its hub id, or shards")
+
+
+def load_model_and_tokenizer(source: str, device: str | None, dtype: str) -> tuple[Any, Any, bool]:
+    """Return (model, tokenizer, whether it predicts the next token)."""
+    model = load_model(source, device, dtype)
+    if model.device.type == "cpu" and not multiplies(model.dtype):
+        slow = str(model.dtype).removeprefix("torch.")
+        advice = "the model runs several times faster in float32 (--dtype float32), with twice the memory"
+        warn(f"this processor has no products of {slow}: {advice}", stacklevel=2)
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer of {source!r} cannot be loaded: {_first_line(error)}") from error
+    model.config.use_cache = False
+    return model, tokenizer, is_causal(model)
+
+
+def load_model(source: str, device: str | None = None, dtype: str = "auto") -> Any:
+    """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named."""
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    check_source(source)
+    target = _device(device)
+    try:
+        import transformers
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    except ImportError as error:
+        raise ImportError("models need transformers: pip install 'leace-fast[hf]'") from error
+    try:
+        config = AutoConfig.from_pretrained(source)
+        causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
+        # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
+        saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
+        model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype=dtype)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the model {source!r} cannot be loaded: {_first_line(error)}") from error
+    model.to(target)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, a GPU if there is one and none is named; ValueError if it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(f"no device {name!r} here ({_first_line(error)}), expected one of {here}") from error
+    return device
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
