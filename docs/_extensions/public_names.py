@@ -1,0 +1,47 @@
+"""Every public name is documented: what stands in an `__all__`, or is a method of a public class, has its entry."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+
+def public_names(modules: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (full name, object) of what the modules export, and of the methods and properties of their classes."""
+    for module in modules:
+        exporting = importlib.import_module(module)
+        for name in exporting.__all__:
+            thing = getattr(exporting, name)
+            if name.startswith("__") or inspect.ismodule(thing):
+                continue
+            yield f"{module}.{name}", thing
+            if inspect.isclass(thing):
+                for member, value in vars(thing).items():
+                    if not member.startswith("_") and isinstance(value, (property, classmethod, staticmethod)):
+                        yield f"{module}.{name}.{member}", value
+                    elif not member.startswith("_") and inspect.isfunction(value):
+                        yield f"{module}.{name}.{member}", value
+
+
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of public names without an entry, unless the same object has one under another public name."""
+    documented = env.domains.python_domain.objects
+    every = list(public_names(app.config.public_modules))
+    covered = {id(thing) for name, thing in every if name in documented}
+    for name, thing in every:
+        if id(thing) not in covered:
+            logger.warning("%s is public and stands on no page of the reference", name, type="public")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_config_value("public_modules", [], "env")
+    app.connect("env-check-consistency", check)
+    return {"parallel_read_safe": True}
