@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._ops import load_extension, reference
 
-# The number of the instruction set in use, in `load_extension().instruction_sets`; at 0, the baseline, all is plain torch.
+# Of the instruction set in use, in `load_extension().instruction_sets`; at 0, the baseline, all is plain torch.
 LEVEL = len(load_extension().instruction_sets) - 1 if load_extension().present else 0
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 import leace_fast
 from leace_fast import Moments
+from leace_fast._ops import load_extension
 from leace_fast.statistics import _block_sums as sums
 
 KERNELS = range(sums.LEVEL + 1)
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=KERNELS, ids=(load().instruction_sets or ("baseline",))[: sums.LEVEL + 1])
+@pytest.fixture(params=KERNELS, ids=(load_extension().instruction_sets or ("baseline",))[: sums.LEVEL + 1])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a test with each kernel."""
     monkeypatch.setattr(sums, "LEVEL", request.param)
@@ -218,6 +219,7 @@ def test_kernels_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None
 BITS = """
 import hashlib, sys, torch
 from leace_fast import Moments
+from leace_fast._ops import load_extension
 from leace_fast.statistics import _block_sums as sums
 torch.set_num_threads(int(sys.argv[1]))
 x = torch.randn(5000, 300, generator=torch.Generator().manual_seed(0)) + torch.linspace(-9, 9, 300)
