@@ -1,0 +1,97 @@
+"""A scrub that is interrupted goes on to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from labelled_models import CLASSES, labelled_batches
+from torch import nn
+
+from leace_fast import Moments, leace, scrub
+from leace_fast.scrubbing._concepts import Concepts
+from leace_fast.scrubbing._job import Job
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(count: int) -> Any:
+    taken = []
+
+    def track(items: Any, stage: str) -> Any:
+        for item in items:
+            taken.append(stage)
+            if len(taken) > count:
+                raise Interrupted
+            yield item
+
+    return track
+
+
+@pytest.mark.parametrize("after", [2, 9, 14])
+def test_an_interrupted_scrub_goes_on_to_the_same_bits(tmp_path, after):
+    model, batches = tiny_models.build("llama", torch.float32), labelled_batches("llama")
+    wanted = scrub(model, batches)
+    with pytest.raises(Interrupted):
+        scrub(model, batches, checkpoint=tmp_path, track=interrupt_after(after))
+    done = len(list(tmp_path.glob("*.safetensors")))
+    assert (done > 0) == (after > 4)
+    again = scrub(model, batches, checkpoint=tmp_path)
+    for site, eraser in wanted.items():
+        assert torch.equal(again[site].left, eraser.left) and torch.equal(again[site].right, eraser.right)
+    stages: list[str] = []
+    scrub(model, batches, checkpoint=tmp_path, track=lambda items, stage: stages.append(stage) or items)
+    assert stages == ["read", "sites"], "nothing is fitted again"
+
+
+def test_an_interrupted_parallel_scrub_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 2)
+    model, batches = tiny_models.build("llama", torch.float32), labelled_batches("llama", 7)
+    options: dict[str, Any] = {"mode": "parallel", "num_classes": CLASSES}
+    wanted = scrub(model, batches, checkpoint=tmp_path / "one", **options)
+    with pytest.raises(Interrupted):
+        scrub(model, batches, checkpoint=tmp_path / "two", track=interrupt_after(5), **options)
+    again = scrub(model, batches, checkpoint=tmp_path / "two", **options)
+    for site, eraser in wanted.items():
+        assert torch.equal(again[site].left, eraser.left) and torch.equal(again[site].right, eraser.right)
+
+
+def test_a_checkpoint_goes_on_where_the_activations_are(tmp_path, monkeypatch):
+    """On a GPU the statistics that were kept go on there: each is loaded to the device of its site."""
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 2)
+    model, batches = tiny_models.build("llama"), labelled_batches("llama", 4)
+    options: dict[str, Any] = {"mode": "parallel", "num_classes": CLASSES, "checkpoint": tmp_path}
+    scrub(model, batches, **options)
+    loaded: list[torch.device] = []
+    load, places = Moments.load, iter(torch.device("cuda", n) for n in range(4))
+
+    def watched(path: Path, device: torch.device) -> Moments:
+        loaded.append(device)
+        return load(path)
+
+    monkeypatch.setattr(Moments, "load", watched)
+    monkeypatch.setattr(Job, "device_at", lambda job, site: next(places))
+    scrub(model, batches, **options)
+    assert loaded == [torch.device("cuda", n) for n in range(4)], "one for each site"
+
+
+def test_a_site_lies_where_its_weights_are_or_else_where_the_model_is():
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.LayerNorm(2), nn.ReLU())
+    job = Job(model, leace, Concepts(2), lambda items, stage: items, None, {})
+    assert {job.device_at(site) for site in ("0", "1", "2", "")} == {torch.device("cpu")}
+
+
+def test_a_checkpoint_of_another_call_is_refused(tmp_path):
+    model, batches = tiny_models.build("llama"), labelled_batches("llama")
+    scrub(model, batches, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="checkpoint of another call: it differs in method"):
+        scrub(model, batches, checkpoint=tmp_path, method="orth")
+    with pytest.raises(ValueError, match="it differs in data"):
+        scrub(model, labelled_batches("llama", 4), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="it differs in model"):
+        scrub(tiny_models.build("llama", seed=1), batches, checkpoint=tmp_path)
