@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: Sequence[Any], warps: int) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], arguments: list[Any], warps: int) -> None:
     """Launch a kernel; fused multiply-adds whatever the default of this release."""
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=True)
 
@@ -23,7 +22,7 @@ class Prepared:
         own: values for this kernel alone, before those of `fixed`.
     """
 
-    def __init__(self, kernel: Any, fixed: Mapping[str, Any], warps: int = 4, **own: Any) -> None:
+    def __init__(self, kernel: Any, fixed: dict[str, Any], warps: int = 4, **own: Any) -> None:
         self.kernel, self.warps = kernel, warps
         known = {**fixed, **own}
         names = list(kernel.arg_names)

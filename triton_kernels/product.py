@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +25,7 @@ class Product:
         fixed: further arguments by name.
     """
 
-    def __init__(self, sizes: Sizes, config: configs.Update, tile: Tensor, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, sizes: Sizes, config: configs.Update, tile: Tensor, fixed: dict[str, Any]) -> None:
         self.sizes, self.config = sizes, config
         self._tile: Any = self._described(tile) if config.descriptor else tile
         self._update = Prepared(

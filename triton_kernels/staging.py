@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import triton
@@ -19,7 +18,7 @@ LABEL_ROWS, COPY_ROWS, COPY_COLUMNS = 512, 8, 512  # of a program
 class Staging:
     """The kernels that take rows of batches over, for blocks of one kind."""
 
-    def __init__(self, sizes: Sizes, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, sizes: Sizes, fixed: dict[str, Any]) -> None:
         columns = min(triton.next_power_of_2(sizes.dim), COPY_COLUMNS)
         self._column_programs = triton.cdiv(sizes.dim, columns)
         self._has_targets = sizes.targets > 0
