@@ -34,8 +34,12 @@ def check_project(
     expected = compute_dtype(x.dtype)
     if any(part is not None and part.dtype != expected for part in (left, right, mean)):
         raise TypeError(f"the factors have dtype {left.dtype}, expected {expected} for x of {x.dtype}")
-    if index is None:
-        return
+    if index is not None:
+        _check_index(x, len(left), index)
+
+
+def _check_index(x: Tensor, erasers: int, index: Tensor) -> None:
+    """Raise TypeError, ValueError or IndexError unless `index` names an eraser, or none, for each row of x."""
     if index.dtype != torch.int64:
         raise TypeError(f"index has dtype {index.dtype}, expected torch.int64")
     if index.shape != x.shape[:-1]:
@@ -45,8 +49,8 @@ def check_project(
     readable = index.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if readable and index.numel():
         least, most = (int(bound) for bound in index.aminmax())
-        if least < -1 or most >= len(left):
-            raise IndexError(f"index holds {least} to {most}, expected -1 (none) or one of {len(left)} erasers")
+        if least < -1 or most >= erasers:
+            raise IndexError(f"index holds {least} to {most}, expected -1 (none) or one of {erasers} erasers")
 
 
 def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:

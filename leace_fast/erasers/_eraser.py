@@ -125,6 +125,9 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
         Args:
             strength: s of the map `x - s ((x - mean) R') L'`.
 
+        Raises:
+            ValueError: strength is not finite.
+
         Source: Gaintseva et al. 2026, https://arxiv.org/abs/2605.05220, equation 13, for a strength of 2.
 
         >>> import torch

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._ops import project, project_
 from ._arguments import Rows, changed, destination, tensor_of
 from ._eraser import Eraser
+from ._stack import read, split, write
 
 NONE = -1  # the index of a row that no eraser acts on
 
@@ -68,9 +69,9 @@ class EraserTable:
         # In static memory each eraser has two places, and after them comes one for the rows of unknown index.
         places = 2 * len(erasers) + 1 if self._static else len(erasers)
         self._memory = torch.zeros(places * (2 * self.rank + 1) * self.dim, device=self.device, dtype=dtype)
-        self._views = self._split(self._memory)
+        self._views = split(self._memory, self.rank, self.dim)
         for place, eraser in enumerate(erasers):
-            self._write(self._views, place, eraser)
+            write(self._views, place, eraser)
         if self._static:
             self._views[2][-1] = torch.nan
             self._places = torch.arange(-1, len(erasers), device=self.device)  # by index + 1
@@ -82,7 +83,7 @@ class EraserTable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _writing=threading.Lock())
-        self._views = self._split(self._memory)
+        self._views = split(self._memory, self.rank, self.dim)
 
     def __len__(self) -> int:
         return self._count
@@ -162,8 +163,8 @@ class EraserTable:
         with self._writing, torch.inference_mode(False), torch.no_grad():
             if not self._static:
                 memory = self._memory.clone()
-                views = self._split(memory)
-                self._write(views, i, eraser)
+                views = split(memory, self.rank, self.dim)
+                write(views, i, eraser)
                 self._memory = memory
                 self._views = views  # one assignment: a call reads this attribute once
                 return
@@ -171,7 +172,7 @@ class EraserTable:
             active = int(self._places[i + 1])
             other = (active + len(self)) % (2 * len(self))
             self._synchronize()  # what was queued before the last swap of this eraser may still read the other place
-            self._write(self._views, other, eraser)
+            write(self._views, other, eraser)
             self._places[i + 1] = other
 
     def to(
@@ -194,7 +195,7 @@ class EraserTable:
         device, dtype = destination(device, dtype)
         with self._writing:
             views, places = self._views, self._places[1:].tolist() if self._static else range(len(self))
-            erasers = [Eraser(*(stack[place] for stack in views)) for place in places]
+            erasers = [read(views, place) for place in places]
         return EraserTable(erasers, self.device if device is None else device, dtype or self.dtype, self.rank)
 
     def check(self) -> None:
@@ -239,27 +240,6 @@ class EraserTable:
         unknown = (index < NONE) | (index >= len(self))
         self._unknown += unknown.sum()
         return places[index.clamp(NONE, len(self) - 1) + 1].masked_fill(unknown, 2 * len(self))
-
-    def _split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the stacked left (n, d, k), right (n, k, d) and mean (n, d), by rank as the kernels read them."""
-        size = self.rank * self.dim
-        n = memory.numel() // (2 * size + self.dim)
-        left, right, mean = memory.split((n * size, n * size, n * self.dim))
-        return (
-            left.view(n, self.rank, self.dim).mT,
-            right.view(n, self.rank, self.dim),
-            mean.view(n, self.dim),
-        )
-
-    @staticmethod
-    def _write(views: tuple[Tensor, Tensor, Tensor], place: int, eraser: Eraser) -> None:
-        for stack in views:
-            stack[place].zero_()
-        left, right, mean = views
-        left[place, :, : eraser.rank] = eraser.left
-        right[place, : eraser.rank] = eraser.right
-        if (centre := eraser.mean) is not None:
-            mean[place] = centre
 
     def _check_fits(self, eraser: Eraser) -> None:
         if eraser.dim != self.dim or eraser.rank > self.rank:

@@ -45,6 +45,13 @@ class RlaceTransformer(ConceptTransformer):
 
         Raises:
             ValueError: no concept is given, it has one class only, a number is not finite, or rank exceeds d.
+
+        Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, algorithm 1.
+
+        >>> import numpy as np
+        >>> X, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2
+        >>> RlaceTransformer(steps=20).fit(X, y).eraser_.rank
+        1
         """
         rows = self._rows(X, reset=True)
         found = self._concept(rows, y, concept)

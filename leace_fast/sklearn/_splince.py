@@ -11,7 +11,8 @@ from ..erasers import Eraser
 from ..fitting import Shrinkage
 from ..methods import leace, splince
 from ..statistics import Moments
-from ._base import Concept, Kind, StreamingTransformer, check_told_apart, read_concept
+from ._base import StreamingTransformer
+from ._concept import Concept, Kind, check_told_apart, read_concept
 
 
 class SplinceTransformer(StreamingTransformer):
@@ -65,6 +66,13 @@ class SplinceTransformer(StreamingTransformer):
 
         Raises:
             ValueError: no concept is given, two tasks are, the two share a direction, or a number is not finite.
+
+        Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
+
+        >>> import numpy as np
+        >>> X, concept = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2
+        >>> SplinceTransformer().fit(X, concept, task=X[:, 0]).eraser_.method
+        'splince'
         """
         rows = self._rows(X, reset=True)
         found, aim = self._concept(rows, y, concept), self._task(rows, _given_task(y, concept, task))
@@ -91,6 +99,15 @@ class SplinceTransformer(StreamingTransformer):
 
         Raises:
             ValueError: as in `fit`, a class that the first call did not announce, or a task where it had none.
+
+        Source: docs/scikit-learn.md, and Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703,
+            theorem 1.
+
+        >>> import numpy as np
+        >>> X, concept = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2
+        >>> stream = SplinceTransformer().partial_fit(X[:30], concept[:30], task=X[:30, 0])
+        >>> stream.partial_fit(X[30:], concept[30:], task=X[30:, 0]).n_samples_seen_
+        60
         """
         first = not hasattr(self, "moments_")
         rows = self._rows(X, reset=first)

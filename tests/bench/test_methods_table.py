@@ -55,6 +55,7 @@ def test_a_method_that_was_not_measured_gets_its_row(bench, monkeypatch: pytest.
     assert again.count(row) == 1 and again.replace(row, "") == page
 
 
+@pytest.mark.filterwarnings("ignore:not erased")
 def test_every_trial_runs(bench) -> None:
     data, held_out = classes(600, 8, 6), classes(600, 8, 6, seed=1)
     length = torch.randn(600, 1, generator=torch.Generator().manual_seed(0))
