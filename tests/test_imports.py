@@ -128,7 +128,7 @@ def test_no_module_shares_a_name_with_what_it_exports() -> None:
 def test_the_reader_of_imports_sees_them() -> None:
     assert {"leace_fast.erasers", "leace_fast._version"} <= imported_modules(PACKAGE / "__init__.py")
     assert "leace_fast._ops.extension" in imported_modules(PACKAGE / "_ops" / "operators.py")
-    assert "leace_fast.doctor" in imported_modules(PACKAGE / "cli.py"), "imports inside functions count"
+    assert "leace_fast.doctor" in imported_modules(PACKAGE / "cli" / "_doctor.py"), "imports inside functions count"
     assert "leace_fast._ops.reference" in imported_modules(PACKAGE / "_ops" / "operators.py"), "from . import module"
 
 

@@ -1,4 +1,4 @@
-"""Texts with labels, windows, batches, and activation shards."""
+"""Texts with labels, read from files and split."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import gzip
 import hashlib
 import json
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from leace_fast.data import Shards, Texts, Window, batched, read_texts, split_texts, text_windows
+from leace_fast.data import Texts, read_texts, split_texts
 from leace_fast.data._classes import as_classes
-from leace_fast.data._shards import CHUNK
-from leace_fast.demo._language_model import train_tokenizer
 
 ROWS = [{"text": f"text number {i}", "label": "odd" if i % 2 else "even", "id": i} for i in range(20)]
 
@@ -164,143 +160,3 @@ def test_split_needs_two_texts_of_each_class():
     shared = Texts([first, second, *others, "u", "v"], labels, {"kind": ("a", "b"), "size": ("c", "d")})
     with pytest.raises(ValueError, match="all texts of 'a' of 'kind' also bear other labels, for which they are held"):
         split_texts(shared, 0.6)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer([row["text"] for row in ROWS] * 3, 300)
-
-
-@pytest.mark.parametrize("start", [True, False])
-def test_each_token_is_scored_once(tokenizer, start):
-    data = Texts(
-        [row["text"] * (1 + row["id"]) for row in ROWS], [(row["id"] % 2,) for row in ROWS], {"label": ("even", "odd")}
-    )
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    try:
-        if not start:
-            tokenizer.bos_token = tokenizer.eos_token = None
-        windows, text_bytes = text_windows(data, tokenizer, 16)
-        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in data.texts]
-        first = [] if start else [tokenizer.decode(tokens[:1]) for tokens in ids]
-    finally:
-        tokenizer.bos_token, tokenizer.eos_token = bos, eos
-    scored = torch.cat([window.input_ids[-window.scored :] for window in windows])
-    assert scored.tolist() == [i for tokens in ids for i in (tokens if start else tokens[1:])]
-    assert text_bytes == sum(map(len, data.texts)) - sum(map(len, first))
-    assert max(len(window.input_ids) for window in windows) <= 16
-
-
-def test_whole_texts_are_taken_up_to_max_tokens(tokenizer):
-    data = Texts([row["text"] for row in ROWS], [(row["id"] % 2,) for row in ROWS], {"label": ("even", "odd")})
-    sizes = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in data.texts]
-    windows, text_bytes = text_windows(data, tokenizer, 64, max_tokens=sum(sizes[:3]) + 1)
-    assert len(windows) == 3
-    assert text_bytes == sum(len(text) for text in data.texts[:3])
-    assert len(text_windows(data, tokenizer, 64, max_tokens=1)[0]) == 1
-
-
-def test_batches_hold_every_scored_token_once():
-    windows = [Window(torch.arange(1, n + 1), n - 1, torch.full((n,), n % 3)) for n in (5, 9, 2, 7)]
-    batches = list(batched(windows, 2, token=0))
-    assert [batch["input_ids"].shape for batch in batches] == [(2, 9), (2, 5)]
-    assert sum(int((batch["labels"] != -100).sum()) for batch in batches) == 4 + 8 + 1 + 6
-    for batch in batches:
-        kept = batch["labels"] != -100
-        assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
-        assert torch.equal(kept, batch["concept_labels"] != -100)
-        assert torch.equal(batch["attention_mask"].bool(), batch["input_ids"] != 0)
-
-
-X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
-
-
-def write_shard(folder, kind, x=X, y=Y):
-    folder.mkdir(exist_ok=True)
-    if kind == "safetensors":
-        save_file({"x": x, "y": y}, folder / "s.safetensors")
-        return folder / "s.safetensors"
-    if kind == "npz":
-        np.savez(folder / "s.npz", x=x.numpy(), y=np.asarray(y))
-        return folder / "s.npz"
-    np.save(folder / "s.x.npy", x.numpy())
-    np.save(folder / "s.y.npy", np.asarray(y))
-    return folder / "s.x.npy"
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "npy"])
-@pytest.mark.parametrize("folder", [True, False])
-def test_shards_round_trip(tmp_path, kind, folder):
-    path = write_shard(tmp_path / "shards", kind)
-    shards = Shards(path.parent if folder else path)
-    assert (shards.dim, shards.rows, shards.class_names, len(shards)) == (6, 40, ("0", "1", "2"), 1)
-    x, y = (torch.cat(part) for part in zip(*shards, strict=True))
-    assert torch.equal(x, X) and torch.equal(y, Y)
-
-
-def test_shards_of_several_files_and_chunks_agree_on_classes(tmp_path):
-    rows = CHUNK + 5
-    write_shard(tmp_path / "s", "npz", torch.zeros(rows, 2), torch.full((rows,), 9))
-    write_shard(tmp_path / "s", "npy", torch.ones(3, 2), torch.tensor([4, -100, 9]))
-    write_shard(tmp_path / "s", "safetensors", torch.ones(2, 2).bfloat16(), torch.tensor([5, 5]))
-    shards = Shards(tmp_path / "s")
-    assert shards.class_names == ("4", "5", "9")
-    chunks = list(shards)
-    assert len(shards) == len(chunks) == 4
-    labels = torch.cat([y for _, y in chunks])
-    assert torch.bincount(labels[labels >= 0]).tolist() == [1, 2, rows + 1] and int((labels == -100).sum()) == 1
-
-
-def test_string_labels_keep_their_names(tmp_path):
-    np.savez(tmp_path / "a.npz", x=X.numpy(), y=np.array(["no", "yes"] * 20))
-    shards = Shards(tmp_path / "a.npz")
-    assert shards.class_names == ("no", "yes")
-    assert next(iter(shards))[1][:3].tolist() == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "message"),
-    [
-        (X, Y.float(), "expected classes"),
-        (X, Y[:5], r"shape \(5,\), expected \(40,\)"),
-        (X[0], Y, r"shape \(6,\), expected \(rows, dim\)"),
-        (X.long(), Y, "expected floating-point"),
-        (X, torch.zeros(40, dtype=torch.int64), "only the class 0"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "npy"])
-def test_shards_that_do_not_fit(tmp_path, kind, x, y, message):
-    with pytest.raises(ValueError, match=message):
-        Shards(write_shard(tmp_path, kind, x, y))
-
-
-def test_shards_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
-        Shards(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no activation shards"):
-        Shards(tmp_path)
-    for name in ("a.safetensors", "b.npz", "c.x.npy"):
-        (tmp_path / name).write_bytes(b"damaged")
-        np.save(tmp_path / "c.y.npy", Y.numpy())
-        with pytest.raises(ValueError, match="cannot be read"):
-            Shards(tmp_path / name)
-    save_file({"x": X, "labels": Y}, tmp_path / "d.safetensors")
-    with pytest.raises(ValueError, match="holds labels, x but no y"):
-        Shards(tmp_path / "d.safetensors")
-    np.save(tmp_path / "plain.npy", X.numpy())
-    with pytest.raises(ValueError, match="says neither"):
-        Shards(tmp_path / "plain.npy")
-    np.save(tmp_path / "x.npy", X.numpy())
-    with pytest.raises(FileNotFoundError, match="no labels beside it"):
-        Shards(tmp_path / "x.npy")
-    np.save(tmp_path / "pickled.x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    np.save(tmp_path / "pickled.y.npy", Y.numpy())
-    with pytest.raises(ValueError, match="cannot be read"):
-        Shards(tmp_path / "pickled.x.npy")
-
-
-def test_shards_of_different_widths(tmp_path):
-    write_shard(tmp_path, "npz")
-    write_shard(tmp_path, "npy", torch.ones(4, 5), torch.arange(4))
-    with pytest.raises(ValueError, match="width 5, expected 6|width 6, expected 5"):
-        Shards(tmp_path)

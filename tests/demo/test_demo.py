@@ -6,41 +6,17 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_demo import write_assets
 
-from leace_fast.demo import ASSETS, CATEGORIES, Module, fits, load_demo, load_modules, run_demo
+from leace_fast.demo import ASSETS, CATEGORIES, fits, load_demo, load_modules, run_demo
 from leace_fast.demo import _run as run
 from leace_fast.demo._corpus import is_held_out, is_test, label_characters, save_modules
 from leace_fast.demo._language_model import token_labels, train_tokenizer, windows
 
-SOURCE = '''# Module {i}
-import os
-
-def function_{i}(value, other={i}):
-    """Return a string {i} times."""
-    if value is None:
-        return "nothing" * other
-    return os.path.join("root", value) + str({i}0)
-'''
-
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("assets")
-    modules = [Module(f"module_{i}", SOURCE.format(i=i) * 12) for i in range(12)]
-    save_modules(modules, folder / "held_out.jsonl.gz")
-    tokenizer = train_tokenizer([module.text for module in modules], 320)
-    tokenizer.save_pretrained(folder / "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                max_position_embeddings=1024, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-            )
-        )  # fmt: skip
-    model.to(torch.bfloat16).save_pretrained(folder / "model")  # type: ignore[arg-type]
-    return folder
+    return write_assets(tmp_path_factory.mktemp("assets"))
 
 
 def test_modules_round_trip_with_their_labels(assets):

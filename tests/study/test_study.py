@@ -10,7 +10,7 @@ import torch
 from tiny_models import build
 from torch import Tensor
 
-from leace_fast.evaluation import batch_nats, bits_per_byte
+from leace_fast.evaluation import batch_nats, bits_per_byte, evaluate
 from leace_fast.scrubbing import Scrubber, scrub
 from leace_fast.study import (
     Loss,
@@ -85,6 +85,12 @@ def test_loss_is_that_of_the_model_and_of_the_erased_model(model, study):
         one_pass = sum(batch_nats(model, batch) for batch in HELD_OUT)
     assert loss.one_pass * loss.tokens == pytest.approx(one_pass, rel=1e-9)
     assert loss.bits(loss.clean) == pytest.approx(bits_per_byte(clean, 5000))
+
+
+def test_the_losses_are_those_of_evaluate(model, study):
+    clean, erased = evaluate(model, HELD_OUT), evaluate(model, HELD_OUT, Scrubber(study.erasers))
+    assert (study.loss.clean, study.loss.erased) == pytest.approx((clean.nats, erased.nats), rel=1e-9)
+    assert study.loss.tokens == clean.tokens == erased.tokens
 
 
 def test_batch_nats_is_cross_entropy(model):

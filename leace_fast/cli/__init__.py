@@ -1,0 +1,32 @@
+"""The command line `leace-fast`. Each command imports its own machinery, so that none pays for another's."""
+
+from __future__ import annotations
+
+import typer
+
+from ._demo import demo
+from ._doctor import doctor
+from ._eval import evaluate
+from ._fit import fit
+from ._fold import export_lora, fold
+from ._running import Commands
+from ._scrub import scrub
+
+__all__ = ["app"]
+
+MODEL = "EleutherAI/pythia-70m"
+
+app = typer.Typer(
+    cls=Commands, help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False
+)
+# name, command, examples that its --help ends with; those of scrub, eval, fold and export-lora follow each other
+for _name, _command, _examples in (
+    ("demo", demo, ["leace-fast demo --out demo"]),
+    ("fit", fit, [f"leace-fast fit {MODEL} --data texts.jsonl --out leace-fit", "leace-fast fit activations.npz"]),
+    ("scrub", scrub, [f"leace-fast scrub {MODEL} --data texts.jsonl --out erasers"]),
+    ("eval", evaluate, [f"leace-fast eval {MODEL} --data texts.jsonl --erasers erasers"]),
+    ("fold", fold, [f"leace-fast fold {MODEL} --erasers erasers --out folded"]),
+    ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter --lora-bias"]),
+    ("doctor", doctor, ["leace-fast doctor --json"]),
+):
+    app.command(_name, epilog="\n\n".join(["For example:", *_examples]))(_command)

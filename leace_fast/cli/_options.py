@@ -1,0 +1,51 @@
+"""What several commands take: the model, the data, the erasers and the folders, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LABEL_COLUMN = "label"  # where none is named
+MAX_COST_RATIO = 1.1
+
+MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
+DEVICE = Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")]
+DTYPE = Annotated[
+    str, typer.Option(help="What the model runs in: float32, bfloat16 or float16; auto: what it was saved in.")
+]
+DATA_HELP = "Labelled texts: .jsonl, .jsonl.gz or .parquet."
+DATA = Annotated[Path, typer.Option(help=DATA_HELP)]
+TEXT = Annotated[str, typer.Option(help="The column of texts.")]
+LABEL_HELP = f"strings, integers or booleans; default: {LABEL_COLUMN}."
+LABEL = Annotated[list[str] | None, typer.Option(help=f"The column of labels: {LABEL_HELP}", show_default=False)]
+LAST_TOKEN = Annotated[bool, typer.Option(help="A text's label is that of its last token alone, not of all.")]
+MAX_TOKENS = Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")]
+ERASERS = Annotated[Path, typer.Option(help="The folder of a scrubber.")]
+SITES = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where to erase: norms (the default), residual, attention_out, mlp_out, module names or patterns; "
+        "repeatable.",
+        show_default=False,
+    ),
+]
+COST = Annotated[
+    float, typer.Option(help="Most that a map without an offset may change x, over the change of the affine one.")
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def only(columns: list[str] | None) -> str:
+    """The one column of labels; ValueError for several, which a study and an evaluation do not know."""
+    if columns and len(columns) > 1:
+        given = ", ".join(columns)
+        raise ValueError(f"one concept is measured at a time, got {given}: give one --label (scrub takes several)")
+    return columns[0] if columns else LABEL_COLUMN
+
+
+def check_folder(out: Path) -> None:
+    """Raise ValueError, before any work is done, where a folder that is to be written cannot be."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, expected a folder to write: name another with --out")

@@ -1,0 +1,71 @@
+"""`--help`: it names the commands, and each ends with examples that run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_demo
+import typer
+from command_line import run, texts
+
+from leace_fast.cli import app
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def examples(name: str) -> list[str]:
+    return [line for line in COMMANDS[name].epilog.split("\n\n") if line.startswith("leace-fast ")]
+
+
+EXAMPLES = [example for name in COMMANDS for example in examples(name)]
+
+
+def test_help_names_the_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert set(COMMANDS) == {"demo", "fit", "scrub", "eval", "fold", "export-lora", "doctor"}
+    assert all(command in result.output for command in COMMANDS)
+    assert all(command in run().output for command in COMMANDS), "no argument asks for help"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_examples(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [line.strip() for line in run(name, "--help").output.splitlines() if line.strip()]
+    assert examples(name) and lines[-len(examples(name)) :] == examples(name)
+    assert all(shlex.split(example)[1] == name for example in examples(name))
+
+
+@pytest.fixture(scope="session")
+def place(workplace, tmp_path_factory) -> Path:
+    """A folder with the files that the examples name."""
+    folder = tmp_path_factory.mktemp("examples")
+    rows = [{"text": row["body"], "label": row["kind"]} for row in texts(60)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copy(workplace / "shards" / "0.npz", folder / "activations.npz")
+    tiny_demo.write_assets(folder / "assets")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def erasers(workplace, place) -> None:
+    assert (
+        run("scrub", workplace / "with_biases", "--data", place / "texts.jsonl", "--out", place / "erasers").exit_code
+        == 0
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.usefixtures("erasers")
+def test_examples_run(example, workplace, place, monkeypatch):
+    monkeypatch.chdir(place)
+    _, command, *arguments = shlex.split(example)
+    arguments = [str(workplace / "with_biases") if "/" in argument else argument for argument in arguments]
+    result = run(command, *arguments, *(["--assets", "assets"] if command == "demo" else []))
+    assert result.exit_code == 0, result.output
+    if "--out" in arguments:
+        assert any((place / arguments[arguments.index("--out") + 1]).iterdir())

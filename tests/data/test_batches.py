@@ -1,0 +1,62 @@
+"""Batches: packed, padded, and of windows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leace_fast.data import Window, batched, pack, pad
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=0, max_size=7), max_size=12),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.sampled_from([None, 0]),
+)
+def test_packing_loses_nothing_but_the_end(sequences, length, rows, end):
+    pairs = [(ids, [i % 3 for i in ids]) for ids in sequences]
+    batches = list(pack(iter(pairs), length, rows, end))
+    wanted = [token for ids in sequences for token in (ids if end is None else [*ids, end])]
+    ids = torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist() if batches else []
+    labels = torch.cat([batch["concept_labels"].flatten() for batch in batches]).tolist() if batches else []
+    assert ids == wanted[: len(wanted) // length * length]
+    assert labels == [-100 if token == 0 else token % 3 for token in ids]
+    assert all(batch["input_ids"].shape == (rows, length) for batch in batches[:-1])
+
+
+def test_padding_is_masked_and_has_no_class():
+    (one, two) = pad([([1, 2, 3], [0, 1, 2]), ([4], [1]), ([5] * 9, [0] * 9)], length=4, batch_size=2, token=7)
+    assert one["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
+    assert one["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert one["concept_labels"].tolist() == [[0, 1, 2], [1, -100, -100]]
+    assert two["input_ids"].shape == (1, 4)
+
+
+def test_sequences_without_tokens_are_no_rows():
+    (batch,) = pad([([], []), ([7], [1]), ([], [])], length=4, batch_size=2)
+    assert batch["input_ids"].tolist() == [[7]] and not list(pad([([], [])], length=4, batch_size=2))
+
+
+@pytest.mark.parametrize("make", [pack, pad])
+def test_labels_of_the_wrong_length_name_the_example(make):
+    with pytest.raises(ValueError, match="example 1 has 3 tokens and 2 labels"):
+        list(make([([1, 2], [0, 0]), ([1, 2, 3], [0, 0])], 4, 2))
+    with pytest.raises(ValueError, match="length is 0"):
+        list(make([], 0, 2))
+
+
+def test_batches_hold_every_scored_token_once():
+    windows = [Window(torch.arange(1, n + 1), n - 1, torch.full((n,), n % 3)) for n in (5, 9, 2, 7)]
+    batches = list(batched(windows, 2, token=0))
+    assert [batch["input_ids"].shape for batch in batches] == [(2, 9), (2, 5)]
+    assert sum(int((batch["labels"] != -100).sum()) for batch in batches) == 4 + 8 + 1 + 6
+    for batch in batches:
+        kept = batch["labels"] != -100
+        assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
+        assert torch.equal(kept, batch["concept_labels"] != -100)
+        assert torch.equal(batch["attention_mask"].bool(), batch["input_ids"] != 0)
+    with pytest.raises(ValueError, match="batch_size 0, expected at least 1"):
+        next(batched(windows, 0, token=0))
