@@ -1,4 +1,4 @@
-"""The directive `command-line`: every command of a Typer app, its arguments and options, from what the code declares."""
+"""The directive `command-line`: the commands of a Typer app with their arguments and options, as the code declares."""
 
 from __future__ import annotations
 

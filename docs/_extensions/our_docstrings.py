@@ -8,6 +8,7 @@ share one. Before napoleon reads a docstring it gets two backticks, or a link wh
 from __future__ import annotations
 
 import re
+import sys
 import typing
 from typing import Any
 
@@ -51,6 +52,13 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: An
     return None if str(getattr(function, "__module__", "")).startswith("leace_fast") else True
 
 
+def leave(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    """Type variables have no entry to link to: leave them as they are."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return content if isinstance(found, typing.TypeVar) else None
+
+
 def _evaluate(app: Sphinx, name: str, obj: type) -> None:
     """Record what the annotations of `__init__` mean; autodoc knows those of functions alone."""
     if obj.__init__ is object.__init__:
@@ -77,4 +85,5 @@ def _code(text: str, links: dict[str, str]) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", rewrite, priority=100)  # before napoleon
     app.connect("autodoc-skip-member", skip)
+    app.connect("missing-reference", leave)
     return {"parallel_read_safe": True}
