@@ -7,6 +7,8 @@ share one. Before napoleon reads a docstring it gets two backticks, or a link wh
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
 import sys
 import typing
@@ -60,13 +62,19 @@ def leave(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
 
 
 def _evaluate(app: Sphinx, name: str, obj: type) -> None:
-    """Record what the annotations of `__init__` mean; autodoc knows those of functions alone."""
-    if obj.__init__ is object.__init__:
-        return
+    """Record what the annotations of a class's parameters mean; autodoc knows those of functions alone."""
+    known = {key: value for module in _modules() for key, value in vars(module).items()}
     recorded = app.env.current_document.autodoc_annotations.setdefault(name, {})
-    for parameter, hint in typing.get_type_hints(obj.__init__).items():
-        if parameter != "return":
-            recorded[parameter] = stringify_annotation(hint, "smart")
+    with contextlib.suppress(ValueError):  # a class without a signature
+        for parameter in inspect.signature(obj).parameters.values():
+            if isinstance(parameter.annotation, str):
+                hint = eval(parameter.annotation, known | vars(sys.modules[obj.__module__]))
+                recorded[parameter.name] = stringify_annotation(hint, "smart")
+
+
+def _modules() -> list[Any]:
+    """The modules of the package, in which the names of annotations are looked up."""
+    return [module for name, module in sorted(sys.modules.items()) if name.split(".")[0] == "leace_fast"]
 
 
 def _links(app: Sphinx) -> dict[str, str]:
