@@ -60,7 +60,6 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|sklearn|huggingface_hub|collections|pathlib|os|typing)\..*"),
     ("py:exc", "NotFittedError"),  # of scikit-learn
-    ("py:.*", r"leace_fast\.concept_erasure\._fitter\.E"),  # a type variable
 ]
 
 html_theme = "furo"

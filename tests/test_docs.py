@@ -1,7 +1,8 @@
-"""The pages of docs/: their examples run as they stand, on tiny models."""
+"""The pages of docs/: their examples run as they stand, on tiny models; what they say of the code is so."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -11,30 +12,56 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from pages import DOCS, ROOT, anchors, blocks, commands, inside, name, pages, prose, run_command
+from safetensors.torch import save_file
+from test_imports import FLOORS
 
 import leace_fast as lf
 from leace_fast.demo._language_model import train_tokenizer
 
-ROOT = Path(__file__).parents[1]
+MODEL_IN_PAGES = "EleutherAI/pythia-70m"  # a tiny one takes its place
+# Pages whose blocks build on each other, run in order; where the blocks of other pages are run.
+STORIES = ("index.md", "faq.md", "quickstart/researcher.md", "quickstart/serving.md", "quickstart/benchmarker.md")
+TUTORIAL = "tutorial.md"
+HERE = {"scrubbing.md": 4, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
+ELSEWHERE = {"scikit-learn.md": 1}  # tests/sklearn
 SENTENCES = [
-    {"text": f"The {who} said that", "pronoun": pronoun}
-    for who, pronoun in zip(["nurse", "smith", "cook", "king"] * 6, ["she", "he"] * 12, strict=True)
+    {"text": f"The {who} said {what} that", "label": pronoun, "pronoun": pronoun}
+    for what in ("loudly", "quietly", "again", "once", "twice", "often")
+    for who, pronoun in (("nurse", "she"), ("smith", "he"), ("cook", "she"), ("king", "he"))
 ]
 
 
-def blocks(page: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages name: a model, labelled texts, activation shards, and erasers of that model."""
+    folder = tmp_path_factory.mktemp("pages")
+    lines = "\n".join(map(json.dumps, SENTENCES))
+    for file in ("texts.jsonl", "sentences.jsonl"):
+        (folder / file).write_text(lines)
+    shutil.copy(ROOT / "tests" / "data" / "sample.conllu", folder / "train.conllu")
+    tokenizer = train_tokenizer([lines, (folder / "train.conllu").read_text()], 300)
+    model = tiny_models.build("llama", torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder / "MODEL")
+    tokenizer.save_pretrained(folder / "MODEL")
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (600,), generator=generator)
+    (folder / "shards").mkdir()
+    save_file({"x": torch.randn(600, 8, generator=generator) + y[:, None], "y": y}, folder / "shards" / "0.safetensors")
+    ids = torch.randint(3, 63, (8, 16), generator=generator)
+    with inside(folder):
+        from transformers import AutoModelForCausalLM
 
-
-def run(page: str, index: int, **names: Any) -> dict[str, Any]:
-    scope = {"lf": lf, "leace_fast": lf, "torch": torch, **names}
-    exec(compile(blocks(page)[index].replace("generate(...)", "generate(ids, max_new_tokens=2)"), page, "exec"), scope)
-    return scope
+        loaded = AutoModelForCausalLM.from_pretrained("MODEL")
+        lf.scrub(loaded, [{"input_ids": ids, "concept_labels": ids % 2}] * 2).save_pretrained("erasers")
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
+def elsewhere(tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test works in a folder of its own, with a copy of what the pages name."""
+    shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
 
 
@@ -51,57 +78,92 @@ def batches() -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def scrubber(batches) -> lf.Scrubber:
+def scrubber(batches: list[dict[str, torch.Tensor]]) -> lf.Scrubber:
     return lf.scrub(tiny_models.build("llama", torch.float32), batches)
 
 
-def test_every_example_of_every_page_is_run_here_or_where_its_page_is_tested():
-    counted = {page.name: len(blocks(page.name)) for page in (ROOT / "docs").glob("*.md") if blocks(page.name)}
-    here = {"scrubbing.md": 4, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
-    assert counted == {**here, "scikit-learn.md": 1}
+def run(page: str, index: int, **names: Any) -> dict[str, Any]:
+    """Run one block of a page, and return the names that it leaves."""
+    scope = {"lf": lf, "torch": torch, **names}
+    code = blocks(page)[index].replace("generate(...)", "generate(ids, max_new_tokens=2)")
+    exec(compile(code.replace(MODEL_IN_PAGES, "MODEL"), f"{page}, block {index}", "exec"), scope)
+    return scope
 
 
-def test_scrubbing(model, batches, tmp_path, capsys):
+def test_every_example_of_every_page_is_run_here_or_where_its_page_is_tested() -> None:
+    found = [str(page.relative_to(DOCS)) for page in pages()[1:]]
+    counted = {page: len(blocks(page)) for page in found if blocks(page)}
+    stories = {page: len(blocks(page)) for page in (*STORIES, TUTORIAL)}
+    assert counted == {**stories, **HERE, **ELSEWHERE} and all(stories.values())
+
+
+# ------------------------------------------------------------------ examples
+
+
+@pytest.mark.parametrize("page", STORIES)
+def test_the_blocks_of_a_page_in_order(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {}
+    for index in range(len(blocks(page))):
+        scope = run(page, index, **scope)
+    said = capsys.readouterr().out
+    if page == "faq.md":
+        assert scope["apart"] == pytest.approx(scope["expected"], rel=0.3), "the estimate that the page gives"
+    if page == "quickstart/researcher.md":
+        clean, erased = map(float, re.findall(r"^(?:clean|erased) (0\.\d+)$", said, flags=re.MULTILINE))
+        assert clean > 0.9 and abs(erased - 0.5) < 0.05, "what its comment says"
+        assert Path("eraser.safetensors").exists() and Path("erasers/scrubber.json").exists()
+
+
+@pytest.mark.parametrize("page", [str(p.relative_to(DOCS)) for p in pages()[1:] if any(commands(p.relative_to(DOCS)))])
+def test_the_commands_of_a_page(page: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for words in commands(page):
+        if words[0] == "leace-fast":
+            said = run_command([word.replace(MODEL_IN_PAGES, "MODEL") for word in words])
+            out = words[words.index("--out") + 1] if "--out" in words else ""
+            assert said.strip() and Path(out).exists(), words
+        elif words[0] == "make":
+            assert words[1] in targets, words
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists() and all((ROOT / word).exists() for word in words[2:]), words
+        else:
+            assert words[0] in ("pip", "git"), f"{words[0]}: a program that this test does not know"
+
+
+def test_scrubbing(model, batches, capsys) -> None:
     run("scrubbing.md", 0, model=model, batches=batches, held_out=batches[:1], ids=batches[0]["input_ids"])
-    assert "KL" in capsys.readouterr().out and lf.Scrubber.from_pretrained(tmp_path / "erasers")
+    assert "KL" in capsys.readouterr().out and lf.Scrubber.from_pretrained("erasers")
     labels = run("scrubbing.md", 1, batch={}, tags=batches[0]["concept_labels"], number=None)["batch"]["concept_labels"]
     assert set(labels) == {"part of speech", "number"}
 
 
 @pytest.mark.parametrize("index", [2, 3])
-def test_labels_of_words_and_of_last_tokens(index, tmp_path):
-    shutil.copy(ROOT / "tests" / "data" / "sample.conllu", tmp_path / "train.conllu")
-    (tmp_path / "sentences.jsonl").write_text("\n".join(map(json.dumps, SENTENCES)))
-    tokenizer = train_tokenizer([(tmp_path / name).read_text() for name in ("train.conllu", "sentences.jsonl")], 300)
-    model = tiny_models.build("llama", torch.float32)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    assert len(run("scrubbing.md", index, tokenizer=tokenizer, model=model)["scrubber"]) == 4
+def test_labels_of_words_and_of_last_tokens(index: int) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parts = {
+        "tokenizer": AutoTokenizer.from_pretrained("MODEL"),
+        "model": AutoModelForCausalLM.from_pretrained("MODEL"),
+    }
+    assert len(run("scrubbing.md", index, **parts)["scrubber"]) == 4
 
 
-def test_folding(model, batches, scrubber, tmp_path):
-    example = {"input_ids": batches[0]["input_ids"]}
+def test_folding(model, batches, scrubber) -> None:
     eraser = next(iter(scrubber.values()))
-    run("folding.md", 0, model=model, scrubber=scrubber, example=example, eraser=eraser)
-    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    run("folding.md", 0, model=model, scrubber=scrubber, example={"input_ids": batches[0]["input_ids"]}, eraser=eraser)
+    assert Path("adapter/adapter_config.json").exists()
 
 
-def test_serving(model, batches, scrubber):
+def test_serving(model, batches, scrubber) -> None:
     batch = {"input_ids": batches[0]["input_ids"][:3]}
     run("serving.md", 0, scrubber=scrubber, model=model, batch=batch, capture=lambda model: model)
     scrubber.detach_(model)
     batch = {**batch, "max_new_tokens": 2}
-    run(
-        "serving.md",
-        1,
-        gender=scrubber,
-        number=lf.random_like(scrubber),
-        sites=list(scrubber),
-        model=model,
-        batch=batch,
-    )
+    both = {"gender": scrubber, "number": lf.random_like(scrubber)}
+    run("serving.md", 1, **both, sites=list(scrubber), model=model, batch=batch)
 
 
-def test_methods():
+def test_methods() -> None:
     y, task = torch.arange(3000) % 6, torch.arange(3000) // 6 % 3
     x = torch.randn(3000, 256) + torch.randn(6, 256)[y] + torch.randn(3, 256)[task]
     page = blocks("methods.md")[0].replace("lf.Moments(dim=256, num_classes=6)", "lf.Moments(256, 6).update(x, y)")
@@ -111,5 +173,121 @@ def test_methods():
     assert scope["then"].rank >= scope["both"].rank == 7 and scope["first"].rank == 1
 
 
-def test_migrating():
+def test_migrating() -> None:
     assert run("migrating.md", 0)["LeaceFitter"]
+
+
+@pytest.mark.slow
+def test_the_tutorial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its blocks in order, on the demo's model; its pictures go to build/."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    scope: dict[str, Any] = {}
+    for index in range(len(blocks(TUTORIAL))):
+        scope = run(TUTORIAL, index, **scope)
+    said = capsys.readouterr().out
+    assert "leace: rank 5 of 256 dimensions" in said and "folded 10 sites into 25 modules" in said
+    for site, probe in scope["scrubbed"].probes.items():
+        before = scope["clean"].probes[site].accuracy
+        assert probe.constant < probe.accuracy < before - 0.2, "far less than before, and not nothing: as the page says"
+    (ROOT / "build").mkdir(exist_ok=True)
+    for picture in ("tutorial-plane.png", "tutorial-probes.png"):
+        assert (DOCS / "images" / picture).stat().st_size < 120_000
+        shutil.copy(picture, ROOT / "build")
+
+
+# ------------------------------------------------------------ what pages say
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
+        if "://" in target:
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        if anchor and file != DOCS / "api" / "command_line.md":  # whose headings are made from the app
+            assert anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_the_floors_of_the_architecture_page_are_those_of_the_code() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", page, flags=re.MULTILINE)
+    told = {room.strip("/"): int(floor) for floor, rooms in rows for room in re.findall(r"`([^`]+)`", rooms)}
+    assert told == FLOORS
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    """Before the site is built, which looks again: and at the methods of classes."""
+    told = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    documented = set(re.findall(r"^\.\. (?:auto\w+|py:\w+):: (?:\w+\.)*(\w+)", told, flags=re.MULTILINE))
+    from leace_fast import concept_erasure, data, sklearn
+
+    public = {one for module in (lf, lf.methods, data, sklearn, concept_erasure) for one in module.__all__}
+    assert public - {"__version__", "methods"} <= documented
+
+
+def test_every_message_in_troubleshooting_stands_in_the_code() -> None:
+    said = {text for path in (ROOT / "leace_fast").rglob("*.py") for text in literals(path)}
+    headings = re.findall(r"^### (.*)$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    quoted = [message for heading in headings for message in re.findall(r"`([^`]+)`", heading)]
+    lost = [message for message in quoted if not any(matches(message, text) for text in said)]
+    assert len(quoted) > 40 and not lost, f"no code says {lost}"
+
+
+def literals(path: Path) -> list[str]:
+    """The strings of a file; what an f-string fills in is one NUL."""
+    strings = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+            strings.append("".join(map(str, parts)))
+    return strings
+
+
+def matches(message: str, text: str) -> bool:
+    """Whether a string of the code has what a message quotes, where `...` stands for anything."""
+    at = 0
+    for part in message.split("..."):
+        found = text.find(part.strip(), at)
+        if found < 0:
+            return False
+        at = found + len(part.strip())
+    return True
+
+
+def test_the_environment_page_names_the_variables_that_the_code_reads() -> None:
+    page = (DOCS / "api" / "environment.md").read_text(encoding="utf-8")
+    sources = [*(ROOT / "leace_fast").rglob("*.py"), ROOT / "setup.py", *(ROOT / "csrc").rglob("*.cpp")]
+    pattern = r"""(?:environ(?:\.get)?[\[(]|getenv\()["'](\w+)["']"""
+    read = {variable for path in sources for variable in re.findall(pattern, path.read_text(encoding="utf-8"))}
+    assert read - {"PATH"} <= set(re.findall(r"`(\w+)`", page)), "each stands on docs/api/environment.md"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    build = pytest.importorskip("sphinx.cmd.build", reason="sphinx: pip install 'leace-fast[docs]'")
+    assert build.main(["-q", "-W", "--keep-going", "-n", "-b", "html", str(DOCS), str(tmp_path / "site")]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "warning"),
+    [
+        ("A [link](nowhere.md).", "no file nowhere.md, to which this page links"),
+        ("A [link](../nowhere.py).", "no file ../nowhere.py, to which this page links"),
+        ("Nothing.", "json.dumps is public and stands on no page of the reference"),
+    ],
+)
+def test_the_site_is_strict(tmp_path: Path, page: str, warning: str, capsys: pytest.CaptureFixture[str]) -> None:
+    build = pytest.importorskip("sphinx.cmd.build", reason="sphinx: pip install 'leace-fast[docs]'")
+    source = tmp_path / "strict"
+    source.mkdir()
+    (source / "index.md").write_text(f"# A page\n\n{page}\n")
+    (source / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(DOCS / '_extensions')!r})\n"
+        "extensions = ['myst_parser', 'public_names', 'repository_links']\npublic_modules = ['json']\n"
+    )
+    assert build.main(["-q", "-W", "--keep-going", "-b", "html", str(source), str(tmp_path / "out")]) == 1
+    assert warning in capsys.readouterr().err

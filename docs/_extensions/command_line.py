@@ -1,4 +1,4 @@
-"""The directive `command-line`: every command of a Typer app, its arguments and options, from what the code declares."""
+"""The directive `command-line`: the commands of a Typer app with their arguments and options, as the code declares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class CommandLine(SphinxDirective):
             section = nodes.section(ids=[nodes.make_id(name)], names=[name])
             section += nodes.title("", "", nodes.literal("", name))
             self.state.document.note_explicit_target(section)
-            self.state.nested_parse(StringList([*_lines(name, command)], source=self.arguments[0]), 0, section)
+            lines = StringList([*_lines(self.arguments[1], name, command)], source=self.arguments[0])
+            self.state.nested_parse(lines, 0, section)
             made.append(section)
         return made
 
@@ -45,7 +46,7 @@ def parameters(command: CommandInfo) -> Iterator[tuple[str, Any, Any, Any]]:
         yield name, kind, info, parameter.default
 
 
-def _lines(name: str, command: CommandInfo) -> Iterator[str]:
+def _lines(program: str, name: str, command: CommandInfo) -> Iterator[str]:
     """The Markdown of one command."""
     found = list(parameters(command))
     needed = [
@@ -55,8 +56,11 @@ def _lines(name: str, command: CommandInfo) -> Iterator[str]:
     ]
     yield from ("```text", " ".join([name, *needed, "[OPTIONS]"]), "```", "")
     yield from inspect.cleandoc(command.help or command.callback.__doc__ or "").replace("\b\n", "").splitlines()
-    if command.epilog:
-        yield from ("", *inspect.cleandoc(command.epilog).splitlines())
+    shown = [line for line in inspect.cleandoc(command.epilog or "").splitlines() if line]
+    examples = [line for line in shown if line.startswith(program)]
+    yield from ("", *(line for line in shown if line not in examples))
+    if examples:
+        yield from ("", "```sh", *examples, "```")
     if found:
         yield from ("", "| argument or option | meaning |", "|---|---|")
     for name, kind, info, default in found:

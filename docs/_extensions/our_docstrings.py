@@ -7,7 +7,10 @@ share one. Before napoleon reads a docstring it gets two backticks, or a link wh
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
+import sys
 import typing
 from typing import Any
 
@@ -51,14 +54,27 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: An
     return None if str(getattr(function, "__module__", "")).startswith("leace_fast") else True
 
 
+def leave(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
+    """Type variables have no entry to link to: leave them as they are."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return content if isinstance(found, typing.TypeVar) else None
+
+
 def _evaluate(app: Sphinx, name: str, obj: type) -> None:
-    """Record what the annotations of `__init__` mean; autodoc knows those of functions alone."""
-    if obj.__init__ is object.__init__:
-        return
+    """Record what the annotations of a class's parameters mean; autodoc knows those of functions alone."""
+    known = {key: value for module in _modules() for key, value in vars(module).items()}
     recorded = app.env.current_document.autodoc_annotations.setdefault(name, {})
-    for parameter, hint in typing.get_type_hints(obj.__init__).items():
-        if parameter != "return":
-            recorded[parameter] = stringify_annotation(hint, "smart")
+    with contextlib.suppress(ValueError):  # a class without a signature
+        for parameter in inspect.signature(obj).parameters.values():
+            if isinstance(parameter.annotation, str):
+                hint = eval(parameter.annotation, known | vars(sys.modules[obj.__module__]))
+                recorded[parameter.name] = stringify_annotation(hint, "smart")
+
+
+def _modules() -> list[Any]:
+    """The modules of the package, in which the names of annotations are looked up."""
+    return [module for name, module in sorted(sys.modules.items()) if name.split(".")[0] == "leace_fast"]
 
 
 def _links(app: Sphinx) -> dict[str, str]:
@@ -77,4 +93,5 @@ def _code(text: str, links: dict[str, str]) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", rewrite, priority=100)  # before napoleon
     app.connect("autodoc-skip-member", skip)
+    app.connect("missing-reference", leave)
     return {"parallel_read_safe": True}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
+
+MEMBERS = (FunctionType, property, classmethod, staticmethod)
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +26,9 @@ def public_names(modules: list[str]) -> Iterator[tuple[str, Any]]:
             if name.startswith("__") or inspect.ismodule(thing):
                 continue
             yield f"{module}.{name}", thing
-            if inspect.isclass(thing):
-                for member, value in vars(thing).items():
-                    if not member.startswith("_") and isinstance(value, (property, classmethod, staticmethod)):
-                        yield f"{module}.{name}.{member}", value
-                    elif not member.startswith("_") and inspect.isfunction(value):
-                        yield f"{module}.{name}.{member}", value
+            for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+                if not member.startswith("_") and isinstance(value, MEMBERS):
+                    yield f"{module}.{name}.{member}", value
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
