@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ._options import COST, DEVICE, ERASERS, MAX_COST_RATIO, MODEL, check_folder
+from ..erasers import MAX_COST_RATIO
+from ._options import COST, DEVICE, ERASERS, MODEL, check_folder
 from ._running import screen
 
 

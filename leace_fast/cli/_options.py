@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 LABEL_COLUMN = "label"  # where none is named
-MAX_COST_RATIO = 1.1
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
 DEVICE = Annotated[str | None, typer.Option(help="Where the model runs; default: a GPU if there is one.")]

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..erasers import Eraser
+from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, forget_compiled
 from ._agreement import check_agrees, example_of, hooked_output, output_of, share
 from ._edits import Edits, add_biases
@@ -61,7 +61,7 @@ def fold_(
     example: Mapping[str, Any] | Tensor | None = None,
     *,
     add_bias: bool = False,
-    max_cost_ratio: float = 1.1,
+    max_cost_ratio: float = MAX_COST_RATIO,
     keep_originals: bool = True,
 ) -> FoldReport:
     """Fold erasers into the weights of every layer that reads their sites.

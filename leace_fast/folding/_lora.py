@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._files import write_bytes
-from ..erasers import Eraser
+from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, tap
 from ._adapter import Adapter, Factors
 from ._agreement import check_agrees, example_of, output_of
@@ -69,7 +69,7 @@ def export_lora(
     lora_bias: bool = False,
     split: bool = True,
     dtype: torch.dtype | None = None,
-    max_cost_ratio: float = 1.1,
+    max_cost_ratio: float = MAX_COST_RATIO,
     base_model: str | None = None,
 ) -> LoraReport:
     """Write erasers as a LoRA adapter of `model`: `adapter_config.json` and `adapter_model.safetensors`.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attaching import Attachment
-from ..erasers import Eraser
+from ..erasers import MAX_COST_RATIO, Eraser
 from ..folding import FoldReport, LoraReport, export_lora, fold_, unfold_
 from ..models import Identity, check_module
 from ._folder import find_folder, push_folder, read_folder, write_folder
@@ -187,7 +187,7 @@ class Scrubber(Mapping[str, Eraser]):
         example: Mapping[str, Any] | Tensor | None = None,
         *,
         add_bias: bool = False,
-        max_cost_ratio: float = 1.1,
+        max_cost_ratio: float = MAX_COST_RATIO,
         keep_originals: bool = True,
     ) -> FoldReport:
         """Fold the erasers into the weights of `model`: arguments, report and refusals of `leace_fast.fold_`.
@@ -213,7 +213,7 @@ class Scrubber(Mapping[str, Eraser]):
         lora_bias: bool = False,
         split: bool = True,
         dtype: torch.dtype | None = None,
-        max_cost_ratio: float = 1.1,
+        max_cost_ratio: float = MAX_COST_RATIO,
         base_model: str | None = None,
     ) -> LoraReport:
         """Write the erasers as a LoRA adapter of `model`: arguments, report and refusals of `leace_fast.export_lora`.
