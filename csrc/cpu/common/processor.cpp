@@ -50,7 +50,6 @@ static bool runs_here(InstructionSet set) {
     if (feature.needed_by <= set && !feature.present) return false;
   return set < InstructionSet::AMX || may_use_tiles();
 }
-
 #else
 Features features() { return {nullptr, nullptr}; }
 
@@ -60,7 +59,6 @@ static bool runs_here(InstructionSet set) { return set == InstructionSet::BASELI
 namespace {
 
 constexpr const char* NAMES[] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
-
 constexpr int COUNT = sizeof NAMES / sizeof *NAMES;
 
 // Those above the one that is named are not even asked about: a process that was granted tiles is no longer quite as it
