@@ -75,7 +75,7 @@ def blocks() -> tuple[str, str, str, str]:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     text = text.split("tests/methods/test_contributing.py runs what follows")[1]
     file, imported, row, case = re.findall(r"```python\n(.*?)```", text, re.S)[:4]
-    return file, imported, row, case
+    return file, imported, f"        {row.strip()},\n", f"    {case.strip()},\n"
 
 
 def insert(path: Path, line: str, after: str) -> None:
