@@ -1,8 +1,8 @@
 """The docstrings of this package, as Sphinx wants them.
 
-They are read in an editor first: `code` has one backtick, a source stands on one line, and parameters that are alike
-share one. Before napoleon reads a docstring it gets two backticks, or a link where the name is public; a section
-`Source`; and an entry for each parameter.
+They are read in an editor first: `code` has one backtick, a source or a guarantee begins on the line that names it, and
+parameters that are alike share one. Before napoleon reads a docstring it gets two backticks, or a link where the name is
+public; a section of its own for source and guarantee; and an entry for each parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sphinx.util.typing import stringify_annotation
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTION = re.compile(r"^\s*(Args|Raises|Warns|Attributes):\s*$")
 SEVERAL = re.compile(r"^(\s*)(\w+(?:, \w+)+):(\s.*)$")
-SOURCE = re.compile(r"^(\s*)Source: (.*)$")
+ON_ONE_LINE = re.compile(r"^(Source|Guarantees): (.*)$")
 
 
 def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -35,10 +35,13 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     for line in text.split("\n"):
         if found := SECTION.match(line):
             section = found[1]
-        elif line and not line[0].isspace():
-            section = ""
-        if source := SOURCE.match(line):
-            made += [f"{source[1]}Source:", f"{source[1]}    {source[2]}"]
+        elif not line or not line[0].isspace():
+            section = section if section == "one line" and line else ""
+        if told := ON_ONE_LINE.match(line):
+            made += [f"{told[1]}:", f"    {told[2]}"]
+            section = "one line"
+        elif section == "one line":
+            made.append(f"    {line}")
         elif section and (several := SEVERAL.match(line)):
             made += [f"{several[1]}{each}:{several[3]}" for each in several[2].split(", ")]
         else:
