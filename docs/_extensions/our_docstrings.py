@@ -1,8 +1,8 @@
 """The docstrings of this package, as Sphinx wants them.
 
 They are read in an editor first: `code` has one backtick, a source or a guarantee begins on the line that names it, and
-parameters that are alike share one. Before napoleon reads a docstring it gets two backticks, or a link where the name is
-public; a section of its own for source and guarantee; and an entry for each parameter.
+parameters that are alike share one. Before napoleon reads a docstring it gets two backticks, or a link where the name
+is public; a section of its own for source and guarantee; and an entry for each parameter.
 """
 
 from __future__ import annotations
