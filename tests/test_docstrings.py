@@ -62,10 +62,11 @@ def every() -> list[Public]:
             if not callable(thing) or inspect.ismodule(thing) or id(thing) in found:
                 continue
             found[id(thing)] = Public(name, thing)
-            for part, value in vars(thing).items() if inspect.isclass(thing) else ():
-                value = getattr(value, "__func__", value)  # of a class method
-                if not part.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
-                    found[id(value)] = Public(f"{name}.{part}", value, thing)
+            for base in thing.__mro__ if inspect.isclass(thing) else ():
+                for part, value in vars(base).items() if base.__module__.startswith("leace_fast") else ():
+                    value = getattr(value, "__func__", value)  # of a class method
+                    if not part.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                        found.setdefault(id(value), Public(f"{name}.{part}", value, thing))
     return list(found.values())
 
 
