@@ -21,6 +21,7 @@ from sphinx.util.typing import stringify_annotation
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTION = re.compile(r"^\s*(Args|Raises|Warns|Attributes):\s*$")
 SEVERAL = re.compile(r"^(\s*)(\w+(?:, \w+)+):(\s.*)$")
+CONSTANT = re.compile(r"=([A-Z][A-Z_]+)\b")
 ON_ONE_LINE = re.compile(r"^(Source|Guarantees): (.*)$")
 
 
@@ -49,6 +50,18 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     if what in ("property", "attribute", "data") and ":" in made[0]:
         made[0] = f": {made[0]}"  # an empty type, or napoleon would take what stands before the colon for one
     lines[:] = made
+
+
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Show the value of a default that the code calls by the name of a constant."""
+    return arguments and CONSTANT.sub(lambda default: f"={_value(default[1])}", arguments), returned
+
+
+def _value(name: str) -> str:
+    values = [vars(module)[name] for module in _modules() if name in vars(module)]
+    return repr(values[0]) if values and isinstance(values[0], (int, float, str)) else name
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
@@ -95,6 +108,7 @@ def _code(text: str, links: dict[str, str]) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", rewrite, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", leave)
     return {"parallel_read_safe": True}
