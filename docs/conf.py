@@ -53,7 +53,6 @@ autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "inherited-members": True}
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ArrayLike": "ArrayLike", "NDArray": "NDArray"}  # of numpy: a line each, written out
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 
@@ -61,7 +60,6 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|sklearn|huggingface_hub|collections|pathlib|os|typing)\..*"),
     ("py:exc", "NotFittedError"),  # of scikit-learn
-    ("py:class", "ArrayLike|NDArray"),  # of numpy
 ]
 
 html_theme = "furo"

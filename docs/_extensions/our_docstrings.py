@@ -14,10 +14,12 @@ import sys
 import typing
 from typing import Any
 
+from numpy.typing import ArrayLike
 from public_names import public_names
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
+ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")  # a line of private names
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTION = re.compile(r"^\s*(Args|Raises|Warns|Attributes):\s*$")
 SEVERAL = re.compile(r"^(\s*)(\w+(?:, \w+)+):(\s.*)$")
@@ -29,6 +31,8 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     """Turn a docstring into what napoleon reads."""
     if what == "class":
         _evaluate(app, name, obj)
+    recorded = app.env.current_document.autodoc_annotations.get(name, {})
+    recorded.update({each: hint.replace(ARRAY_LIKE, "~numpy.typing.ArrayLike") for each, hint in recorded.items()})
     links = _links(app)
     text = CODE.sub(lambda code: _code(code[1], links), "\n".join(lines))
     made: list[str] = []
