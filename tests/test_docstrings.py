@@ -26,7 +26,7 @@ class Public(NamedTuple):
 
     name: str
     thing: Any
-    owner: type | None = None
+    owner: Any = None  # the class of a method or property
 
     @property
     def text(self) -> str:
