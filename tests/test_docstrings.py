@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 MODULES = ("leace_fast", "leace_fast.methods", "leace_fast.data", "leace_fast.sklearn")
-SECTIONS = ("Args", "Raises", "Warns", "Attributes", "Source", "Yields", "Returns")
+SECTIONS = ("Args", "Raises", "Warns", "Attributes", "Guarantees", "Source", "Yields", "Returns")
 # What a paper describes; the rest is our own.
 SOURCED = ("Moments", "Eraser", "scrub", "random_like", "export_lora", "LeaceTransformer")
 # Given no argument that could be wrong, or handing it on to what says so itself.
@@ -26,7 +26,7 @@ class Public(NamedTuple):
 
     name: str
     thing: Any
-    owner: type | None = None
+    owner: Any = None  # the class of a method or property
 
     @property
     def text(self) -> str:
@@ -62,10 +62,11 @@ def every() -> list[Public]:
             if not callable(thing) or inspect.ismodule(thing) or id(thing) in found:
                 continue
             found[id(thing)] = Public(name, thing)
-            for part, value in vars(thing).items() if inspect.isclass(thing) else ():
-                value = getattr(value, "__func__", value)  # of a class method
-                if not part.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
-                    found[id(value)] = Public(f"{name}.{part}", value, thing)
+            for base in thing.__mro__ if inspect.isclass(thing) else ():
+                for part, value in vars(base).items() if base.__module__.startswith("leace_fast") else ():
+                    value = getattr(value, "__func__", value)  # of a class method
+                    if not part.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                        found.setdefault(id(value), Public(f"{name}.{part}", value, thing))
     return list(found.values())
 
 
@@ -102,7 +103,7 @@ def test_names_every_field(public: Public) -> None:
 
 @pytest.mark.parametrize("public", **names([public for public in WHOLE if not public.fields]))
 def test_says_what_it_raises(public: Public) -> None:
-    of_scikit_learn = public.thing.__module__.startswith("leace_fast.sklearn.")  # whose constructors check nothing
+    of_scikit_learn = public.thing.__module__.startswith("leace_fast.sklearn")  # whose constructors check nothing
     if public.name not in RAISES_NOTHING and not of_scikit_learn:
         assert public.section("Raises").strip(), "no section `Raises:`"
 

@@ -1,8 +1,8 @@
 """The docstrings of this package, as Sphinx wants them.
 
-They are read in an editor first: `code` has one backtick, a source stands on one line, and parameters that are alike
-share one. Before napoleon reads a docstring it gets two backticks, or a link where the name is public; a section
-`Source`; and an entry for each parameter.
+They are read in an editor first: `code` has one backtick, a source or a guarantee begins on the line that names it, and
+parameters that are alike share one. Before napoleon reads a docstring it gets two backticks, or a link where the name
+is public; a section of its own for source and guarantee; and an entry for each parameter.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ import sys
 import typing
 from typing import Any
 
+from numpy.typing import ArrayLike
 from public_names import public_names
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
+ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")  # a line of private names
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTION = re.compile(r"^\s*(Args|Raises|Warns|Attributes):\s*$")
 SEVERAL = re.compile(r"^(\s*)(\w+(?:, \w+)+):(\s.*)$")
-SOURCE = re.compile(r"^(\s*)Source: (.*)$")
+CONSTANT = re.compile(r"=([A-Z][A-Z_]+)\b")
+ON_ONE_LINE = re.compile(r"^(Source|Guarantees): (.*)$")
 
 
 def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turn a docstring into what napoleon reads."""
     if what == "class":
         _evaluate(app, name, obj)
+    recorded = app.env.current_document.autodoc_annotations.get(name, {})
+    recorded.update({each: hint.replace(ARRAY_LIKE, "~numpy.typing.ArrayLike") for each, hint in recorded.items()})
     links = _links(app)
     text = CODE.sub(lambda code: _code(code[1], links), "\n".join(lines))
     made: list[str] = []
@@ -35,10 +40,13 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     for line in text.split("\n"):
         if found := SECTION.match(line):
             section = found[1]
-        elif line and not line[0].isspace():
-            section = ""
-        if source := SOURCE.match(line):
-            made += [f"{source[1]}Source:", f"{source[1]}    {source[2]}"]
+        elif not line or not line[0].isspace():
+            section = section if section == "one line" and line else ""
+        if told := ON_ONE_LINE.match(line):
+            made += [f"{told[1]}:", f"    {told[2]}"]
+            section = "one line"
+        elif section == "one line":
+            made.append(f"    {line}")
         elif section and (several := SEVERAL.match(line)):
             made += [f"{several[1]}{each}:{several[3]}" for each in several[2].split(", ")]
         else:
@@ -46,6 +54,18 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     if what in ("property", "attribute", "data") and ":" in made[0]:
         made[0] = f": {made[0]}"  # an empty type, or napoleon would take what stands before the colon for one
     lines[:] = made
+
+
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Show the value of a default that the code calls by the name of a constant."""
+    return arguments and CONSTANT.sub(lambda default: f"={_value(default[1])}", arguments), returned
+
+
+def _value(name: str) -> str:
+    values = [vars(module)[name] for module in _modules() if name in vars(module)]
+    return repr(values[0]) if values and isinstance(values[0], (int, float, str)) else name
 
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
@@ -92,6 +112,7 @@ def _code(text: str, links: dict[str, str]) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", rewrite, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", leave)
     return {"parallel_read_safe": True}

@@ -26,9 +26,17 @@ def public_names(modules: list[str]) -> Iterator[tuple[str, Any]]:
             if name.startswith("__") or inspect.ismodule(thing):
                 continue
             yield f"{module}.{name}", thing
-            for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-                if not member.startswith("_") and isinstance(value, MEMBERS):
-                    yield f"{module}.{name}.{member}", value
+            for member, value in members(thing):
+                yield f"{module}.{name}.{member}", value
+
+
+def members(thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, object) of the methods and properties that a class has of this package, also from its bases."""
+    for base in thing.__mro__ if inspect.isclass(thing) else ():
+        for name, value in vars(base).items():
+            ours = base.__module__.startswith("leace_fast") or base is thing
+            if ours and not name.startswith("_") and isinstance(value, MEMBERS):
+                yield name, value
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
