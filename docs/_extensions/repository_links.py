@@ -19,8 +19,7 @@ def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
     """Turn links that leave docs/ into links to the repository, and warn of those that lead nowhere."""
     pages, page = Path(app.srcdir).resolve(), Path(app.env.doc2path(docname))
     parts = BLOCK.split(source[0])
-    prose = [LINK.sub(lambda link: _target(app, pages, page, docname, link), part) for part in parts[::2]]
-    parts[::2] = prose
+    parts[::2] = [LINK.sub(lambda link: _target(app, pages, page, docname, link), part) for part in parts[::2]]
     source[0] = "".join(parts)
 
 
