@@ -9,7 +9,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-FENCE = re.compile(r"^(```|~~~)")
+BLOCK = re.compile(r"(^```.*?^```)", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)([^)]*\))")
 
 logger = logging.getLogger(__name__)
@@ -18,11 +18,9 @@ logger = logging.getLogger(__name__)
 def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
     """Turn links that leave docs/ into links to the repository, and warn of those that lead nowhere."""
     pages, page = Path(app.srcdir).resolve(), Path(app.env.doc2path(docname))
-    lines, inside = [], False
-    for line in source[0].split("\n"):
-        inside ^= bool(FENCE.match(line))
-        lines.append(line if inside else LINK.sub(lambda link: _target(app, pages, page, docname, link), line))
-    source[0] = "\n".join(lines)
+    parts = BLOCK.split(source[0])
+    parts[::2] = [LINK.sub(lambda link: _target(app, pages, page, docname, link), part) for part in parts[::2]]
+    source[0] = "".join(parts)
 
 
 def _target(app: Sphinx, pages: Path, page: Path, docname: str, link: re.Match[str]) -> str:
