@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 MODULES = ("leace_fast", "leace_fast.methods", "leace_fast.data", "leace_fast.sklearn")
-SECTIONS = ("Args", "Raises", "Warns", "Attributes", "Source", "Yields", "Returns")
+SECTIONS = ("Args", "Raises", "Warns", "Attributes", "Guarantees", "Source", "Yields", "Returns")
 # What a paper describes; the rest is our own.
 SOURCED = ("Moments", "Eraser", "scrub", "random_like", "export_lora", "LeaceTransformer")
 # Given no argument that could be wrong, or handing it on to what says so itself.
@@ -26,7 +26,7 @@ class Public(NamedTuple):
 
     name: str
     thing: Any
-    owner: type | None = None
+    owner: Any = None  # the class
 
     @property
     def text(self) -> str:

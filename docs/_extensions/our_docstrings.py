@@ -1,8 +1,8 @@
 """The docstrings of this package, as Sphinx wants them.
 
-They are read in an editor first: `code` has one backtick, a source stands on one line, and parameters that are alike
-share one. Before napoleon reads a docstring it gets two backticks, or a link where the name is public; a section
-`Source`; and an entry for each parameter.
+They are read in an editor first: `code` has one backtick, a source or a guarantee stands on the line that names it,
+and parameters that are alike share one. Before napoleon reads a docstring it gets two backticks, or a link where the
+name is public; sections `Source` and `Guarantees`; and an entry for each parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sphinx.util.typing import stringify_annotation
 CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 SECTION = re.compile(r"^\s*(Args|Raises|Warns|Attributes):\s*$")
 SEVERAL = re.compile(r"^(\s*)(\w+(?:, \w+)+):(\s.*)$")
-SOURCE = re.compile(r"^(\s*)Source: (.*)$")
+ON_ITS_LINE = re.compile(r"^(\s*)(Guarantees|Source): (.*)$")
 
 
 def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -37,8 +37,8 @@ def rewrite(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
             section = found[1]
         elif line and not line[0].isspace():
             section = ""
-        if source := SOURCE.match(line):
-            made += [f"{source[1]}Source:", f"{source[1]}    {source[2]}"]
+        if found := ON_ITS_LINE.match(line):
+            made += [f"{found[1]}{found[2]}:", f"{found[1]}    {found[3]}"]
         elif section and (several := SEVERAL.match(line)):
             made += [f"{several[1]}{each}:{several[3]}" for each in several[2].split(", ")]
         else:
