@@ -39,7 +39,7 @@ def count_rows(order, bad, weights, first, last, HAS_WEIGHT: tl.constexpr, ROWS:
     return tl.sum(count, 0), tl.sum(weight, 0), tl.sum(square, 0), tl.sum(skipped, 0)
 
 
-# Long by its parameters, of which a kernel takes each by itself.
+# In one piece: long by its parameters alone, of which a kernel takes each by itself.
 @triton.jit(do_not_specialize=["chunk_room"])
 def sum_chunks(
     sums,  # (1 + TARGETS, chunk_room, width) float64, of `ingest`

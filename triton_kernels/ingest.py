@@ -26,7 +26,7 @@ def at_rank(keys, there, rank, FIRST: tl.constexpr, COLUMNS: tl.constexpr):
     return high
 
 
-# Long by its parameters, of which a kernel takes each by itself.
+# In one piece: long by its parameters alone, of which a kernel takes each by itself.
 @triton.jit(do_not_specialize=["rows_in_all", "begin", "length", "x_outer", "x_inner"])
 def locate(
     x,
@@ -98,7 +98,7 @@ def locate(
         tl.store(state_shift + column, median.to(tl.float64), mask=column < dim)
 
 
-# One function, long as it is: each row is read once, and all that is made of it is made while it is in registers.
+# In one piece: each row is read once, and the steps of the loop share a dozen tiles of it that are in registers.
 @triton.jit(do_not_specialize=["begin", "length", "plane_rows", "chunk_room", "again", "fetched"])
 def ingest(
     x,

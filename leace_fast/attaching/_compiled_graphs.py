@@ -17,6 +17,20 @@ def inductor(graph: fx.GraphModule, inputs: Sequence[Tensor], **options: Any) ->
 
     Models spell out `x + residual` in their own code, where no module can take it over; in the graph that the compiler
     has of them it is plain to see. For models whose norms are fused (`Scrubber.attached(model, fuse=True)`).
+
+    Args:
+        graph: what the compiler made of the model; it is changed.
+        inputs: an example of each tensor that the graph takes.
+        **options: of Inductor's `compile_fx`.
+
+    >>> from torch import nn
+    >>> from leace_fast import Eraser, Scrubber
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    >>> scrubber = Scrubber({"1": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])})
+    >>> with scrubber.attached(model, fuse=True):
+    ...     compiled = torch.compile(model, backend=inductor)  # compiles when it is first called
+    >>> isinstance(compiled, nn.Module)
+    True
     """
     from torch._inductor.compile_fx import compile_fx
 

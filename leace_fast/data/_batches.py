@@ -98,6 +98,9 @@ def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[
         int64, -100 where a token is context or padding; of several concepts, `concept_labels` has an axis of these
         more.
 
+    Raises:
+        ValueError: batch_size is below 1.
+
     >>> window = Window(torch.tensor([7, 8, 9]), scored=2, concept_labels=torch.tensor([0, 0, 1]))
     >>> next(batched([window], batch_size=4, token=0))["labels"].tolist()
     [[-100, 8, 9]]

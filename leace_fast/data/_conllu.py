@@ -20,19 +20,35 @@ UPOS = (
 
 
 class Sentence(NamedTuple):
-    """A sentence: its text, its words, and the value of each word in one field."""
+    """A sentence with the value of each word in one field.
+
+    Attributes:
+        text: the sentence as it is written.
+        words: the words, in order.
+        tags: the value of each word; "_" where it has none.
+    """
 
     text: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
 
     def spans(self, classes: dict[str, int]) -> list[Span]:
-        """The words whose tag has a class, as spans of the text."""
+        """Return the words whose tag has a class, as spans of the text.
+
+        Args:
+            classes: the class of each tag; words of other tags are left out.
+
+        Raises:
+            ValueError: a word is empty, or the text lacks one.
+
+        >>> Sentence("She ran.", ("She", "ran", "."), ("PRON", "VERB", "PUNCT")).spans({"PRON": 0, "VERB": 1})
+        [Span(start=0, end=3, label=0), Span(start=4, end=7, label=1)]
+        """
         return word_spans(self.words, [classes.get(tag, IGNORE) for tag in self.tags], self.text)[1]
 
 
 def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[Sentence]:
-    """Yield the sentences of a CoNLL-U file.
+    r"""Yield the sentences of a CoNLL-U file.
 
     Words that are written as one (`2-3`, such as the French "du") count as their surface form, without a tag; empty
     nodes (`8.1`) are no words. The text is that of the comment `# text = `, else the words joined by blanks.
@@ -44,6 +60,13 @@ def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[S
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown field, or a line that is none of CoNLL-U; it is numbered.
+
+    >>> import tempfile
+    >>> lines = ["\t".join([*word.split(), *"______"]) for word in ("1 She she PRON", "2 ran run VERB")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "two.conllu").write_text("\n".join(lines))
+    ...     list(read_conllu(Path(folder, "two.conllu")))
+    [Sentence(text='She ran', words=('She', 'ran'), tags=('PRON', 'VERB'))]
     """
     if field not in FIELDS:
         raise ValueError(f"unknown field {field!r}, expected one of {', '.join(FIELDS)}")

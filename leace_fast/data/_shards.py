@@ -34,8 +34,15 @@ class Shards:
         path: a `.safetensors`, `.npz` or `.npy` file, or a folder of them.
 
     Raises:
-        FileNotFoundError: there is no such file or no shard in the folder.
+        FileNotFoundError: there is no such file, no shard in the folder, or no labels beside a `.npy` file.
         ValueError: a shard lacks x or y, cannot be read, has another width, or labels that are not classes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/0.npz", x=np.zeros((3, 4), np.float32), y=["he", "she", "he"])
+    ...     shards = Shards(folder)
+    ...     [(x.shape, y.tolist()) for x, y in shards], shards.class_names
+    ([(torch.Size([3, 4]), [0, 1, 0])], ('he', 'she'))
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -22,7 +22,8 @@ class Source:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file of another kind.
+        ValueError: a file of another kind; while reading: it cannot be read, or a row holds no columns by name.
+        TypeError: it is none of these.
 
     >>> source = Source([{"text": "a"}, {"text": "b"}, {"text": "c"}])
     >>> rows = iter(source)
@@ -59,7 +60,11 @@ class Source:
         return {"rows": self._rows, "source": inner() if callable(inner) else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position that `state_dict` gave."""
+        """Go to a position.
+
+        Args:
+            state: what `state_dict` gave.
+        """
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])  # type: ignore[union-attr]
         self._rows = state["rows"]

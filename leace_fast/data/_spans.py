@@ -9,7 +9,12 @@ from ..statistics import IGNORE
 
 
 class Span(NamedTuple):
-    """A stretch of a text, `text[start:end]`, and its class."""
+    """A stretch of a text, `text[start:end]`, and its class.
+
+    Attributes:
+        start, end: in characters.
+        label: the class.
+    """
 
     start: int
     end: int
@@ -92,6 +97,13 @@ def label_tokens(
 
     Raises:
         ValueError: the tokenizer has no offsets, the numbers differ, or a span does not fit; the text is numbered.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "she": 1, "ran": 2}, unk_token="[UNK]"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> label_tokens(PreTrainedTokenizerFast(tokenizer_object=words), ["she ran"], [[(0, 3, 1)]])
+    [([1, 2], [1, -100])]
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} does not know where its tokens stand: load a fast tokenizer")
@@ -110,6 +122,10 @@ def label_tokens(
 
 def last_token_labels(tokens: Sequence[Sequence[int]], labels: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Return (token ids, classes) of each text, its class at the last token and -100 at the others.
+
+    Args:
+        tokens: token ids of each text.
+        labels: class of each text.
 
     Raises:
         ValueError: the numbers differ, or a text has no tokens; it is numbered.

@@ -13,22 +13,43 @@ from ._rows import read_rows, rows_file
 
 
 class Texts(NamedTuple):
-    """Texts, the classes of each, one for each concept, and the classes' names as they stood in the file."""
+    """Texts with the classes of each, one for each concept.
+
+    Attributes:
+        texts: the texts.
+        labels: the classes of each text, in the order of the concepts; -100 where it has none.
+        class_names: by concept, the names of its classes as they stood in the file.
+    """
 
     texts: list[str]
-    labels: list[tuple[int, ...]]  # -100 where a text has no class of a concept
-    class_names: dict[str, tuple[str, ...]]  # by concept
+    labels: list[tuple[int, ...]]
+    class_names: dict[str, tuple[str, ...]]
 
 
 def read_texts(path: str | os.PathLike[str], text: str = "text", label: str | Sequence[str] = "label") -> Texts:
-    """Read a column of texts and one or several columns of labels from a .jsonl, .jsonl.gz or .parquet file.
+    r"""Read a column of texts and one or several columns of labels from a .jsonl, .jsonl.gz or .parquet file.
 
     Labels may be strings, integers or booleans; the classes of each column are numbered in sorted order. Rows whose
     text is missing or empty, or all of whose labels are, are left out.
 
+    Args:
+        path: the file.
+        text: the column of texts.
+        label: the column of labels, or several, one for each concept.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, lacks a column, or its labels are not classes.
+        ValueError: the file cannot be read or lacks a column, its texts are no strings, its labels are not classes, or
+            no column of labels is named, or one twice.
+        ImportError: a .parquet file needs pyarrow.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> rows = '{"text": "hot", "label": "warm"}\n{"text": "icy", "label": "cold"}'
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "texts.jsonl").write_text(rows)
+    ...     read_texts(Path(folder, "texts.jsonl"))
+    Texts(texts=['hot', 'icy'], labels=[(1,), (0,)], class_names={'label': ('cold', 'warm')})
     """
     columns = [label] if isinstance(label, str) else list(label)
     if not columns or len(set(columns)) < len(columns):
@@ -43,12 +64,16 @@ def read_texts(path: str | os.PathLike[str], text: str = "text", label: str | Se
             raise ValueError(f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text")
     classes, names = [], {}
     for place, column in enumerate(columns, 1):
-        numbers, names[column] = as_classes(
-            [row[place] for row in kept if _given(row[place])], f"column {column!r} of {path}"
-        )
-        found = iter(numbers)
-        classes.append([next(found) if _given(row[place]) else IGNORE for row in kept])
+        numbers, names[column] = _numbered([row[place] for row in kept], f"column {column!r} of {path}")
+        classes.append(numbers)
     return Texts([row[0] for row in kept], list(zip(*classes, strict=True)), names)
+
+
+def _numbered(labels: Sequence[Any], where: str) -> tuple[list[int], tuple[str, ...]]:
+    """The class of each label, -100 where it is missing or empty, and the names of the classes."""
+    numbers, names = as_classes([label for label in labels if _given(label)], where)
+    found = iter(numbers)
+    return [next(found) if _given(label) else IGNORE for label in labels], names
 
 
 def _given(value: Any) -> bool:
@@ -60,6 +85,10 @@ def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
 
     What is held out for one concept is held out for all. Copies of one text fall on one side. The order of both parts
     is that of the hash.
+
+    Args:
+        data: as of `read_texts`.
+        held_out: share of the distinct texts of each class to hold out, 0 to 1; one of them at least.
 
     Raises:
         ValueError: a class has fewer than two distinct texts, or none to fit on.

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 
 class Window(NamedTuple):
-    """A piece of one text that is scored with the context before it."""
+    """A piece of one text that is scored with the context before it.
 
-    input_ids: Tensor  # (length,) int64
-    scored: int  # only the last `scored` tokens count; those before are context
-    concept_labels: Tensor  # (length,) or (length, concepts) int64 class of each token, -100 where it has none
+    Attributes:
+        input_ids: (length,) int64.
+        scored: how many tokens count, the last ones; those before are context.
+        concept_labels: (length,) or (length, concepts) int64 class of each token, -100 where it has none.
+    """
+
+    input_ids: Tensor
+    scored: int
+    concept_labels: Tensor
 
 
 def text_windows(
@@ -34,7 +40,29 @@ def text_windows(
     Each token bears its text's classes, or the last one alone. From a text's second window on, one token
     of context comes first, so that each token is scored once. Texts are taken
     in order until the next one would pass `max_tokens` (at least one is).
+
+    Args:
+        data: as of `read_texts`.
+        tokenizer: of the model; its start sign, or else its end sign, stands before each text; without, its first
+            token is context.
+        length: most tokens of a window, at least 2.
+        max_tokens: most tokens of all texts; None for all.
+        last_token: only a text's last token bears its classes.
+
+    Raises:
+        ValueError: length is below 2: one token of context, and one that is scored.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"<s>": 0, "she": 1, "ran": 2, "home": 3}, unk_token="<s>"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    >>> data = Texts(["she ran home"], [(1,)], {"label": ("he", "she")})
+    >>> windows, text_bytes = text_windows(data, tokenizer, length=3)
+    >>> [window.input_ids.tolist() for window in windows], text_bytes
+    ([[0, 1, 2], [2, 3]], 12)
     """
+    _check_length(length, 2)
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
     windows: list[Window] = []
     total = text_bytes = 0
@@ -67,8 +95,27 @@ def whole_texts(
 ) -> tuple[list[Window], int]:
     """Return one window a text, with the model's special tokens, cut to `length`; no bytes are scored.
 
-    For models that predict no next token; the arguments are those of `text_windows`.
+    For models that predict no next token.
+
+    Args:
+        data, max_tokens, last_token: as in `text_windows`.
+        tokenizer: of the model; its special tokens bear no class.
+        length: most tokens of a window, at least 1.
+
+    Raises:
+        ValueError: length is below 1.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"<s>": 0, "she": 1, "ran": 2, "home": 3}, unk_token="<s>"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    >>> data = Texts(["she ran home"], [(1,)], {"label": ("he", "she")})
+    >>> windows, _ = whole_texts(data, tokenizer, length=2)
+    >>> windows[0].input_ids.tolist(), windows[0].concept_labels.tolist()
+    ([1, 2], [[1], [1]])
     """
+    _check_length(length, 1)
     windows: list[Window] = []
     total = 0
     for text, labels in zip(data.texts, data.labels, strict=True):
@@ -82,3 +129,8 @@ def whole_texts(
             classes[: int((~special).nonzero()[-1])] = IGNORE
         windows.append(Window(ids, len(ids), classes))
     return windows, 0
+
+
+def _check_length(length: int, least: int) -> None:
+    if length < least:
+        raise ValueError(f"length is {length}, expected at least {least} tokens a window")

@@ -11,6 +11,10 @@ from ..scrubbing import Scrubber
 def random_like(scrubber: Scrubber, seed: int = 0) -> Scrubber:
     """Random subspaces of the same rank at each site, each about the same mean: the control for what erasure costs.
 
+    Args:
+        scrubber: the erasers whose sites, ranks and means are taken.
+        seed: of the draw.
+
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 6 (the random control).
 
     >>> scrubber = Scrubber({"norm": Eraser(torch.eye(4)[:, :2], torch.eye(4)[:2])})

@@ -115,8 +115,18 @@ def fold_(
 def unfold_(model: nn.Module) -> None:
     """Restore the weights, biases and config of a folded model to the bit.
 
+    Args:
+        model: that `fold_` or `fold_residual_` has folded.
+
     Raises:
         ValueError: the model is not folded, was changed since, or was folded with `keep_originals=False`.
+
+    >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
+    >>> before = model[1].weight.detach().clone()
+    >>> report = fold_(model, {"0": Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1])}, torch.randn(3, 4))
+    >>> unfold_(model)
+    >>> torch.equal(model[1].weight, before)
+    True
     """
     if model not in FOLDED:
         raise ValueError("this model is not folded (a copy or a loaded model does not know its original weights)")

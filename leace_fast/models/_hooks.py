@@ -29,6 +29,11 @@ def tap(model: nn.Module, sites: Iterable[Site | str], callback: Callback) -> It
     another acts on what the outer one left, and all taps act before any other hook of the module, so that captured
     hidden states are those that the model goes on with.
 
+    Args:
+        model: any module.
+        sites: names of modules, or what `find_sites` returned.
+        callback: takes the name of the site and its output, a float tensor (..., width).
+
     Raises:
         ValueError: an unknown site; while running: an output that is no float tensor, or a replacement that does
             not fit.

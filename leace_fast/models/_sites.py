@@ -23,7 +23,12 @@ EXPECTED = f"norms, {', '.join(GROUPS)}, names of modules or patterns"
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model: the module `name`, its output's `width`, and the modules that read that very tensor.
+    """A place in a model where an eraser can act: the output of one module.
+
+    Attributes:
+        name: of the module.
+        width: of its output, (..., width).
+        readers: names of the modules that read that very tensor.
 
     >>> Site("model.layers.0.input_layernorm", 768, ("model.layers.0.self_attn.q_proj",)).width
     768

@@ -57,7 +57,15 @@ class Scrubber(Mapping[str, Eraser]):
 
     @classmethod
     def of_model(cls, model: nn.Module, erasers: Mapping[str, Eraser]) -> Scrubber:
-        """A scrubber that knows which model its erasers were fitted on and is refused by others."""
+        """Return a scrubber that knows which model its erasers were fitted on and is refused by others.
+
+        Args:
+            model: that the erasers were fitted on; one of transformers tells its name, revision and config.
+            erasers: at least one eraser by the name of its site.
+
+        Raises:
+            TypeError, ValueError: as `Scrubber`.
+        """
         found = Identity.of(model)
         return cls(erasers, found.model_id, found.revision, found.config)
 
@@ -67,7 +75,15 @@ class Scrubber(Mapping[str, Eraser]):
         return Identity(self.model_id, self.revision, self.config)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise ValueError, with the difference, for another model than the erasers', TypeError for what is none."""
+        """Refuse another model than the one that the erasers were fitted on, as far as that one is known.
+
+        Args:
+            model: that the erasers are meant for.
+
+        Raises:
+            ValueError: it is another model; says what differs.
+            TypeError: it is no module.
+        """
         check_module(model)
         if different := self.identity.differences(Identity.of(model)):
             raise ValueError(
@@ -95,7 +111,14 @@ class Scrubber(Mapping[str, Eraser]):
         return f"Scrubber({len(self)} sites{model}: {', '.join(sorted({e.method for e in self.values()}))}, {rank})"
 
     def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Scrubber:
-        """A scrubber whose erasers are on a device and in a dtype, as in `Eraser.to`."""
+        """Return a scrubber whose erasers are held on a device and in a dtype; either may come first.
+
+        Args:
+            device, dtype: as in `Eraser.to`.
+
+        Raises:
+            ValueError: dtype is neither float32 nor float64.
+        """
         moved = {site: eraser.to(device, dtype) for site, eraser in self.items()}
         return Scrubber(moved, self.model_id, self.revision, self.config)
 
@@ -116,6 +139,7 @@ class Scrubber(Mapping[str, Eraser]):
         Raises:
             ValueError: the model lacks a site or it has another width, the erasers were fitted on another model, or
                 this scrubber is attached to it already.
+            TypeError: the model is no module.
             RuntimeError: the model would run, or has run, without being erased; nothing stays attached.
         """
         self.attach_(model, fuse=fuse)
@@ -131,8 +155,11 @@ class Scrubber(Mapping[str, Eraser]):
         good. Where a hook erases, as something was attached there before or the `forward` had been replaced, the copy
         refuses to run and pickling raises TypeError. A `state_dict` is that of the clean model.
 
+        Args:
+            model, fuse: as in `attached`.
+
         Raises:
-            ValueError, RuntimeError: as `attached`.
+            ValueError, TypeError, RuntimeError: as `attached`.
         """
         self.check_model(model)
         if model in self._attached:
@@ -141,6 +168,9 @@ class Scrubber(Mapping[str, Eraser]):
 
     def detach_(self, model: nn.Module) -> None:
         """Undo `attach_`.
+
+        Args:
+            model: to which this scrubber is attached.
 
         Raises:
             ValueError: this scrubber is not attached to this model.
@@ -190,10 +220,14 @@ class Scrubber(Mapping[str, Eraser]):
         max_cost_ratio: float = MAX_COST_RATIO,
         keep_originals: bool = True,
     ) -> FoldReport:
-        """Fold the erasers into the weights of `model`: arguments, report and refusals of `leace_fast.fold_`.
+        """Fold the erasers into the weights of `model`, with the report of `leace_fast.fold_`.
+
+        Args:
+            model, example, add_bias, max_cost_ratio, keep_originals: as in `leace_fast.fold_`.
 
         Raises:
-            ValueError, RuntimeError: as `leace_fast.fold_`, and for another model than the erasers' own.
+            ValueError: as `leace_fast.fold_`, or the erasers were fitted on another model.
+            TypeError, RuntimeError: as `leace_fast.fold_`.
         """
         self.check_model(model)
         return fold_(
@@ -201,7 +235,14 @@ class Scrubber(Mapping[str, Eraser]):
         )
 
     def unfold_(self, model: nn.Module) -> None:
-        """Restore a folded model to the bit, as `leace_fast.unfold_`."""
+        """Restore a folded model to the bit, as `leace_fast.unfold_`.
+
+        Args:
+            model: that was folded, by this scrubber or without one.
+
+        Raises:
+            ValueError: as `leace_fast.unfold_`.
+        """
         unfold_(model)
 
     def export_lora(
@@ -216,13 +257,15 @@ class Scrubber(Mapping[str, Eraser]):
         max_cost_ratio: float = MAX_COST_RATIO,
         base_model: str | None = None,
     ) -> LoraReport:
-        """Write the erasers as a LoRA adapter of `model`: arguments, report and refusals of `leace_fast.export_lora`.
+        """Write the erasers as a LoRA adapter of `model`, with the report of `leace_fast.export_lora`.
 
         Args:
+            model, folder, example, lora_bias, split, dtype, max_cost_ratio: as in `leace_fast.export_lora`.
             base_model: name of the model in the adapter's config; None for the one that the erasers were fitted on.
 
         Raises:
-            ValueError, RuntimeError: as `leace_fast.export_lora`, and for another model than the erasers' own.
+            ValueError: as `leace_fast.export_lora`, or the erasers were fitted on another model.
+            TypeError, RuntimeError: as `leace_fast.export_lora`.
         """
         self.check_model(model)
         return export_lora(
@@ -238,7 +281,11 @@ class Scrubber(Mapping[str, Eraser]):
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums."""
+        """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums.
+
+        Args:
+            folder: made if it does not exist.
+        """
         write_folder(folder, self, self.identity)
 
     @classmethod

@@ -24,6 +24,9 @@ OWN: dict[str, tuple[Any, str]] = {
     "kind": ("auto", '"classes" or "numbers", what y holds; "auto" takes whole numbers for classes, as scikit-learn.'),
     "strength": (1.0, "1 erases, 2 reflects, 0 changes nothing; all but 1 can be undone."),
 }
+RAISES = """Raises:
+    TypeError: an option of another name.
+    ValueError: `fit` meets an option that is out of range, or refuses as `leace_fast.methods.{method}` does."""
 EXAMPLE = """
 >>> import numpy as np
 >>> from leace_fast.sklearn import {name}
@@ -150,6 +153,7 @@ def _described(method: Method, options: set[str], own: list[str]) -> str:
         parts.append("An option that names a class takes its position among the sorted ones, `classes_`.")
     if lines:
         parts.append("Args:\n" + "\n".join(lines))
+    parts.append(RAISES.format(method=method.name))
     if "Source" in sections:
         parts.append(f"Source: {sections['Source']}")
     parts.append(EXAMPLE.format(name=name_of(method), method=method.name).strip())

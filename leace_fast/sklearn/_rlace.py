@@ -18,6 +18,9 @@ class RlaceTransformer(ConceptTransformer):
         batch_size: rows in a batch.
         random_state: seed of the order of the rows.
 
+    Raises:
+        ValueError: `fit` meets an option that is out of range, or refuses as `leace_fast.methods.rlace` does.
+
     Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1.
 
     >>> import numpy as np

@@ -23,6 +23,9 @@ class SplinceTransformer(StreamingTransformer):
         task_kind: "classes" or "numbers", what the task holds; "auto" as scikit-learn takes it.
         max_change_ratio: refuse a map that changes X more than so many times as `LeaceTransformer` does.
 
+    Raises:
+        ValueError: `fit` meets an option that is out of range, or refuses as `leace_fast.methods.splince` does.
+
     Source: Holstege, Ravfogel and Wouters 2025, https://arxiv.org/abs/2506.10703, theorem 1.
 
     >>> import numpy as np

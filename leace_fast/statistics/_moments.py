@@ -106,7 +106,11 @@ class Moments(Derived):
     def merge(self, other: Moments) -> Moments:
         """Add the rows of other moments of the same kind, and return self; `other` stays as it is.
 
+        Args:
+            other: moments of the same `dim`, `num_classes` or `target_dim`, and `per_class`, on the same device.
+
         Raises:
+            TypeError: `other` is no `Moments`.
             ValueError: the kinds differ, or non-finite rows were met and are not to be skipped.
 
         >>> import torch
@@ -131,7 +135,11 @@ class Moments(Derived):
 
         The error grows as eps times total over rest. Exact removal is merging the remaining shards again.
 
+        Args:
+            other: moments that were merged, or that hold rows which were added.
+
         Raises:
+            TypeError: `other` is no `Moments`.
             ValueError: the kinds differ, `other` holds more rows than there are, it was removed before, or too
                 little would remain for the digits that are left.
 
@@ -173,7 +181,11 @@ class Moments(Derived):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically, with a checksum; it contains class means of the data.
 
+        Args:
+            path: of the file, in a folder that exists.
+
         Raises:
+            FileNotFoundError: there is no such folder.
             ValueError: non-finite rows were met and are not to be skipped.
         """
         self.check_finite()

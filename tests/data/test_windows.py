@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from leace_fast.data import Texts, text_windows
+from leace_fast.data import Texts, text_windows, whole_texts
 from leace_fast.demo._language_model import train_tokenizer
 
 ROWS = [{"text": f"text number {i}", "label": "odd" if i % 2 else "even", "id": i} for i in range(20)]
@@ -43,3 +43,10 @@ def test_whole_texts_are_taken_up_to_max_tokens(tokenizer):
     assert len(windows) == 3
     assert text_bytes == sum(len(text) for text in data.texts[:3])
     assert len(text_windows(data, tokenizer, 64, max_tokens=1)[0]) == 1
+
+
+@pytest.mark.parametrize(("cut", "length", "least"), [(text_windows, 1, 2), (text_windows, 0, 2), (whole_texts, 0, 1)])
+def test_windows_that_are_too_short_are_refused(tokenizer, cut, length, least):
+    data = Texts(["a text"], [(0,)], {"label": ("even", "odd")})
+    with pytest.raises(ValueError, match=f"length is {length}, expected at least {least} "):
+        cut(data, tokenizer, length)
