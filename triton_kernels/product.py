@@ -27,12 +27,12 @@ class Product:
 
     def __init__(self, sizes: Sizes, config: configs.Update, tile: Tensor, fixed: dict[str, Any]) -> None:
         self.sizes, self.config = sizes, config
-        self._tile: Any = self._described(tile) if config.descriptor else tile
+        self._tile = tile
         self._update = Prepared(
             rank_update,
             fixed,
             warps=config.warps,
-            tile=self._tile,
+            tile=self._described(tile) if config.descriptor else tile,
             STRIDE=1 if sizes.per_class else sizes.classes,
             PROMOTE=config.promote,
             STAGES=config.stages,
@@ -49,9 +49,11 @@ class Product:
     def add(self, state: Any, first: int, groups: int, fetched: Tensor | None = None) -> None:
         """Add the products of some groups to their second moments; `fetched` are the rows themselves."""
         tiles = self.sizes.tiles
+        # Any pointer will do as x where nothing is read by it: one descriptor less.
+        x = self._tile if fetched is None else self._described(fetched)
         self._update(
             (tiles, self.sizes.splits, groups),
-            x=self._tile if fetched is None else self._described(fetched),
+            x=x,
             group_begin=first,
             FETCH=fetched is not None,
         )
