@@ -110,7 +110,19 @@ class Derived(ABC):
     def scaled_covariance(self, scale: Tensor | None) -> Tensor:
         """Return `diag(scale) covariance diag(scale)` (d, d) float64 of which only the lower triangle counts.
 
-        With `scale=None` return the diagonal of the covariance (d,). It takes no more memory than the result.
+        It takes no more memory than the result.
+
+        Args:
+            scale: (d,) float64; None for the diagonal of the covariance (d,) alone.
+
+        Raises:
+            ValueError: no rows were added.
+
+        >>> import torch
+        >>> from leace_fast import Moments
+        >>> moments = Moments(2, 2).update(torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([0, 1]))
+        >>> moments.scaled_covariance(None).tolist()
+        [1.0, 4.0]
         """
         state = self._nonempty("scaled_covariance")
         offset, total = self._offset(state), self.total_weight
@@ -129,7 +141,20 @@ class Derived(ABC):
         return _covariance(second, self._offset(state), self.total_weight)
 
     def covariance_read(self, readers: Tensor) -> Tensor:
-        """Return the covariance (k, k) of what rows `readers` (k, d) read of x, `R S R'`, without forming S."""
+        """Return the covariance (k, k) float64 of what some directions read of x, `R S R'`, without forming S.
+
+        Args:
+            readers: R (k, d) float64, the directions.
+
+        Raises:
+            ValueError: no rows were added.
+
+        >>> import torch
+        >>> from leace_fast import Moments
+        >>> moments = Moments(2, 2).update(torch.tensor([[0.0, 1.0], [2.0, 5.0]]), torch.tensor([0, 1]))
+        >>> moments.covariance_read(torch.tensor([[0.0, 1.0]], dtype=torch.float64)).tolist()
+        [[4.0]]
+        """
         state = self._nonempty("covariance_read")
         second = state.second.sum(0) if self.per_class else state.second
         half = readers.new_zeros(len(readers), len(readers))
