@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import DATA_HELP, DEVICE, DTYPE, LABEL, MAX_TOKENS, SITES, TEXT, check_folder, only
+from ._options import (
+    DATA_HELP,
+    DEVICE,
+    DTYPE,
+    LABEL,
+    MAX_TOKENS,
+    METHOD_HELP,
+    OF_SHARDS,
+    SITES,
+    TEXT,
+    check_folder,
+    only,
+)
 from ._running import screen, show
 
 
@@ -20,12 +32,7 @@ def fit(
     label: LABEL = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, the pictures and the erasers.")] = Path("leace-fit"),
     sites: SITES = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="leace, orth, mean_projection, inlp, ace, switch, ...; of shards also alf_qleace, rlace, median."
-        ),
-    ] = "leace",
+    method: Annotated[str, typer.Option(help=f"{METHOD_HELP}; of shards also {', '.join(OF_SHARDS)}.")] = "leace",
     max_tokens: MAX_TOKENS = None,
     device: DEVICE = None,
     dtype: DTYPE = "auto",

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..methods import CLASS_COVARIANCES, METHODS, ROWS
+
 LABEL_COLUMN = "label"  # where none is named
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
@@ -21,6 +23,8 @@ LABEL_HELP = f"strings, integers or booleans; default: {LABEL_COLUMN}."
 LABEL = Annotated[list[str] | None, typer.Option(help=f"The column of labels: {LABEL_HELP}", show_default=False)]
 LAST_TOKEN = Annotated[bool, typer.Option(help="A text's label is that of its last token alone, not of all.")]
 MAX_TOKENS = Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")]
+METHOD_HELP = ", ".join(name for name, method in METHODS.items() if not method.needs)
+OF_SHARDS = [name for name, method in METHODS.items() if method.needs in (CLASS_COVARIANCES, ROWS)]
 ERASERS = Annotated[Path, typer.Option(help="The folder of a scrubber.")]
 SITES = Annotated[
     list[str] | None,

@@ -15,6 +15,7 @@ from ._options import (
     LABEL_HELP,
     LAST_TOKEN,
     MAX_TOKENS,
+    METHOD_HELP,
     MODEL,
     SITES,
     TEXT,
@@ -37,7 +38,7 @@ def scrub(
     ] = None,
     last_token: LAST_TOKEN = False,
     sites: SITES = None,
-    method: Annotated[str, typer.Option(help="leace, orth, mean_projection or another that reads moments.")] = "leace",
+    method: Annotated[str, typer.Option(help=f"{METHOD_HELP}.")] = "leace",
     mode: Annotated[
         str, typer.Option(help="sequential: one site after another; parallel: in one pass.")
     ] = "sequential",

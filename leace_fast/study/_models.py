@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 from safetensors import SafetensorError
 
+from .._warnings import warn
 from ..evaluation import is_causal
 from ..models import multiplies
 
@@ -33,7 +33,7 @@ def load_model_and_tokenizer(source: str, device: str | None, dtype: str) -> tup
     if model.device.type == "cpu" and not multiplies(model.dtype):
         slow = str(model.dtype).removeprefix("torch.")
         advice = "the model runs several times faster in float32 (--dtype float32), with twice the memory"
-        warn(f"this processor has no products of {slow}: {advice}", stacklevel=2)
+        warn(f"this processor has no products of {slow}: {advice}")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
     from transformers import AutoTokenizer
