@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/common/number_formats.h"
+#include "../../../csrc/cpu/common/number_formats.h"
 #include "leace_fast.h"
 
 namespace {
