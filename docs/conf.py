@@ -60,6 +60,7 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|sklearn|huggingface_hub|collections|pathlib|os|typing)\..*"),
     ("py:exc", "NotFittedError"),  # of scikit-learn
+    ("py:class", "PreTrainedTokenizerBase"),  # of transformers
 ]
 
 html_theme = "furo"
