@@ -2,10 +2,12 @@
 # the CPU, or uses the active one. See .ci/environment.sh for PYTHON= and TORCH=.
 
 IN := sh .ci/environment.sh
-PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST = pytest -n auto --maxprocesses 8 --dist worksteal $(OPTIONS)
+OPTIONS ?=
+OF ?=
 BENCH_JSON ?= bench/results/cpu.json
 
-.PHONY: help demo doctor test lint test-long test-all sanitize bench bench-gpu dist clean
+.PHONY: help demo doctor test lint test-fast test-long test-nightly test-all sanitize bench bench-gpu docs dist release clean
 
 help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
@@ -15,7 +17,9 @@ help:
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
 	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'
 	@echo 'make doctor    what this installation has to work with'
+	@echo 'make docs      the documentation as a site, into build/site/'
 	@echo 'make dist      sdist and wheel, into dist/'
+	@echo 'make release   VERSION=0.2.0: commit and tag a release; DRY_RUN=1 only shows it'
 	@echo 'make clean     remove what was built; .venv stays'
 
 demo:
@@ -24,7 +28,12 @@ demo:
 doctor:
 	@$(IN) hf,audit leace-fast doctor
 
-test: lint
+# The types are checked beside the tests: that is one process of half a minute.
+test:
+	@$(IN) dev true
+	@$(MAKE) --no-print-directory -j2 lint test-fast
+
+test-fast:
 	@$(IN) dev $(PYTEST)
 
 lint:
@@ -32,14 +41,18 @@ lint:
 	@$(IN) dev ruff format --check .
 	@$(IN) dev pyright
 
-# Tests marked slow, and those of hypothesis again at full depth.
+# Tests marked slow, and those of hypothesis.
 test-long:
-	@$(IN) dev $(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=full
+	@$(IN) dev $(PYTEST) -m '(slow or hypothesis) and not nightly'
 
-test-all: test test-long
+# All that are marked nightly; with OF=origin/main those that differ from there touches, and a tenth.
+test-nightly:
+	@$(IN) dev $(PYTEST) -m nightly $(if $(OF),--nightly-of=$(OF))
+
+test-all: test test-long test-nightly
 
 sanitize:
-	@$(IN) dev pytest -m slow tests/csrc/test_c_api.py
+	@$(IN) dev pytest -m nightly tests/csrc/test_c_api.py
 
 bench:
 	@mkdir -p $(dir $(BENCH_JSON))
@@ -50,8 +63,15 @@ bench:
 bench-gpu:
 	@TORCH=cuda $(IN) dev python bench/gpu/run.py
 
+# Strictly: a broken link, or a public name without an entry, is an error.
+docs:
+	@$(IN) docs python -m sphinx -W --keep-going -n -b html docs build/site
+
 dist:
 	@$(IN) dev python -m build --no-isolation
+
+release:
+	@$(IN) dev python .ci/release.py $(VERSION) $(if $(DRY_RUN),--dry-run)
 
 clean:
 	rm -rf build dist *.egg-info leace_fast/*.so .pytest_cache .ruff_cache .hypothesis

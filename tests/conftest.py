@@ -1,9 +1,10 @@
-"""One thread, and two depths of hypothesis: `fast`, and `full` in the long tier (`--hypothesis-profile=full`)."""
+"""One thread, the depths of hypothesis, the nightly tests of a change (`--nightly-of`), and tests of both backends."""
 
 from __future__ import annotations
 
 import os
 
+import nightly
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,10 +14,43 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Run by test_interpreted.py, under Triton's interpreter and in a process of their own.
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton/interpreted/*"]
 
-# No deadline: the first example of many tests pays for an import or a thread pool.
-settings.register_profile("fast", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fast")
+# No deadline: the first example of many tests pays for an import or a thread pool. Tests that run others are quick.
+for name, examples in {"full": 300, "quick": 25}.items():
+    settings.register_profile(name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("full")
+
+PLAN = pytest.StashKey[nightly.Plan]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly-of",
+        metavar="REVISION",
+        help="of the nightly tier, run what was touched since REVISION and a tenth (LEACE_FAST_NIGHTLY_PART=0..9, all)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if revision := config.getoption("--nightly-of", default=None):
+        config.stash[PLAN] = plan = nightly.plan(revision)
+        # The workers take the same part, also where the day ends meanwhile.
+        os.environ[nightly.PART] = "all" if plan.part is None else str(plan.part)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"nightly: {config.stash[PLAN]}" if PLAN in config.stash else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if PLAN not in config.stash:
+        return
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        taken = item.get_closest_marker("nightly") is None or config.stash[PLAN].takes(item.nodeid)
+        (kept if taken else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 @pytest.fixture(params=["kernels", "torch"])

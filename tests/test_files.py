@@ -94,7 +94,7 @@ def test_every_truncation_is_refused(eraser_file: Path) -> None:
     refused(eraser_file, data + data)
 
 
-@pytest.mark.parametrize("flips", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [500, pytest.param(10_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("fixture", ["eraser_file", "moments_file"])
 def test_flipped_bits_are_refused(fixture: str, flips: int, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(fixture)
@@ -104,7 +104,7 @@ def test_flipped_bits_are_refused(fixture: str, flips: int, request: pytest.Fixt
         refused(path, data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
 
 
-@pytest.mark.parametrize("edits", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("edits", [1000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_edited_headers_are_refused(eraser_file: Path, edits: int) -> None:
     data = eraser_file.read_bytes()
     for edited in edited_headers(data, edits):

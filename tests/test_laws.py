@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cases
 import laws
 import pytest
 import torch
 from cases import CASES, HARD, PRECISIONS, STATISTICS, Case, Data, Precision, Statistic
+from fits import Shared, digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import ERASER_LAWS, MOMENTS_LAWS, Update
 
-EXAMPLES = settings().max_examples  # of the profile in use; many tables share them
+EXAMPLES = settings().max_examples  # of the profile in use
+A_TENTH = settings(max_examples=max(EXAMPLES // 10, 5))  # of each entry of a table; all laws meet each of them
 SLOW_DATA = {"class share 1e-5"}
+
+
+@contextmanager
+def named(law) -> Iterator[None]:
+    """Say which law is broken where several are held against one example."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{law.__name__}: {error}") from error
 
 
 @st.composite
@@ -45,15 +58,19 @@ def update(
     return {"x": x.to(dtype), "y": y, "mask": mask, "weight": weight}
 
 
-@pytest.mark.hypothesis  # the long tier runs it again, deeper
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("statistic", STATISTICS, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@pytest.mark.parametrize("law", MOMENTS_LAWS, ids=lambda law: law.__name__)
-def test_moments(law, precision: Precision, statistic: Statistic) -> None:
-    @settings(max_examples=max(EXAMPLES // 10, 5))
+def test_moments(precision: Precision, statistic: Statistic) -> None:
+    @A_TENTH
     @given(streams(statistic, precision.dtype))
     def holds(updates: list[Update]) -> None:
-        law(functools.partial(statistic.moments, updates[0]["x"].shape[1]), updates, precision)
+        before = [{name: part if part is None else part.clone() for name, part in one.items()} for one in updates]
+        for law in MOMENTS_LAWS:
+            with named(law):
+                law(functools.partial(statistic.moments, updates[0]["x"].shape[1]), updates, precision)
+                for one, other in zip(updates, before, strict=True):
+                    laws.assert_same_bits(one, other)
 
     holds()
 
@@ -89,23 +106,27 @@ def test_chunks_across_blocks(cuts: list[int], statistic: Statistic, precision: 
     laws.assert_same_bits(laws.bits(one), laws.bits(other))
 
 
+# The laws of one method on one data set follow each other, and share its erasers.
+@pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_DATA else n for n in HARD])
-@pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
-def test_erasers(law, name: str, case: Case) -> None:
-    if not case.suits(hard(name)):
+def test_erasers(name: str, case: Case, law) -> None:
+    data = hard(name)
+    if not case.suits(data):
         pytest.skip("not made for such data")
-    law(case, hard(name))
+    before, shared = digest(data, data.x), erasers_of(case.name, name)
+    law(shared, data)
+    assert digest(data, data.x) == before
+    shared.check()
 
 
-@pytest.mark.hypothesis  # the long tier runs it again, deeper
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@pytest.mark.parametrize("law", ERASER_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.filterwarnings("ignore:not erased")
-def test_erasers_of_any_data(law, precision: Precision, case: Case) -> None:
-    @settings(max_examples=max(EXAMPLES // 10, 5))
+def test_erasers_of_any_data(precision: Precision, case: Case) -> None:
+    @A_TENTH
     @given(
         rows=st.sampled_from([30, 100, 300]),
         dim=st.sampled_from([3, 8, 20]),
@@ -119,10 +140,35 @@ def test_erasers_of_any_data(law, precision: Precision, case: Case) -> None:
             if real and case.targets
             else cases.classes(rows, dim, num_classes, seed=seed)
         )
-        if case.suits(data):
-            law(case, data.to(precision.dtype))
+        if not case.suits(data):
+            return
+        data, shared = data.to(precision.dtype), Shared.of(case)
+        before = digest(data, data.x)
+        for law in ERASER_LAWS:
+            with named(law):
+                law(shared, data)
+                assert digest(data, data.x) == before
+                shared.check()
 
     holds()
+
+
+def test_a_law_that_changes_what_is_shared_is_found_out() -> None:
+    shared, data = Shared.of(CASES[0]), hard("weighted")
+    assert shared.on(data) is shared.on(data, data.x.clone()) and len(shared.erasers) == 1
+    assert shared.on(data, data.x + 1) is not shared.on(data) and len(shared.erasers) == 2
+    shared.check()
+    shared.on(data)._factors[1].mul_(2)  # what no law may do
+    with pytest.raises(AssertionError, match="an eraser of leace that is shared was changed"):
+        shared.check()
+    with pytest.raises(AssertionError, match="^mean_is_kept: moved"), named(laws.mean_is_kept):
+        raise AssertionError("moved")
+
+
+@functools.lru_cache(maxsize=1)
+def erasers_of(case: str, name: str) -> Shared:
+    """Return a method by name, for one data set: its laws come one after the other."""
+    return Shared.of(next(one for one in CASES if one.name == case))
 
 
 @functools.cache

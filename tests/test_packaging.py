@@ -122,7 +122,7 @@ def test_a_compiler_that_fails(tmp_path: Path, required: bool) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_torch_the_module_for_numpy_is_built(tmp_path: Path, no_torch: dict[str, str], objects: Path) -> None:
     command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
     result = build(objects, *command, env=clean() | no_torch)
@@ -148,7 +148,7 @@ def torch_with_cuda(tmp_path: Path) -> dict[str, str]:
     return paths | {"LEACE_FAST_EXT": "1", "TORCH_CUDA_ARCH_LIST": "7.5 8.0"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_nvcc
 def test_operators_for_cuda_are_built_and_found(tmp_path: Path, torch_with_cuda: dict[str, str], objects: Path) -> None:
     command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
@@ -196,7 +196,7 @@ def installed_package_files() -> set[str]:
     return inside - {LINK} or {str(path.relative_to(ROOT)) for path in (ROOT / "leace_fast").rglob("*.py")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -208,7 +208,7 @@ def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Pa
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wheel_holds_the_package_and_nothing_else(distributions: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     assert not installed_package_files() - names, "a data file may be missing from package-data"
@@ -219,7 +219,7 @@ def test_wheel_holds_the_package_and_nothing_else(distributions: tuple[Path, Pat
     assert [name for name in names if name.endswith("dist-info/licenses/LICENSE")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wheel_without_kernels_is_pure(tmp_path: Path) -> None:
     result = run(*(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path), env={"LEACE_FAST_EXT": "0"})
     assert result.returncode == 0, result.stdout + result.stderr
@@ -228,7 +228,7 @@ def test_wheel_without_kernels_is_pure(tmp_path: Path) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_installed_wheel_works_away_from_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
     assert run(sys.executable, "-m", "venv", tmp_path / "env").returncode == 0
     python = next((tmp_path / "env").glob("[bS]*/python*"))

@@ -196,6 +196,7 @@ def test_every_instruction_set(instruction_set: str) -> None:
         pytest.skip("this machine has no lesser one of that name")
     tests = [Path(__file__), Path(__file__).with_name("test_norms.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not compiles", *map(str, tests)]
+    command += ["--hypothesis-profile=quick"]
     environment = os.environ | {"LEACE_FAST_CPU": instruction_set}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "csrc" / "c"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(shutil.which("c++") is None or sys.platform == "win32", reason="no compiler"),
 ]
 
@@ -99,6 +99,7 @@ def test_the_operators_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest
     ]
     output = run(
         *(sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not compiles", *tests),
+        *("-m", "not slow", "--hypothesis-profile=quick"),
         LD_PRELOAD=" ".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONPATH=str(tmp_path),

@@ -24,10 +24,10 @@ needs_compiler = pytest.mark.skipif(emulation.COMPILER is None, reason="no g++ t
 pytestmark = needs_compiler
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 # rows, dim, rank: a lone row, odd everything, widths that fill no octet, no group and no part, several clusters.
 SHAPES = [(19, 40, 3), (3, 33, 7), (5, 1096, 9)]
-SLOW_SHAPES = [
+NIGHTLY_SHAPES = [
     (1, 64, 1),
     (70, 96, 16),
     (17, 1001, 64),
@@ -37,7 +37,7 @@ SLOW_SHAPES = [
     (3, 16384, 8),
     (40, 520, 24),
 ]
-SHAPES += [pytest.param(*shape, marks=slow) for shape in SLOW_SHAPES]
+SHAPES += [pytest.param(*shape, marks=nightly) for shape in NIGHTLY_SHAPES]
 
 
 def operands(rows: int, dim: int, rank: int, dtype: torch.dtype, erasers: int = 0) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ def multiply(a: Tensor, b: Tensor, terms: int) -> Tensor:
 
 @pytest.mark.parametrize("outlier", [1.0, 100.0])
 @pytest.mark.parametrize(
-    ("dim", "rank"), [(768, 1), pytest.param(4096, 8, marks=slow), pytest.param(4096, 64, marks=slow)]
+    ("dim", "rank"), [(768, 1), pytest.param(4096, 8, marks=nightly), pytest.param(4096, 64, marks=nightly)]
 )
 def test_what_the_terms_leave_of_a_gap(dim: int, rank: int, outlier: float) -> None:
     """The arithmetic alone, without the rounding of y: how much of the gap between two class means remains."""
@@ -150,7 +150,9 @@ def test_without_a_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, *(pytest.param(dtype, marks=slow) for dtype in (torch.float32, torch.float16))], ids=str
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=nightly) for dtype in (torch.float32, torch.float16))],
+    ids=str,
 )
 def test_a_row_has_the_same_bits_in_any_batch_on_any_device(dtype: torch.dtype) -> None:
     x, left, right, mean = operands(70, 1032, 9, dtype)
@@ -164,7 +166,7 @@ def test_a_row_has_the_same_bits_in_any_batch_on_any_device(dtype: torch.dtype) 
             assert torch.equal(alone, whole[begin:end])
 
 
-@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=slow) for seed in range(3, 9))])
+@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=nightly) for seed in range(3, 9))])
 @pytest.mark.parametrize("norm", [None, "layer"])
 def test_no_race(norm: str | None, seed: int) -> None:
     """Threads in another order, the same bits: no barrier is missing."""
@@ -190,7 +192,7 @@ def test_a_non_finite_row_touches_no_other(value: float) -> None:
 # --- an index ---
 
 
-@pytest.mark.parametrize("dim", [72, 33, pytest.param(264, marks=slow)])
+@pytest.mark.parametrize("dim", [72, 33, pytest.param(264, marks=nightly)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_row_meets_its_own_eraser(dtype: torch.dtype, dim: int) -> None:
     x, left, right, mean = operands(37, dim, 5, dtype, erasers=3)
@@ -218,7 +220,7 @@ def test_an_unknown_index_is_counted_and_never_passes_unerased() -> None:
 # --- memory ---
 
 
-@pytest.mark.parametrize("dim", [40, 33, pytest.param(1032, marks=slow)])
+@pytest.mark.parametrize("dim", [40, 33, pytest.param(1032, marks=nightly)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_place_between_strided_rows(dtype: torch.dtype, dim: int) -> None:
     rows, left, right, mean = operands(19, dim + 24, 3, dtype)
@@ -241,9 +243,9 @@ def test_no_rows() -> None:
 # --- the norms ---
 
 
-@pytest.mark.parametrize("device", [H200, pytest.param(A100, marks=slow)], ids=["clusters", "one block"])
-@pytest.mark.parametrize("with_residual", [True, pytest.param(False, marks=slow)])
-@pytest.mark.parametrize(("rows", "dim", "rank"), [(5, 64, 3), (18, 33, 2), pytest.param(3, 1032, 9, marks=slow)])
+@pytest.mark.parametrize("device", [H200, pytest.param(A100, marks=nightly)], ids=["clusters", "one block"])
+@pytest.mark.parametrize("with_residual", [True, pytest.param(False, marks=nightly)])
+@pytest.mark.parametrize(("rows", "dim", "rank"), [(5, 64, 3), (18, 33, 2), pytest.param(3, 1032, 9, marks=nightly)])
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_norms_agree_with_float64(
@@ -316,7 +318,7 @@ def test_prefill_reads_factors_seldom_and_decode_fills_a_cluster() -> None:
 # --- the operators of torch, on emulated tensors ---
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_take_any_layout(dtype: torch.dtype) -> None:
     """Slices, broadcast rows, transposes, no rows; what apply_cuda.cpp makes of them."""
@@ -339,7 +341,7 @@ def test_operators_take_any_layout(dtype: torch.dtype) -> None:
         assert torch.equal(place, expected)
 
 
-@slow
+@nightly
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_of_the_norms(dtype: torch.dtype) -> None:
     emulated = emulation.operators()
@@ -356,7 +358,7 @@ def test_operators_of_the_norms(dtype: torch.dtype) -> None:
         assert summed.numel() == 0
 
 
-@slow
+@nightly
 def test_operators_refuse_what_does_not_fit() -> None:
     emulated = emulation.operators()
     x, left, right, mean = operands(6, 40, 5, torch.bfloat16)
@@ -405,7 +407,7 @@ def test_the_operators_compile_against_cuda() -> None:
     subprocess.run([str(emulation.COMPILER), "-fsyntax-only", *options, str(source)], check=True)
 
 
-@slow
+@nightly
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", KERNELS)
@@ -422,7 +424,7 @@ def test_registers_suffice(source: str, architecture: str, tmp_path: Path) -> No
         assert int(registers) <= (128 if held and architecture != "80" else 255)
 
 
-@slow
+@nightly
 @needs_nvcc
 def test_the_instructions_that_were_meant(tmp_path: Path) -> None:
     """Tensor cores, memory in vectors of 16 bytes, clusters: in each kernel that is to have them, and only there."""

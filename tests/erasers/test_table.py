@@ -305,7 +305,7 @@ def test_swaps_under_load_are_never_mixed(memory, monkeypatch):
     stress(monkeypatch, 2_000)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_very_many_swaps_under_load_are_never_mixed(memory, monkeypatch):
     """A million of them took eleven minutes, and in static memory, where each waits for the readers, half an hour."""
     interval = sys.getswitchinterval()

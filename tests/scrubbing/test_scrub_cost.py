@@ -98,7 +98,7 @@ class Memory:
         self._allow_huge_pages(True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from /proc")
 def test_memory_stays_under_the_budget_for_a_deep_model_and_a_million_tokens():
     """All that waits would take 73 MB. The labels (8 MB) and the running batch (10 MB) come on top of the budget."""

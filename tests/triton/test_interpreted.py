@@ -33,13 +33,13 @@ def run(file: Path, *options: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("check_*.py")), ids=lambda file: file.stem)
 def test_interpreted(file: Path) -> None:
-    run(file)
+    run(file, "-m", "not slow")
 
 
 LONG = [file for file in sorted(FOLDER.glob("check_*.py")) if "mark.slow" in file.read_text(encoding="utf-8")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("file", LONG, ids=lambda file: file.stem)
 def test_interpreted_at_length(file: Path) -> None:
     run(file, "-m", "slow")

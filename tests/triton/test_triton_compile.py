@@ -85,7 +85,7 @@ def test_ingest_on_hopper() -> None:
     check_all(HOPPER, torch.bfloat16, "high", {"ingest", "sum_chunks", "scan_counts"})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("capability", DEVICES, ids=lambda it: f"sm_{it[0]}{it[1]}")
 @pytest.mark.parametrize(("dtype", "precision"), ROWS, ids=lambda it: str(it).removeprefix("torch."))
@@ -116,7 +116,7 @@ def test_no_number_of_rows_is_compiled_in() -> None:
         assert not varying & set(launch.sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_launches_bind_as_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton specialises the arguments itself, up to the launch; the second run of ingest compiles nothing."""
     from leace_fast.triton_kernels import launches
