@@ -204,6 +204,7 @@ def test_sdist_holds_all_that_a_build_and_its_tests_need(distributions: tuple[Pa
     sources |= {str(path.relative_to(ROOT)) for path in (ROOT / "triton_kernels").glob("*.py")}
     tests = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
     files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", ".ci/environment.sh"}
+    files |= {"CITATION.cff", "SECURITY.md", "CODE_OF_CONDUCT.md", ".ci/release.py"}
     assert not (sources | tests | files | installed_package_files()) - names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
