@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported: on a busy machine its threads wait for each other, ten times longer than they work here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Run by test_interpreted.py, under Triton's interpreter and in a process of their own.
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton/interpreted/*"]
+# None holds tests. Those of the interpreter are run by test_interpreted.py, in a process of their own.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+if os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore_glob.append("triton_kernels/interpreted/*")
 
 # No deadline: the first example of many tests pays for an import or a thread pool. Tests that run others are quick.
 for name, examples in {"full": 300, "quick": 25}.items():

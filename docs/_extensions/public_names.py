@@ -1,4 +1,7 @@
-"""Every public name is documented: what stands in an `__all__`, or is a method of a public class, has its entry."""
+"""Every public name is documented: what stands in an `__all__`, or is a method of a public class, has its entry.
+
+The directive `every` makes the entries of a module whose names follow from a table.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
+from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
 MEMBERS = (FunctionType, property, classmethod, staticmethod)
 
@@ -49,7 +55,23 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
             logger.warning("%s is public and stands on no page of the reference", name, type="public")
 
 
+class Every(SphinxDirective):
+    """The entries of all that a module exports, in its order; the option `except` names those that stand elsewhere."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"except": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        module = importlib.import_module(self.arguments[0])
+        left_out = self.options.get("except", "").split()
+        named = [name for name in module.__all__ if name not in left_out]
+        kinds = {name: "autoclass" if inspect.isclass(getattr(module, name)) else "autofunction" for name in named}
+        text = "\n".join(f".. {kind}:: {module.__name__}.{name}" for name, kind in kinds.items())
+        return self.parse_text_to_nodes(text)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("public_modules", [], "env")
+    app.add_directive("every", Every)
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True}

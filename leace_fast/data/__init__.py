@@ -32,3 +32,7 @@ __all__ = [
     "whole_texts",
     "word_spans",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -71,7 +71,7 @@ def pad(sequences: Iterable[Labelled], length: int, batch_size: int, token: int 
         `input_ids`, `attention_mask` and `concept_labels`, each (rows, tokens) int64.
 
     Raises:
-        ValueError: as in `pack`.
+        ValueError: as in `pack`, or token is None.
 
     >>> next(pad([([1, 2, 3], [0, 0, 1]), ([4], [1])], length=8, batch_size=2))["attention_mask"].tolist()
     [[1, 1, 1], [1, 0, 0]]
@@ -99,7 +99,7 @@ def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[
         more.
 
     Raises:
-        ValueError: batch_size is below 1.
+        ValueError: batch_size is below 1, or token is None.
 
     >>> window = Window(torch.tensor([7, 8, 9]), scored=2, concept_labels=torch.tensor([0, 0, 1]))
     >>> next(batched([window], batch_size=4, token=0))["labels"].tolist()
@@ -143,6 +143,8 @@ def _scored(values: Tensor, scored: int) -> Tensor:
 
 def _padded(columns: Mapping[str, Sequence[Tensor]], token: int) -> dict[str, Tensor]:
     """One batch: the rows of each column, filled at the right; the mask comes behind the tokens."""
+    if token is None:  # what a tokenizer without a token to pad with says of it
+        raise ValueError("token is None, expected the number of a token to pad with: it is masked, so that any will do")
     ids = columns["input_ids"]
     batch = {
         "input_ids": pad_sequence([*ids], batch_first=True, padding_value=token),

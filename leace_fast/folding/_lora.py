@@ -23,6 +23,7 @@ from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, tap
 from ._adapter import Adapter, Factors
 from ._agreement import check_agrees, example_of, output_of
+from ._folding import check_not_folded
 from ._plan import Plan, plan
 from ._readers import Reader
 
@@ -91,7 +92,8 @@ def export_lora(
         base_model: name of the model in the adapter's config; None for the model's own.
 
     Raises:
-        ValueError: as in `fold_`, or a reader is neither an `nn.Linear` nor a `Conv1D`, which LoRA cannot adapt.
+        ValueError: as in `fold_`; the model is folded, so that the adapter would be of other weights than the model's
+            own name stands for; or a reader is neither an `nn.Linear` nor a `Conv1D`, which LoRA cannot adapt.
         TypeError: the model is no module.
         RuntimeError: the adapter does not do what the hooks do; nothing is written.
 
@@ -106,6 +108,7 @@ def export_lora(
     (1, ('1',), 0.0)
     """
     check_module(model)
+    check_not_folded(model)
     if hasattr(model, "peft_config"):
         raise ValueError("the model is wrapped by PEFT: export for the model inside, as by model.get_base_model()")
     erasers = {site: eraser for site, eraser in erasers.items() if eraser.rank}  # of rank 0: nothing to serve

@@ -74,3 +74,7 @@ def moments_method(name: str) -> Callable[..., Eraser]:
 
 
 __all__ = ["METHODS", "Method", "fixed_direction", "moments_method", "random_subspace", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -29,3 +29,7 @@ _MADE = {
 globals().update(_MADE)
 
 __all__ = sorted([*_WRITTEN, *_MADE])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

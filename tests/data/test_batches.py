@@ -60,3 +60,8 @@ def test_batches_hold_every_scored_token_once():
         assert torch.equal(batch["attention_mask"].bool(), batch["input_ids"] != 0)
     with pytest.raises(ValueError, match="batch_size 0, expected at least 1"):
         next(batched(windows, 0, token=0))
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_is_told_what_to_do():
+    with pytest.raises(ValueError, match="token is None, expected the number of a token to pad with"):
+        next(pad([([1, 2], [0, 1])], 8, 2, token=None))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from folded_models import (
 )
 from torch import Tensor, nn
 
-from leace_fast import Eraser, Scrubber, fold_, fold_residual_
+from leace_fast import Eraser, Scrubber, export_lora, fold_, fold_residual_
 
 UP = "model.layers.1.post_attention_layernorm"  # of the Llama
 
@@ -168,3 +169,12 @@ def test_autocast_inference_tensors_and_packed_weights_are_refused() -> None:
         packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match="'model.layers.0.self_attn.q_proj' by linear_dynamic"):
         fold_(packed, erasers, batch)
+
+
+def test_no_adapter_is_made_of_a_folded_model(tmp_path: Path) -> None:
+    """It would name the clean model as its base, on which it erases nothing."""
+    model, batch, erasers = tiny_models.build("llama"), tiny_models.batch("llama"), erasers_of("llama")
+    fold_(model, erasers, batch, max_cost_ratio=99)
+    with pytest.raises(ValueError, match="this model is folded already: unfold_ it first"):
+        export_lora(model, erasers, tmp_path / "adapter", batch, max_cost_ratio=99)
+    assert not (tmp_path / "adapter").exists()

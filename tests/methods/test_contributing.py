@@ -20,7 +20,7 @@ FILES = [
     "pyproject.toml",
     "docs/methods.md",
     "bench/methods_table.py",
-    *(f"tests/{name}.py" for name in ("conftest", "cases", "laws", "test_laws")),
+    *(f"tests/{name}.py" for name in ("conftest", "nightly", "cases", "fits", "laws", "test_laws")),
 ]
 DATA_SETS = ["LayerNorm", "degenerate columns", "class of one row", "weighted", "3 targets"]
 CHECKS = """
