@@ -151,6 +151,7 @@ inline void check_residual(const Tensor& x, const Optional& residual) {
 }
 
 inline void check_no_overlap(const Tensor& x) {
+  if (x.numel() == 0) return;
   for (int64_t i = 0; i < x.dim(); ++i)
     STD_TORCH_CHECK(x.stride(i) != 0 || x.size(i) < 2, "project_: x is expanded, its rows share memory");
 }

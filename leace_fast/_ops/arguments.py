@@ -10,7 +10,7 @@ from .reference import ROW_DTYPES, compute_dtype
 
 def check_apart(x: Tensor) -> None:
     """Raise ValueError if rows of x share memory: they cannot change in place."""
-    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+    if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
 
 

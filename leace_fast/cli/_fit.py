@@ -42,7 +42,7 @@ def fit(
     Shards are .safetensors or .npz files that hold x (rows, dim) and y (rows,), or .npy files in pairs:
     x.npy with y.npy, or NAME.x.npy with NAME.y.npy; one file or a folder of them.
     """
-    check_folder(out)
+    check_folder(out, source)
     from ..study import is_shards, study_shards, study_texts
 
     concept = only(label)

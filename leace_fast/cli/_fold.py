@@ -22,13 +22,11 @@ def fold(
     device: DEVICE = None,
 ) -> None:
     """Fold erasers into a model's weights: a model like any other, with no cost at run time."""
-    check_folder(out)
+    check_folder(out, model)
     from ..scrubbing import Scrubber
     from ..study import load_model
 
     screen()
-    if out.exists() and Path(model).exists() and out.samefile(model):
-        raise ValueError(f"{out} is the model itself: give another folder for the folded one")
     loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
     report = scrubber.fold_(loaded, add_bias=add_bias, max_cost_ratio=max_cost_ratio, keep_originals=False)
     loaded.save_pretrained(out)
@@ -45,7 +43,7 @@ def export_lora(
     device: DEVICE = None,
 ) -> None:
     """Write erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA."""
-    check_folder(out)
+    check_folder(out, model)
     from ..scrubbing import Scrubber
     from ..study import load_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,12 @@ def only(columns: list[str] | None) -> str:
     return columns[0] if columns else LABEL_COLUMN
 
 
-def check_folder(out: Path) -> None:
-    """Raise ValueError, before any work is done, where a folder that is to be written cannot be."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, expected a folder to write: name another with --out")
+def check_folder(out: Path, model: str | None = None) -> None:
+    """Raise ValueError, before any work is done, where a folder that is to be written cannot be, or is the model's."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, expected a folder to write: name another with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written to: name another folder with --out")
+    if model and out.exists() and Path(model).exists() and out.samefile(model):
+        raise ValueError(f"{out} is the model itself: name another folder with --out")

@@ -54,7 +54,9 @@ def scrub(
     `leace-fast eval` on the same data. A text without a label of one concept
     counts for the others.
     """
-    check_folder(out)
+    check_folder(out, model)
+    if checkpoint:
+        check_folder(checkpoint, model)
     from ..study import read_batches, scrub_texts
 
     console, track = screen()

@@ -31,7 +31,8 @@ class Checkpoint:
         facts: what tells this call from others.
 
     Raises:
-        ValueError: the folder holds the checkpoint of another call; the difference is named.
+        ValueError: the folder holds the checkpoint of another call, and the difference is named; or it holds files of
+            another kind.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -50,6 +51,8 @@ class Checkpoint:
                     f"{self.folder} holds the checkpoint of another call: it differs in {', '.join(other)}; remove "
                     "the folder, or name another"
                 )
+        elif any(self.folder.glob("*.safetensors")):
+            raise ValueError(f"{self.folder} holds files that are no checkpoint: name another folder")
         else:
             self.index = {"facts": self.facts, "erasers": {}, "batch": -1}
             self._write()

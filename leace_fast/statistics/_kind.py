@@ -60,7 +60,10 @@ class Kind:
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> Kind:
         """Return the kind that a file tells of; a file from before `precision` was kept has the default."""
-        return cls(**{part.name: header[part.name] for part in fields(cls) if part.name in header})
+        names = [part.name for part in fields(cls)]
+        if missing := [name for name in names if name not in header and name != "precision"]:
+            raise ValueError(f"its header lacks {', '.join(missing)}")
+        return cls(**{name: header[name] for name in names if name in header})
 
     def check_same(self, other: Kind) -> None:
         """Raise ValueError, naming what differs, if moments of the two kinds cannot be merged."""

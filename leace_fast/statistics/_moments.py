@@ -215,8 +215,12 @@ class Moments(Derived):
         'ieee'
         """
         tensors, header = load_tensors(path, "moments")
-        state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
-        return cls._of(Accumulator(Kind.from_header(header), state, Tally.from_header(header)))
+        try:
+            kind, tally = Kind.from_header(header), Tally.from_header(header)
+            state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} holds no moments that can be read: {error}") from error
+        return cls._of(Accumulator(kind, state, tally))
 
     def copy(self) -> Moments:
         """Return moments that share nothing with these."""

@@ -41,6 +41,14 @@ MISTAKES = {
         ("export-lora", "model", "--erasers", "empty", "--out", "data.jsonl"),
         "data.jsonl is a file, expected a folder",
     ),
+    "fold over the model": (("fold", "model", "--erasers", "empty", "--out", "model"), "is the model itself"),
+    "LoRA over the model": (("export-lora", "model", "--erasers", "empty", "--out", "model"), "is the model itself"),
+    "scrub over the model": (("scrub", "model", "--data", "data.jsonl", "--out", "model"), "is the model itself"),
+    "scrub below a file": (("scrub", "model", "--data", "data.jsonl", "--out", "data.jsonl/deep/er"), "is a file"),
+    "a checkpoint below a file": (
+        ("scrub", "model", "--data", "data.jsonl", "--checkpoint", "data.jsonl/deep"),
+        "data.jsonl is a file, expected a folder",
+    ),
     "no such text column": (
         ("fit", "model", "--data", "data.jsonl"),
         "its columns: 'body', 'kind'; name one with --text",

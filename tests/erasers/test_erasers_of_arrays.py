@@ -157,3 +157,9 @@ def test_a_table_moves_with_what_was_exchanged(monkeypatch: pytest.MonkeyPatch) 
         assert (wide.to(torch.float32)(x, Y - 1) == table(x, Y - 1)).all()
         wide.swap(1, Eraser(LEFT, RIGHT))
         assert not (wide.to(torch.float32)(x, Y - 1) == table(x, Y - 1)).all()
+
+
+def test_no_rows_are_erased_in_place_too() -> None:
+    eraser = Eraser(torch.eye(6)[:, :1], torch.eye(6)[:1])
+    for empty in (numpy.ones((3, 6), numpy.float32)[:0].copy(), numpy.ones((0, 6))):
+        assert eraser.apply_(empty) is empty

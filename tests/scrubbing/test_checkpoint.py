@@ -95,3 +95,12 @@ def test_a_checkpoint_of_another_call_is_refused(tmp_path):
         scrub(model, labelled_batches("llama", 4), checkpoint=tmp_path)
     with pytest.raises(ValueError, match="it differs in model"):
         scrub(tiny_models.build("llama", seed=1), batches, checkpoint=tmp_path)
+
+
+def test_files_of_another_kind_are_no_checkpoint_and_stay(tmp_path):
+    model, batches = tiny_models.build("llama"), labelled_batches("llama")
+    scrub(model, batches).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="holds files that are no checkpoint: name another folder"):
+        scrub(model, batches, checkpoint=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

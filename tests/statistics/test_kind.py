@@ -13,7 +13,7 @@ import torch
 from laws import assert_same_bits, settled_bits
 
 from leace_fast import Moments
-from leace_fast._files import load_tensors
+from leace_fast._files import load_tensors, save_tensors
 from leace_fast.statistics import IGNORE, Kind
 
 # Moments(2, 2, per_class=True, nonfinite="skip", precision="low") of five rows, one of them NaN, as the first release
@@ -109,3 +109,13 @@ def test_moments_of_other_precision_may_be_merged() -> None:
 
 def test_the_label_of_rows_to_leave_out_is_that_of_torch() -> None:
     assert IGNORE == torch.nn.CrossEntropyLoss().ignore_index == -100
+
+
+@pytest.mark.parametrize("field", ["dim", "per_class", "nonfinite", "skipped", "removed"])
+def test_a_header_that_lacks_a_field_is_refused_by_name(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "moments.safetensors"
+    Moments(3, 2, per_class=True).update(torch.randn(9, 3), torch.arange(9) % 2).save(path)
+    tensors, header = load_tensors(path, "moments")
+    save_tensors(path, "moments", tensors, {name: value for name, value in header.items() if name != field})
+    with pytest.raises(ValueError, match=f"moments.safetensors holds no moments that can be read: .*{field}"):
+        Moments.load(path)
