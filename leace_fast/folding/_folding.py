@@ -46,8 +46,8 @@ class FoldReport:
         kept = f"; {self.bytes_kept / 2**20:.1f} MiB kept for unfold_" if self.bytes_kept else ""
         return (
             f"folded {len(self.readers)} sites into {count} modules: the weights still read {self.leak:.1e} of the "
-            f"concept's covariance, the output is {self.difference:.1e} from that of the same maps in hooks, the change "
-            f"of x at most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
+            f"concept's covariance, the output is {self.difference:.1e} from that of the same maps in hooks, the "
+            f"change of x at most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
         )
 
 
