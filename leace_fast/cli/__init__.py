@@ -26,7 +26,7 @@ for _name, _command, _examples in (
     ("scrub", scrub, [f"leace-fast scrub {MODEL} --data texts.jsonl --out erasers"]),
     ("eval", evaluate, [f"leace-fast eval {MODEL} --data texts.jsonl --erasers erasers"]),
     ("fold", fold, [f"leace-fast fold {MODEL} --erasers erasers --out folded"]),
-    ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter --lora-bias"]),
+    ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter"]),
     ("doctor", doctor, ["leace-fast doctor --json"]),
 ):
     app.command(_name, epilog="\n\n".join(["For example:", *_examples]))(_command)

@@ -24,7 +24,10 @@ def evaluate(
     dtype: DTYPE = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it."""
+    """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it.
+
+    The probes are trained on the rows that the erasers were fitted on, if data, label and limits are as in scrub.
+    """
     import dataclasses
 
     from ..scrubbing import Scrubber

@@ -39,6 +39,8 @@ def fit(
 ) -> None:
     """Fit erasers for your own model and labelled texts, or for activation shards, and measure them.
 
+    The probes are trained on the rows that the erasers were fitted on.
+
     Shards are .safetensors or .npz files that hold x (rows, dim) and y (rows,), or .npy files in pairs:
     x.npy with y.npy, or NAME.x.npy with NAME.y.npy; one file or a folder of them.
     """

@@ -16,7 +16,10 @@ MAX_STEPS = 200
 
 
 class Probe(NamedTuple):
-    """Held-out accuracy of a linear probe, beside that of the best constant answer."""
+    """Held-out accuracy of a linear probe, beside that of the best constant answer.
+
+    The constant is the most frequent class of the training rows; among the test rows another may be more frequent.
+    """
 
     accuracy: float  # share of the test rows that the probe names rightly
     constant: float  # the same for always answering the most frequent class of the training rows

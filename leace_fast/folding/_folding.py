@@ -31,7 +31,7 @@ class FoldReport:
         readers: names of the modules whose weights changed, by site.
         cost_ratio: mean squared change of x over that of the affine eraser, by site; 1 where the offset was kept.
         leak: the largest share of the concept's covariance that rounded weights still read.
-        difference: norm of the folded model's output less the hooked one's, over that output's norm.
+        difference: norm of the folded model's output less that of the same maps in hooks, over the latter's norm.
         bytes_kept: host memory that the original weights take until `unfold_`.
     """
 
@@ -46,8 +46,8 @@ class FoldReport:
         kept = f"; {self.bytes_kept / 2**20:.1f} MiB kept for unfold_" if self.bytes_kept else ""
         return (
             f"folded {len(self.readers)} sites into {count} modules: the weights still read {self.leak:.1e} of the "
-            f"concept's covariance, the output is {self.difference:.1e} from the hooked model's, the change of x at "
-            f"most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
+            f"concept's covariance, the output is {self.difference:.1e} from that of the same maps in hooks, the "
+            f"change of x at most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
         )
 
 
@@ -69,7 +69,7 @@ def fold_(
     A site all of whose readers have a bias keeps its offset; at any other the linear map of
     `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
     state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
-    The folded model is then compared with the hooked one on the example.
+    The folded model is then compared with the same maps in hooks on the example.
 
     Args:
         model: changed in place; on any failure it is restored to the bit.
@@ -84,7 +84,7 @@ def fold_(
         ValueError: a site is read by something else than a product with a plain weight of its own, which is named;
             or a linear map is dear or unknown; or the model is folded already.
         TypeError: the model is no module.
-        RuntimeError: the folded model does not do what the hooked one does.
+        RuntimeError: the folded model does not do what the same maps in hooks do.
 
     >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).double()
     >>> eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1], torch.ones(4))

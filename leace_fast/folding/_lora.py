@@ -41,7 +41,7 @@ class LoraReport:
         leak: the largest share of the concept's covariance that a module with the adapter still reads.
         damage: the most that rounding adds to the mean squared change of a site's rows, relative, on the example.
         cost_ratio: mean squared change of x over that of the affine eraser, by site.
-        difference: norm of the output with the adapter less the hooked model's, over that output's norm.
+        difference: norm of the output with the adapter less that of the same maps in hooks, over the latter's norm.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class LoraReport:
             f"{self.folder}: LoRA of rank {self.rank} on {', '.join(self.target_modules[:8])}"
             f"{' ...' if len(self.target_modules) > 8 else ''}; {self.leak:.1e} of the concept's covariance remains, "
             f"rounding adds {self.damage:.1e} to the change of x, which is at most {max(self.cost_ratio.values()):.4f} "
-            f"of the affine erasers'; the output is {self.difference:.1e} from the hooked model's"
+            f"of the affine erasers'; the output is {self.difference:.1e} from that of the same maps in hooks"
         )
 
 
@@ -86,7 +86,7 @@ def export_lora(
         example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
         lora_bias: keep the offset in biases of the adapter, which PEFT itself reads; not where a mask of padding
             multiplies what the layer reads.
-        split: False for plain factors of rank k, which in 16 bits leave 0.5 to 10 % of the concept.
+        split: False for plain factors of rank k, which in 16 bits leave 0.2 to 10 % of the concept.
         dtype: of the adapter; None for that of the weights.
         max_cost_ratio: refuse a linear map that changes x more than so many times the affine one.
         base_model: name of the model in the adapter's config; None for the model's own.
@@ -95,7 +95,7 @@ def export_lora(
         ValueError: as in `fold_`; the model is folded, so that the adapter would be of other weights than the model's
             own name stands for; or a reader is neither an `nn.Linear` nor a `Conv1D`, which LoRA cannot adapt.
         TypeError: the model is no module.
-        RuntimeError: the adapter does not do what the hooks do; nothing is written.
+        RuntimeError: the adapter does not do what the same maps in hooks do; nothing is written.
 
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3; https://github.com/huggingface/peft.
 

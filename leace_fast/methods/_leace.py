@@ -1,4 +1,4 @@
-"""LEACE: the affine eraser of least change after which no linear classifier can tell the concept."""
+"""LEACE: of the affine maps that make the class means of the fitted rows coincide, the one of least change."""
 
 from __future__ import annotations
 

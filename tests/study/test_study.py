@@ -159,8 +159,8 @@ def made_study(after: float, random: float) -> Study:
 
 def test_the_verdict_says_what_failed():
     good, bad = verdict(made_study(0.405, 1.05)), verdict(made_study(0.42, 1.5))
-    assert "at 1 of 1 sites" in good[0] and "5.0% of the concept's rise in loss (at most 10%)" in good[2]
-    assert "at 0 of 1 sites" in bad[0] and "50.0% of the concept's rise in loss (NOT at most 10%)" in bad[2]
+    assert "at 1 of 1 sites" in good[0] and "5.0% of the concept's rise in loss (expected at most 10%)" in good[2]
+    assert "at 0 of 1 sites" in bad[0] and "50.0% of the concept's rise in loss (expected at most 10%: NOT" in bad[2]
     assert good[3] == "Not erased at a: class 2: one row"
     assert stage_line(made_study(0.4, 1.0)) == "record 1.0 s, probe 2.0 s; 3 s in all"
 
