@@ -16,9 +16,33 @@ ROOT = Path(__file__).parent.parent
 PART = "LEACE_FAST_NIGHTLY_PART"  # a part of the tier, 0 to 9, or all; today's if it is not set
 PARTS = 10
 
-# Paths that a change may touch, and names of tests that are run for it; those of a table that tell the most.
+# Paths that a change may touch, and names of the tests that are run for it. Of the long tables (the emulated CUDA
+# kernels, the compiled Triton kernels) those that tell the most: the rest has its turn within ten days.
 TOUCHED: list[tuple[str, list[str]]] = [
-    ("csrc/cuda/*", ["tests/csrc/test_cuda.py::*"]),
+    ("csrc/cpu/*", ["tests/csrc/test_c_api.py::*"]),
+    ("csrc/torch/*", ["tests/csrc/test_c_api.py::test_the_operators_under_sanitizers"]),
+    (
+        "csrc/cuda/*",
+        [
+            "tests/csrc/test_cuda.py::test_registers_suffice*",
+            "tests/csrc/test_cuda.py::test_the_instructions_that_were_meant",
+            "tests/csrc/test_cuda.py::test_each_row_meets_its_own_eraser*",
+            "tests/csrc/test_cuda.py::test_operators_take_any_layout*",
+        ],
+    ),
+    (
+        "triton_kernels/*",
+        [
+            "tests/triton_kernels/test_triton_compile.py::test_launches_bind_as_at_run_time",
+            "tests/triton_kernels/test_interpreted.py::test_interpreted_at_length*",
+        ],
+    ),
+    ("leace_fast/_files.py", ["tests/test_files.py::*"]),
+    ("leace_fast/erasers/_table.py", ["tests/erasers/test_table.py::*"]),
+    ("leace_fast/scrubbing/*", ["tests/scrubbing/test_scrub_cost.py::*"]),
+    ("setup.py", ["tests/test_packaging.py::*"]),
+    ("pyproject.toml", ["tests/test_packaging.py::*"]),
+    ("MANIFEST.in", ["tests/test_packaging.py::test_sdist_holds_all_that_a_build_and_its_tests_need"]),
 ]
 
 
