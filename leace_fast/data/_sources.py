@@ -64,6 +64,9 @@ class Source:
 
         Args:
             state: what `state_dict` gave.
+
+        Raises:
+            KeyError: the state is of something else.
         """
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])  # type: ignore[union-attr]

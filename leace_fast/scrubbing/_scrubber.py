@@ -285,6 +285,9 @@ class Scrubber(Mapping[str, Eraser]):
 
         Args:
             folder: made if it does not exist.
+
+        Raises:
+            OSError: the folder cannot be made or written to.
         """
         write_folder(folder, self, self.identity)
 
@@ -351,6 +354,9 @@ class Scrubber(Mapping[str, Eraser]):
             token: of the hub; None for the one that is logged in.
             branch: where it is pushed to; None for the main branch.
             create_pr: whether to open a pull request instead.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: the hub refuses, as without a token that may write there.
         """
         commit = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
         return push_folder(repo_id, self, self.identity, token, private, **commit)

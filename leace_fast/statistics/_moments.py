@@ -227,7 +227,11 @@ class Moments(Derived):
         return Moments._of(self._sums.copy())
 
     def check_finite(self) -> None:
-        """Raise ValueError if non-finite rows were met and are not to be skipped."""
+        """Refuse rows that were not finite, unless they are to be skipped.
+
+        Raises:
+            ValueError: rows with NaN or Inf were met, and `nonfinite` is "raise".
+        """
         self._sums.read_device()
         skipped = self._sums.tally.skipped
         if skipped and self.nonfinite == "raise":
