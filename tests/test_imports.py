@@ -57,7 +57,7 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
-            found.update(each.value for each in node.args if isinstance(each, ast.Constant))
+            found.update(str(each.value) for each in node.args if isinstance(each, ast.Constant))
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = [*base, *(node.module or "").split(".")] if node.module else base

@@ -17,7 +17,7 @@ ROWS = [{"text": f"text number {i}", "label": "odd" if i % 2 else "even", "id": 
 
 def write_lines(path, rows):
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
     return path
 
 
@@ -113,7 +113,7 @@ def test_a_missing_column_is_named_with_those_present(tmp_path, name, missing, c
         ("a.jsonl", b"\xff\xfe", ValueError, "UTF-8"),
         ("a.jsonl", b"", ValueError, "no labels"),
         ("a.jsonl.gz", b"not gzip", ValueError, "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:12] + b"damaged", ValueError, "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:12] + b"damaged", ValueError, "cannot be read"),
         ("a.parquet", b"not parquet", ValueError, "cannot be read"),
         ("a.txt", b"one\n", ValueError, "no column 'label'; its columns: 'text'; name one with --label"),
     ],
