@@ -9,20 +9,30 @@ from torch import Tensor
 
 from ..erasers import MAX_COST_RATIO, Eraser, Report
 from ..fitting import (
+    MOST_CONTRASTS,
+    Contrasts,
     Shrinkage,
     Whitening,
     canonical_columns,
+    check_contrasts,
+    check_moments,
     check_rank,
+    chosen,
     concept_of,
     concepts_of,
+    contrasts_of,
+    crossed_leak,
     described,
+    expected,
     fullest,
     span_of,
     union_of,
     warn_of,
+    warn_of_leaks,
+    warn_of_narrow,
     whitening_of,
 )
-from ..statistics import Moments
+from ..statistics import Cells, Moments
 
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 
@@ -31,6 +41,8 @@ def leace(
     moments: Moments | Sequence[Moments],
     *,
     rank: int | None = None,
+    metric: Moments | None = None,
+    contrasts: Contrasts = 0,
     affine: bool = True,
     shrinkage: Shrinkage = "auto",
     ridge: float | None = None,
@@ -46,6 +58,11 @@ def leace(
         moments: statistics of (x, labels); or several, of the same x with the labels of several concepts: all of
             them are erased. Mean and covariance of x are then those of the moments with the most rows.
         rank: erase only so many directions, those of the largest canonical correlation.
+        metric: statistics of the rows that the eraser will act on, labelled or not: their mean and covariance say what
+            least change is. None for those of `moments`. The class means of `moments` are made equal all the same.
+        contrasts: so many directions more, in which the classes differ from group to group: less is left on groups
+            that were not fitted, more is changed. "auto" for as few as take away half of what 20 would, by cross-fitting
+            over groups; `report.front` shows the choice. They need rows with groups.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
         shrinkage: weight of the identity in the correlation matrix, 0 to 1; True for that of Bodnar et al. 2014
             (https://arxiv.org/abs/1308.2608), False for none, "auto" for True below 4 rows a dimension. It moves the
@@ -57,10 +74,12 @@ def leace(
 
     Raises:
         TypeError: `moments` are no `Moments`.
-        ValueError: no rows, one class only, non-finite rows, or an option out of range.
+        ValueError: no rows, one class only, non-finite rows, an option out of range, a metric of another width or on
+            another device, or contrasts without groups or beside a rank.
 
     Warns:
-        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+        UserWarning: a class or a direction was not erased, and `report.not_erased` says which and why; rows or groups
+            are too few for fresh ones to be erased too, and how many would do; the metric's rows fill few dimensions.
 
     Guarantees: class means equal; of all affine maps that do this, least change; mean kept.
 
@@ -81,10 +100,13 @@ def leace(
     """
     check_rank(rank)
     every = concepts_of(moments)
-    main = fullest(every)
+    cells = check_contrasts(contrasts, every)
+    if cells and rank is not None:
+        raise ValueError(f"got rank={rank} and contrasts={contrasts!r}, expected one: contrasts add to the full rank")
+    main = fullest(every) if metric is None else _metric(metric, every[0])
     concepts = [concept_of(one) for one in every]
     concept = union_of(concepts)
-    white = whitening_of(main, shrinkage, ridge)
+    white = whitening_of(main, shrinkage, ridge, () if metric is None else every)
     span = span_of(concept, white)
     basis, left = span.basis, span.left
     incomplete = [*concept.absent, *span.unresolved]
@@ -94,6 +116,12 @@ def leace(
         canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
         turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
         basis, left = basis @ turn, left @ turn
+    fresh = expected(every, basis.shape[1], white, basis)
+    added, front = _contrasts(cells, white, basis, contrasts, fresh.get("expected_group_leak", 0.0))
+    if front:
+        # The groups that gave the contrasts know nothing of what these leave on others: the front tells it.
+        fresh = expected(every, basis.shape[1] + added.shape[1]) | {"expected_group_leak": front[added.shape[1]][1]}
+    basis, left = (torch.cat(parts, 1) for parts in ((basis, added), (left, white.unwhiten(added))))
 
     mean = main.mean
     right = refined(white.readers(basis), left)
@@ -116,18 +144,62 @@ def leace(
         method="leace",
         dim=main.dim,
         rank=basis.shape[1],
-        rows=main.count,
+        rows=fullest(every).count,
         change=change,
         ridge=white.ridge,
         shrinkage=white.shrinkage,
         smallest_eigenvalue=white.smallest_eigenvalue,
         error_bound=main.relative_error / white.smallest_eigenvalue,
+        effective_rank=white.effective_rank,
         cost_ratio=ratio,
         not_erased=tuple(not_erased),
         concepts=described(concepts, white) if rank is None else (),
+        contrasts=added.shape[1],
+        front=front,
+        **fresh,
     )
+    warn_of_leaks(report)
+    warn_of_narrow(white)
     solve = white.readers(whitened_mean)[0] if affine else None
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
+
+
+def _metric(metric: object, moments: Moments) -> Moments:
+    """Return the moments that least change is measured by; raise if they are not of rows like those of the concept."""
+    check_moments(metric)
+    assert isinstance(metric, Moments)
+    metric.check_finite()
+    for name in ("dim", "device"):
+        if getattr(metric, name) != getattr(moments, name):
+            raise ValueError(
+                f"the metric has {name} {getattr(metric, name)}, expected {getattr(moments, name)} as the concept's "
+                "moments have"
+            )
+    if not metric.count:
+        raise ValueError("the metric holds no rows: call update(x) first")
+    return metric
+
+
+def _contrasts(
+    cells: Sequence[Cells], white: Whitening, basis: Tensor, wanted: Contrasts, leak: float
+) -> tuple[Tensor, tuple[tuple[int, float, float], ...]]:
+    """Return the contrasts (d, r), whitened, that are added to a basis, and the front of leak against change.
+
+    `leak` is what the basis alone leaves, by the jackknife, whose level is right; how it falls is cross-fitted.
+    """
+    if not cells:
+        return basis[:, :0], ()
+    most = MOST_CONTRASTS if wanted == "auto" else wanted
+    directions = contrasts_of(cells, white, basis, most)
+    leaks = crossed_leak(cells, white, most)
+    number = min(chosen(leaks), directions.shape[1]) if wanted == "auto" else directions.shape[1]
+    changes = [float(white.unwhiten(part).square().sum()) for part in (basis, *directions.T[:, :, None])]
+    total = torch.tensor(changes, dtype=torch.float64).cumsum(0).tolist()
+    front = tuple(
+        (i, leak * rest / leaks[0] if leaks[0] else 0.0, change)
+        for i, (rest, change) in enumerate(zip(leaks, total, strict=False))
+    )
+    return directions[:, :number], front
 
 
 def refined(right: Tensor, left: Tensor) -> Tensor:
