@@ -14,7 +14,7 @@ from .._warnings import warn
 from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
-from ._modules import LABELS
+from ._modules import GROUPS, LABELS
 from ._sites import Site, resolve_sites
 
 
@@ -100,6 +100,7 @@ class _Recorder:
             )
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
+        kwargs.pop(GROUPS, None)
         example = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
         device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
         # Where kernels take the rows, they count what is no label and no mask: nothing waits for the device here.

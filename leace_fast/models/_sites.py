@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._groups import GROUPS, find_places
+from ._groups import PLACES, find_places
 from ._modules import is_norm, items_of, run_example, unknown
 from ._trace import Trace
 
-EXPECTED = f"norms, {', '.join(GROUPS)}, names of modules or patterns"
+EXPECTED = f"norms, {', '.join(PLACES)}, names of modules or patterns"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_sites(
     if not chosen:
         raise ValueError(
             f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}; choose "
-            f"sites={', '.join(map(repr, GROUPS))} or modules by name"
+            f"sites={', '.join(map(repr, PLACES))} or modules by name"
         )
     return [_site(trace, name) for name in trace.widths if name in chosen]
 
@@ -106,9 +106,9 @@ def resolve_sites(
 
 def _without_groups(model: nn.Module, example: Any, wanted: list[str]) -> list[str]:
     """Names and patterns, those of a group in its place."""
-    groups = [name for name in wanted if name in GROUPS]
+    groups = [name for name in wanted if name in PLACES]
     places = [find_places(model, group, lambda: run_example(model, example)) for group in groups]
-    return [name for name in wanted if name not in GROUPS] + [name for found in places for name in found]
+    return [name for name in wanted if name not in PLACES] + [name for found in places for name in found]
 
 
 def _norms_of_layers(trace: Trace, names: dict[nn.Module, str]) -> set[str]:

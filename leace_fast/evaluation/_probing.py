@@ -1,0 +1,93 @@
+"""The probes of an evaluation: which rows train them, which test them, and which may do neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._progress import Track
+from ..models import LABELS, device_of, inputs_of, resolve_sites
+from ..scrubbing import Scrubber
+from ._gathering import SiteRows
+from ._groups import TEST, TRAIN, Groups, Parts, labelled, only
+from ._probe import Probe, linear_probe
+
+MEMORY = 2**29  # bytes of rows that are held, of all sites, to train on and to test on
+
+
+class Probing:
+    """The probes of a model's sites, and the rows that they are trained and tested on.
+
+    Args:
+        model: any module.
+        scrubber: whose erasers act; what it was fitted on is refused.
+        sites: as in `evaluate`.
+        by_turns: whether each other group of the batches to test on trains.
+        most: rows of a site to train on, and to test on.
+        in_sample: whether batches are taken on which the scrubber was fitted.
+    """
+
+    def __init__(
+        self, model: nn.Module, scrubber: Scrubber | None, sites: Any, by_turns: bool, most: int, in_sample: bool
+    ) -> None:
+        self.model, self.scrubber, self.most = model, scrubber, most
+        self.wanted = sites if sites is not None else "norms" if scrubber is None else list(scrubber)
+        self.in_sample = in_sample and scrubber is not None
+        self.groups, self.parts = Groups(), Parts(by_turns)
+        self.rows: list[SiteRows] = []  # to train on, and to test on
+        self.count = 0
+
+    def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
+        """What takes in the rows of a batch, none where it has no classes; to be entered where the erasers act.
+
+        Args:
+            batch: to train on, or to test on.
+            index: its number among those.
+            stream: TRAIN or TEST; where groups train and test by turns, both come of the latter.
+        """
+        labels = batch.get(LABELS)
+        if labels is None or (isinstance(labels, Tensor) and labels.is_floating_point()):
+            return []
+        if isinstance(labels, Mapping):
+            raise ValueError(
+                f"{LABELS} names several concepts ({', '.join(labels)}): evaluate one of them at a time, or probe=False"
+            )
+        if not self.rows:
+            self._start(batch)
+        groups = self.groups.of(batch, index)
+        sides = self.parts.of(groups, labelled(batch, groups), stream)
+        self.count += 1
+        present = set(sides.unique().tolist()) - {-1}
+        return [self.rows[side].gathering(only(batch, sides == side), self.count, groups) for side in present]
+
+    def fitted(self, track: Track) -> dict[str, Probe]:
+        """A probe at each site."""
+        names = self.rows[TRAIN].names if self.rows else ()
+        for site in names:
+            for side, what in ((TRAIN, "train"), (TEST, "test")):
+                if not self.rows[side].count(site):
+                    raise ValueError(
+                        f"no row of {site!r} is left to {what} the probe on: give labelled batches of at least two "
+                        "groups (sequences, where no groups are named), or probe_batches, or probe=False"
+                    )
+        return {site: self._probe(site) for site in (track(names, "probe") if names else ())}
+
+    def _probe(self, site: str) -> Probe:
+        (x, y, groups), (test_x, test_y, test_groups) = (self.rows[side].of(site) for side in (TRAIN, TEST))
+        options = {"groups": test_groups, "train_groups": groups, "in_sample": self.in_sample}
+        return linear_probe(x, y, test_x, test_y, **options)
+
+    def _start(self, batch: Mapping[str, Any]) -> None:
+        # the trace of the sites is that of the clean model
+        sites = resolve_sites(self.model, inputs_of(batch, device_of(self.model)), self.wanted)
+        width = sum(site.width for site in sites) * _item_size(self.model)
+        most = min(self.most, MEMORY // (2 * width))
+        self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
+
+
+def _item_size(model: nn.Module) -> int:
+    """Bytes of a number in the rows of a model."""
+    return next((each.element_size() for each in model.parameters() if each.is_floating_point()), 4)
