@@ -20,17 +20,20 @@ RESOLVED = 1e-10  # eigenvalues below this share of the largest are rounding
 Contrasts = int | Literal["auto"]
 
 
-def check_contrasts(contrasts: object, every: Sequence[Moments]) -> list[Cells]:
+def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | None) -> list[Cells]:
     """Return the cells that contrasts are taken from, none where none are wanted.
 
     Raises:
-        ValueError: `contrasts` is neither "auto" nor an integer >= 0, or the rows came without groups.
+        ValueError: `contrasts` is neither "auto" nor an integer >= 0, comes beside a rank, or the rows came without
+            groups.
     """
     good = contrasts == "auto" or (isinstance(contrasts, int) and not isinstance(contrasts, bool) and contrasts >= 0)
     if not good:
         raise ValueError(f"contrasts is {contrasts!r}, expected an integer >= 0, or 'auto'")
     if not contrasts:
         return []
+    if rank is not None:
+        raise ValueError(f"got rank={rank} and contrasts={contrasts!r}, expected one: contrasts add to the full rank")
     found = [cells for one in every if (cells := one.cells) is not None]
     if not found:
         raise ValueError("contrasts need groups: the text, speaker or module of each row, as update(x, y, groups=...)")

@@ -138,8 +138,8 @@ def warn_of_leaks(report: Any) -> None:
         )
     if report.groups and report.effective_groups < FEW_GROUPS:
         warn(
-            f"the rows come from {report.groups} groups, by their shares as good as {report.effective_groups:.1f}: on a "
-            f"fresh group much may be left; fit on {FEW_GROUPS} or more of like size, with fewer rows each"
+            f"the rows come from {report.groups} groups, by their shares as good as {report.effective_groups:.1f}: on "
+            f"a fresh group much may be left; fit on {FEW_GROUPS} or more of like size, with fewer rows each"
         )
 
 

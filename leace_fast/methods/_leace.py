@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from ..erasers import MAX_COST_RATIO, Eraser, Report
 from ..fitting import (
     MOST_CONTRASTS,
+    Concept,
     Contrasts,
     Shrinkage,
     Whitening,
@@ -61,7 +64,7 @@ def leace(
         metric: statistics of the rows that the eraser will act on, labelled or not: their mean and covariance say what
             least change is. None for those of `moments`. The class means of `moments` are made equal all the same.
         contrasts: so many directions more, in which the classes differ from group to group: less is left on groups
-            that were not fitted, more is changed. "auto" for as few as take away half of what 20 would, by cross-fitting
+            that were not fitted, more is changed. "auto" for as few as take away half of what 20 would, cross-fitted
             over groups; `report.front` shows the choice. They need rows with groups.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
         shrinkage: weight of the identity in the correlation matrix, 0 to 1; True for that of Bodnar et al. 2014
@@ -100,28 +103,14 @@ def leace(
     """
     check_rank(rank)
     every = concepts_of(moments)
-    cells = check_contrasts(contrasts, every)
-    if cells and rank is not None:
-        raise ValueError(f"got rank={rank} and contrasts={contrasts!r}, expected one: contrasts add to the full rank")
-    main = fullest(every) if metric is None else _metric(metric, every[0])
+    cells = check_contrasts(contrasts, every, rank)
     concepts = [concept_of(one) for one in every]
-    concept = union_of(concepts)
+    main = fullest(every) if metric is None else _metric(metric, every[0])
     white = whitening_of(main, shrinkage, ridge, () if metric is None else every)
-    span = span_of(concept, white)
-    basis, left = span.basis, span.left
-    incomplete = [*concept.absent, *span.unresolved]
-    not_erased = list(incomplete)
-    if rank is not None and rank < span.rank:
-        not_erased.append(f"{span.rank - rank} of {span.rank} directions: rank={rank} was asked for")
-        canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
-        turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
-        basis, left = basis @ turn, left @ turn
-    fresh = expected(every, basis.shape[1], white, basis)
-    added, front = _contrasts(cells, white, basis, contrasts, fresh.get("expected_group_leak", 0.0))
-    if front:
-        # The groups that gave the contrasts know nothing of what these leave on others: the front tells it.
-        fresh = expected(every, basis.shape[1] + added.shape[1]) | {"expected_group_leak": front[added.shape[1]][1]}
-    basis, left = (torch.cat(parts, 1) for parts in ((basis, added), (left, white.unwhiten(added))))
+    directions, incomplete = _directions(every, concepts, white, rank)
+    if cells:
+        directions = _with_contrasts(directions, cells, white, contrasts)
+    basis, left = directions.basis, directions.left
 
     mean = main.mean
     right = refined(white.readers(basis), left)
@@ -139,7 +128,7 @@ def leace(
                 f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
             )
     if incomplete:
-        warn_of(not_erased)
+        warn_of(directions.not_erased)
     report = Report(
         method="leace",
         dim=main.dim,
@@ -152,11 +141,11 @@ def leace(
         error_bound=main.relative_error / white.smallest_eigenvalue,
         effective_rank=white.effective_rank,
         cost_ratio=ratio,
-        not_erased=tuple(not_erased),
-        concepts=described(concepts, white) if rank is None else (),
-        contrasts=added.shape[1],
-        front=front,
-        **fresh,
+        not_erased=directions.not_erased,
+        concepts=directions.concepts,
+        contrasts=directions.contrasts,
+        front=directions.front,
+        **directions.fresh,
     )
     warn_of_leaks(report)
     warn_of_narrow(white)
@@ -180,26 +169,70 @@ def _metric(metric: object, moments: Moments) -> Moments:
     return metric
 
 
-def _contrasts(
-    cells: Sequence[Cells], white: Whitening, basis: Tensor, wanted: Contrasts, leak: float
-) -> tuple[Tensor, tuple[tuple[int, float, float], ...]]:
-    """Return the contrasts (d, r), whitened, that are added to a basis, and the front of leak against change.
+@dataclass(frozen=True)
+class Directions:
+    """What is erased, and what the report says of it.
 
-    `leak` is what the basis alone leaves, by the jackknife, whose level is right; how it falls is cross-fitted.
+    Attributes:
+        basis: (d, r) orthonormal, whitened.
+        left: (d, r) the same in the units of x.
+        fresh: what is expected of fresh rows.
+        contrasts: how many of the directions are contrasts.
+        not_erased, concepts, front: as in `Report`.
     """
-    if not cells:
-        return basis[:, :0], ()
+
+    basis: Tensor
+    left: Tensor
+    fresh: dict[str, Any]
+    not_erased: tuple[str, ...]
+    concepts: tuple[str, ...]
+    contrasts: int = 0
+    front: tuple[tuple[int, float, float], ...] = ()
+
+
+def _directions(
+    every: Sequence[Moments], concepts: Sequence[Concept], white: Whitening, rank: int | None
+) -> tuple[Directions, bool]:
+    """Return those of the class means, all or the strongest, and whether a class or a direction is not among them."""
+    concept = union_of(concepts)
+    span = span_of(concept, white)
+    basis, left = span.basis, span.left
+    incomplete = not_erased = (*concept.absent, *span.unresolved)
+    if rank is not None and rank < span.rank:
+        not_erased = (*incomplete, f"{span.rank - rank} of {span.rank} directions: rank={rank} was asked for")
+        canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
+        turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
+        basis, left = basis @ turn, left @ turn
+    lines = described(concepts, white) if rank is None else ()
+    fresh = expected(every, basis.shape[1], white, basis)
+    return Directions(basis, left, fresh, not_erased, lines), bool(incomplete)
+
+
+def _with_contrasts(found: Directions, cells: Sequence[Cells], white: Whitening, wanted: Contrasts) -> Directions:
+    """Return directions with the contrasts that are wanted, and the front of leak against change.
+
+    The level of the leak is that of the jackknife without contrasts, which is right; how it falls is cross-fitted. The
+    groups that gave the contrasts know nothing of what these leave on others.
+    """
     most = MOST_CONTRASTS if wanted == "auto" else wanted
-    directions = contrasts_of(cells, white, basis, most)
-    leaks = crossed_leak(cells, white, most)
-    number = min(chosen(leaks), directions.shape[1]) if wanted == "auto" else directions.shape[1]
-    changes = [float(white.unwhiten(part).square().sum()) for part in (basis, *directions.T[:, :, None])]
-    total = torch.tensor(changes, dtype=torch.float64).cumsum(0).tolist()
+    every = contrasts_of(cells, white, found.basis, most)
+    rest = crossed_leak(cells, white, most)[: every.shape[1] + 1]
+    number = chosen(rest) if wanted == "auto" else every.shape[1]
+    columns = white.unwhiten(every)
+    changes = float(found.left.square().sum()) + torch.cat([columns.new_zeros(1), columns.square().sum(0).cumsum(0)])
+    level = found.fresh["expected_group_leak"] / rest[0] if rest[0] else 0.0
     front = tuple(
-        (i, leak * rest / leaks[0] if leaks[0] else 0.0, change)
-        for i, (rest, change) in enumerate(zip(leaks, total, strict=False))
+        (i, level * leak, change) for i, (leak, change) in enumerate(zip(rest, changes.tolist(), strict=False))
     )
-    return directions[:, :number], front
+    leak = front[min(number, len(front) - 1)][1]
+    return replace(
+        found,
+        basis=torch.cat([found.basis, every[:, :number]], 1),
+        left=torch.cat([found.left, columns[:, :number]], 1),
+        fresh=found.fresh | {"expected_group_leak": leak},
+        contrasts=number,
+        front=front,
+    )
 
 
 def refined(right: Tensor, left: Tensor) -> Tensor:
