@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .._progress import Track
 from ..models import LABELS, device_of, inputs_of, resolve_sites
-from ..scrubbing import Scrubber
+from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, labelled, only
 from ._probe import Probe, linear_probe
@@ -57,6 +58,7 @@ class Probing:
             )
         if not self.rows:
             self._start(batch)
+        self._refuse_seen(batch, index, stream)
         groups = self.groups.of(batch, index)
         sides = self.parts.of(groups, labelled(batch, groups), stream)
         self.count += 1
@@ -80,12 +82,48 @@ class Probing:
         options = {"groups": test_groups, "train_groups": groups, "in_sample": self.in_sample}
         return linear_probe(x, y, test_x, test_y, **options)
 
+    def _refuse_seen(self, batch: Mapping[str, Any], index: int, stream: int) -> None:
+        """Raise ValueError where the erasers were fitted on sequences of a batch."""
+        seen = None if self.scrubber is None or self.in_sample else self.scrubber._seen
+        if seen is not None and (found := _labelled_and_seen(batch, seen)):
+            name = "probe_batches" if stream == TRAIN else "batches"
+            more = f" and {len(found) - 1} more of it" if len(found) > 1 else ""
+            raise ValueError(
+                f"the erasers were fitted on sequence {found[0]} of batch {index} of {name}{more}: in such rows a linear "
+                "probe reads nothing, whatever it reads in others. Give batches that were held out, or `without_seen` of "
+                "these; or pass in_sample=True, which names the figures in-sample, or probe=False"
+            )
+
     def _start(self, batch: Mapping[str, Any]) -> None:
         # the trace of the sites is that of the clean model
         sites = resolve_sites(self.model, inputs_of(batch, device_of(self.model)), self.wanted)
         width = sum(site.width for site in sites) * _item_size(self.model)
         most = min(self.most, MEMORY // (2 * width))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
+
+
+def without_seen(batch: Mapping[str, Any], scrubber: Scrubber | None) -> Mapping[str, Any]:
+    """A batch in which sequences that erasers were fitted on have no label: a text may occur twice.
+
+    Args:
+        batch: with `concept_labels`, of classes.
+        scrubber: whose erasers; None for none.
+
+    >>> without_seen({"input_ids": torch.tensor([[1, 2]]), "concept_labels": torch.tensor([[0, 1]])}, None)
+    {'input_ids': tensor([[1, 2]]), 'concept_labels': tensor([[0, 1]])}
+    """
+    seen = None if scrubber is None else scrubber._seen
+    if seen is None or LABELS not in batch or not (found := _labelled_and_seen(batch, seen)):
+        return batch
+    kept = torch.ones(len(batch[LABELS]), dtype=torch.bool)
+    kept[found] = False
+    return only(batch, kept)
+
+
+def _labelled_and_seen(batch: Mapping[str, Any], seen: Seen) -> list[int]:
+    """The places in a batch of sequences that have a label and that erasers were fitted on."""
+    kept = labelled(batch, torch.arange(len(batch[LABELS])))
+    return [place for place in seen.found(batch) if kept[place]]
 
 
 def _item_size(model: nn.Module) -> int:

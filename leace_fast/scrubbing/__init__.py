@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ._scrub import scrub
 from ._scrubber import Scrubber
+from ._seen import Seen
 
 __all__ = [
     "Scrubber",
+    "Seen",
     "scrub",
 ]

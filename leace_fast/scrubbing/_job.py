@@ -18,6 +18,7 @@ from ..statistics import Moments
 from ._checkpoint import Checkpoint, Digest, fingerprint
 from ._concepts import Concepts
 from ._replay import without_cache
+from ._seen import Seen
 
 Fit = Callable[[Any], Eraser]
 
@@ -34,6 +35,7 @@ class Job:
         folder: of the checkpoint, None for none.
         facts: what tells a checkpoint of this call from others: the mode, the name of the method, the sites.
         decoder: those of the sites that lie in the decoder of an encoder-decoder.
+        seen: what it is fitted on.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Job:
     folder: str | os.PathLike[str] | None
     facts: dict[str, Any]
     decoder: set[str] = field(default_factory=set)
+    seen: Seen = field(default_factory=Seen)
 
     def labels(self, batch: Any, index: int) -> dict[str, BatchLabels]:
         """The labels of a batch by concept; a method of ours that takes one concept is refused where there are more."""

@@ -39,6 +39,7 @@ def scrub_in_parallel(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     with torch.no_grad(), evaluating(job.model), tap(job.model, names, gathered.at_site):
         for index, batch in chain([first], stream):
             gathered.run(index, batch)
+            job.seen.add(batch)  # those too that a checkpoint holds already
     job.concepts.check_classes(gathered.moments[names[0]])
     return {site: job.eraser(site, gathered.moments[site]) for site in job.track(names, "fit")}
 

@@ -83,6 +83,6 @@ def scrub(
     facts = {"mode": mode, "method": name}
     job = Job(model, fit, Concepts(num_classes), track or progress_bars(), checkpoint or None, facts)
     if mode == "parallel":
-        return Scrubber.of_model(model, scrub_in_parallel(job, batches, sites))
+        return Scrubber.of_model(model, scrub_in_parallel(job, batches, sites))._knowing(job.seen)
     with Buffer(buffer) as store:
-        return Scrubber.of_model(model, scrub_in_sequence(job, batches, sites, store))
+        return Scrubber.of_model(model, scrub_in_sequence(job, batches, sites, store))._knowing(job.seen)

@@ -31,6 +31,7 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     digest = Digest()
     for index, batch in enumerate(job.track(batches, "read")):
         labels = job.labels(batch, index)
+        job.seen.add(batch)
         if job.folder is not None:
             digest.add(batch)
         if not names:
