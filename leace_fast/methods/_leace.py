@@ -122,11 +122,7 @@ def leace(
         right = refined(_without_mean(basis, whitened_mean, white), left)
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
-        if ratio > max_cost_ratio:
-            raise ValueError(
-                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
-                f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
-            )
+        _check_cost(ratio, max_cost_ratio)
     if incomplete:
         warn_of(directions.not_erased)
     report = Report(
@@ -250,6 +246,14 @@ def refined(right: Tensor, left: Tensor) -> Tensor:
     units = torch.where(units > 0, units, 1.0)
     step = rest.float() @ (right / units).float()
     return torch.addcmul(right, step.double(), units)
+
+
+def _check_cost(ratio: float, most: float) -> None:
+    if ratio > most:
+        raise ValueError(
+            f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most {most} is "
+            "allowed: use affine=True, or raise max_cost_ratio"
+        )
 
 
 def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:
