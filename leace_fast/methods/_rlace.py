@@ -48,7 +48,7 @@ def rlace(
         TypeError: batches can be gone over once only, or hold no tensors.
         ValueError: rank or another option is out of range, or there are rows of one class only.
 
-    Guarantees: at full rank class means equal; below none; mean kept.
+    Guarantees: class means equal at full rank, nothing below; mean kept.
 
     Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1, of standardised columns;
         the optimum at full rank: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 3.1.
