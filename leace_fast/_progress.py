@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ._extras import optional
+
 Track = Callable[[Any, str], Iterable[Any]]  # (items with a length, name of the stage) -> the same items
 BETWEEN_LINES = 60.0  # seconds
 
@@ -31,8 +33,9 @@ def progress_bars(console: Any = None, clock: Callable[[], float] = time.monoton
     >>> sum(row for rows in track([[1, 2], [3]], "all") for row in track(rows, "one"))
     6
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with optional("progress bars need"):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = console or Console(file=sys.stderr)
     if not console.is_terminal:

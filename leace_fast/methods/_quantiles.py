@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .._extras import optional
 from ..erasers import Eraser, QuantileNormalizer, Report
 from ..fitting import RowStream, Summary, check_count, warn_of
 
@@ -188,10 +189,8 @@ class _Sketches:
     """KLL sketches of each class and coordinate."""
 
     def __init__(self, classes: int, coordinates: int) -> None:
-        try:
+        with optional("quantiles need"):
             from datasketches import vector_of_kll_floats_sketches  # pyright: ignore[reportAttributeAccessIssue]
-        except ImportError as error:
-            raise ImportError("quantiles need datasketches: pip install 'leace-fast[quantiles]'") from error
         self._sketches = [vector_of_kll_floats_sketches(SKETCH_SIZE, coordinates) for _ in range(classes)]
 
     def update(self, x: Tensor, y: Tensor) -> None:
