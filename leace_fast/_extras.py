@@ -17,22 +17,21 @@ EXTRAS = {
     "typer": "",
     "rich": "",
 }
-CALLED = {"sklearn": "scikit-learn"}  # where a package has another name than what is imported
 
 
 @contextmanager
-def optional(what_needs: str) -> Iterator[None]:
+def optional(message: str) -> Iterator[None]:
     """Turn the failed import of a package that is missing into an ImportError that says what to install.
 
     An import that fails for another reason, inside a package that is there, is raised as it is.
 
     Args:
-        what_needs: the begin of the sentence, such as "models need".
+        message: what needs which package, such as "models need transformers".
 
     Raises:
         ImportError: a package of `EXTRAS` is missing.
 
-    >>> with optional("pictures need"):
+    >>> with optional("pictures need matplotlib"):
     ...     raise ModuleNotFoundError(name="matplotlib.figure")
     Traceback (most recent call last):
     ImportError: pictures need matplotlib: pip install 'leace-fast[audit]'
@@ -45,4 +44,4 @@ def optional(what_needs: str) -> Iterator[None]:
             raise
         extra = EXTRAS[package]
         install = f"'leace-fast[{extra}]'" if extra else "leace-fast"
-        raise ImportError(f"{what_needs} {CALLED.get(package, package)}: pip install {install}") from error
+        raise ImportError(f"{message}: pip install {install}") from error

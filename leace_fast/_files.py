@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 KEY = "leace_fast"
 BLANK_DIGEST = "0" * 64  # stands in the digest's place while the file is hashed
 DIGEST_MARK = b'"sha256":"'
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}: make it first")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:  # with the rights that the umask leaves, as any file
+        with os.fdopen(os.open(temporary, NEW_FILE, 0o666), "wb") as file:  # less what the umask takes, as any file
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -33,7 +33,7 @@ def progress_bars(console: Any = None, clock: Callable[[], float] = time.monoton
     >>> sum(row for rows in track([[1, 2], [3]], "all") for row in track(rows, "one"))
     6
     """
-    with optional("progress bars need"):
+    with optional("progress bars need rich"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

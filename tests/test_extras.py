@@ -15,9 +15,6 @@ import torch
 import leace_fast
 from leace_fast._extras import EXTRAS, optional
 
-if sys.version_info >= (3, 11):
-    import tomllib
-
 PACKAGE = Path(leace_fast.__file__).parent
 # What is reached through a module that imports these packages first, inside `optional`.
 BEHIND = {"typer": PACKAGE / "cli", "sklearn": PACKAGE / "sklearn"}
@@ -87,7 +84,7 @@ HF, AUDIT = "pip install 'leace-fast[hf]'", "pip install 'leace-fast[audit]'"
 MISSING: list[tuple[str, Callable[[], Any], str]] = [
     ("transformers", load_model, f"models need transformers: {HF}"),
     ("transformers", tokenizer("leace_fast.cli._fold"), f"tokenizers need transformers: {HF}"),
-    ("tokenizers", tokenizer("leace_fast.demo._language_model"), f"tokenizers need tokenizers: {HF}"),
+    ("tokenizers", tokenizer("leace_fast.demo._language_model"), f"tokenizers need transformers: {HF}"),
     ("transformers", demo, f"the demo needs transformers: {HF}"),
     ("transformers", fresh("leace_fast.demo.train"), f"training the demo's model needs transformers: {HF}"),
     ("sklearn", inlp, f"INLP on rows needs scikit-learn: {AUDIT}"),
@@ -132,9 +129,9 @@ def test_what_is_missing_says_what_to_install(package: str, call: Any, message: 
 
 
 def test_an_error_inside_a_package_that_is_there_is_raised_as_it_is() -> None:
-    with pytest.raises(ImportError, match="cannot import name 'nope'"), optional("models need"):
+    with pytest.raises(ImportError, match="cannot import name 'nope'"), optional("models need transformers"):
         from json import nope  # type: ignore[attr-defined]  # noqa: F401
-    with pytest.raises(ModuleNotFoundError, match="nowhere"), optional("models need"):
+    with pytest.raises(ModuleNotFoundError, match="nowhere"), optional("models need transformers"):
         import nowhere  # type: ignore[import-not-found]  # noqa: F401
 
 
@@ -167,8 +164,8 @@ def test_every_optional_import_says_what_to_install() -> None:
     assert [line for path in sorted(PACKAGE.rglob("*.py")) for line in unguarded(path)] == []
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
 def test_the_extras_are_those_of_the_package() -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     brought = {"": project["dependencies"], **project["optional-dependencies"]}
     of_others = {"tokenizers"}  # transformers brings it

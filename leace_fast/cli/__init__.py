@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._extras import optional
 
-with optional("the command line needs"):
+with optional("the command line needs typer"):
     import typer
 
 from ._demo import demo

@@ -20,7 +20,7 @@ def doctor(as_json: JSON = False) -> None:
         typer.echo(json.dumps(to_json(findings), indent=2))
         return
 
-    with optional("tables need"):
+    with optional("tables need rich"):
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table

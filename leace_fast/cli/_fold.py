@@ -56,7 +56,7 @@ def export_lora(
 
 def copy_tokenizer(source: str, out: Path) -> None:
     """Save the tokenizer of a model, if it has one, beside another model."""
-    with optional("tokenizers need"):
+    with optional("tokenizers need transformers"):
         from transformers import AutoTokenizer
     with suppress(OSError, ValueError):
         AutoTokenizer.from_pretrained(source).save_pretrained(out)

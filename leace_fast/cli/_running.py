@@ -61,7 +61,7 @@ def screen() -> tuple[Console, Track]:
     """Return a console and a progress bar for its stages."""
     from .._progress import progress_bars
 
-    with optional("tables need"):
+    with optional("tables need rich"):
         from rich.console import Console
     console = Console()
     with suppress(ImportError):

@@ -69,7 +69,7 @@ def _read_text_lines(path: Path, columns: Columns | None) -> Iterator[dict[str, 
 
 
 def _read_parquet(path: Path, columns: Columns | None) -> Iterator[dict[str, Any]]:
-    with optional("parquet files need"):
+    with optional("parquet files need pyarrow"):
         from pyarrow import ArrowInvalid, parquet
     try:
         with parquet.ParquetFile(path) as file:

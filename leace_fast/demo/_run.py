@@ -87,7 +87,7 @@ def load_demo(
     Raises:
         FileNotFoundError: the folder lacks the model or the text.
     """
-    with optional("the demo needs"):
+    with optional("the demo needs transformers"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assets = Path(assets)

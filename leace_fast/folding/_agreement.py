@@ -102,12 +102,12 @@ def told(distance: float, lost_offset: Sequence[str]) -> str:
 
 
 def percent(part: float) -> str:
-    """Return a share in words, with two digits.
+    """Return a share in words, with two digits or all that stand before the point.
 
-    >>> percent(0.3512), percent(1.2e-7)
-    ('35 %', '1.2e-05 %')
+    >>> percent(0.3512), percent(1.2e-7), percent(1.234)
+    ('35 %', '1.2e-05 %', '123 %')
     """
-    return f"{100 * part:.2g} %"
+    return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
 
 
 def share(part: Tensor, whole: Tensor) -> float:

@@ -16,7 +16,7 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
 
     Other classes have no say. The map has no offset, so that it fits weights without a bias.
 
-    Caution: it is about the origin, as `mean_projection`: what the mean of x has along v is dropped too.
+    Take care: it is about the origin, as `mean_projection`: what the mean of x has along v is dropped too.
 
     Args:
         moments: statistics of (x, labels), with classes.

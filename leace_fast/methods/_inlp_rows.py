@@ -57,7 +57,7 @@ def null_spaces(
 
 def _classifier(rows: RowStream, summary: Summary, dropped: Tensor, loss: str, seed: int) -> tuple[Tensor, float]:
     """Return a classifier's weights (m, d), in the units of x, and its accuracy on the rows it was fitted on."""
-    with optional("INLP on rows needs"):
+    with optional("INLP on rows needs scikit-learn"):
         from sklearn.linear_model import SGDClassifier
     classes = (summary.counts > 0).nonzero().flatten().numpy()
     scale = torch.where(summary.deviation > 0, summary.deviation, 1.0)

@@ -12,8 +12,8 @@ def mean_projection(moments: Moments, *, rank: int | None = None) -> Eraser:
 
     Beside `orth` it has no offset, and classes count alike, however rare, when `rank` leaves some directions in.
 
-    Caution: it is about the origin. What the mean of x has along V is dropped with the differences, which may change x
-    many times more than `orth` does, the same projection about the mean (the second example). Take `orth` unless the
+    Take care: it is about the origin. What the mean of x has along V is dropped with the differences, which may change
+    x many times more than `orth` does, the same projection about the mean (the second example). Take `orth` unless the
     map must have no offset.
 
     Args:

@@ -63,9 +63,9 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
 
     Nothing else changes, and doing it with the labels exchanged undoes it.
 
-    Caution: a row keeps its rank among those of its class. Where positions are pooled of which few tell the class, the
-    other class has ordinary rows at that rank: the distributions and their means change places, and the rows that told
-    the class do not (the second example). `switch`, or `leace(moments).scaled(2.0)`, reflects every row.
+    Take care: a row keeps its rank among those of its class. Where positions are pooled of which few tell the class,
+    the other class has ordinary rows at that rank: the distributions and their means change places, and the rows that
+    told the class do not (the second example). `switch`, or `leace(moments).scaled(2.0)`, reflects every row.
 
     Args:
         batches: (x, y) with integer labels of two classes, -100 for rows to leave out; gone over three times.
@@ -189,7 +189,7 @@ class _Sketches:
     """KLL sketches of each class and coordinate."""
 
     def __init__(self, classes: int, coordinates: int) -> None:
-        with optional("quantiles need"):
+        with optional("quantiles need datasketches"):
             from datasketches import vector_of_kll_floats_sketches  # pyright: ignore[reportAttributeAccessIssue]
         self._sketches = [vector_of_kll_floats_sketches(SKETCH_SIZE, coordinates) for _ in range(classes)]
 

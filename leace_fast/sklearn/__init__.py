@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._extras import optional
 from ..methods import METHODS
 
-with optional("transformers of X need"):
+with optional("transformers of X need scikit-learn"):
     from ._made import name_of, transformer_of
 from ._rlace import RlaceTransformer
 from ._splince import SplinceTransformer

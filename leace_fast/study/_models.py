@@ -37,7 +37,7 @@ def load_model_and_tokenizer(source: str, device: str | None, dtype: str) -> tup
         warn(f"this processor has no products of {slow}: {advice}")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
-    with optional("tokenizers need"):
+    with optional("tokenizers need transformers"):
         from transformers import AutoTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -53,7 +53,7 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
         raise ValueError(f"no dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     check_source(source)
     target = _device(device)
-    with optional("models need"):
+    with optional("models need transformers"):
         import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     try:

@@ -115,7 +115,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    with optional("pictures need"):
+    with optional("pictures need matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine

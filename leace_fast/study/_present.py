@@ -13,7 +13,7 @@ from ..scrubbing import Scrubber
 from ._plots import plot_loss, plot_probes, short_names
 from ._records import QUIET, SLACK, Loss, Study
 
-with optional("tables need"):
+with optional("tables need rich"):
     from rich.table import Table
 
 FORMAT_VERSION = 1
