@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import device_of, inputs_of, submodules
+from ..models import device_of, inputs_of, submodules, without_labels
 from ..scrubbing import Scrubber, without_cache
 from ._gathering import erased
 from ._losses import batch_losses
@@ -46,7 +46,7 @@ class Passes:
         """
         sums = torch.zeros(3, dtype=torch.float64)
         if self.probing:
-            self.probing.admit(batch, index, stream)
+            self.probing.admit(batch, index, stream, _example(batch) if self._too_large(batch) else batch)
         pieces, head = [batch], None
         if self._too_large(batch):
             head = self._head_for(batch)
@@ -90,7 +90,7 @@ class Passes:
         if not self._tried:
             self._tried = True
             names = [*(self.scrubber or ()), *(self.probing.names if self.probing else ())]
-            self._head = find_head(self.model, next(_pieces(batch, 1), batch), names)
+            self._head = find_head(self.model, _example(batch), names)
         return self._head
 
 
@@ -128,7 +128,7 @@ def find_head(model: Any, batch: Mapping[str, Any], names: list[str]) -> Head | 
 
     Args:
         model: any module, clean.
-        batch: one sequence.
+        batch: some tokens.
         names: of modules in which something acts: none may hold the head, or be in it.
     """
     module = _output_embeddings(model)
@@ -140,7 +140,7 @@ def find_head(model: Any, batch: Mapping[str, Any], names: list[str]) -> Head | 
         module in set(site.modules()) or site in set(module.modules()) for site in submodules(model, names).values()
     ):
         return None
-    inputs = without_cache(model, inputs_of(_shortened(batch), device_of(model)))
+    inputs = without_cache(model, inputs_of(batch, device_of(model)))
     head = Head(module)
     try:
         wanted = model(**inputs).logits
@@ -207,11 +207,10 @@ def _pieces(batch: Mapping[str, Any], most: int) -> Iterator[Mapping[str, Any]]:
         yield part(batch, first)
 
 
-def _shortened(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The first tokens of a batch of which everything is by token, else all of it; without what is scored."""
-    ids = batch.get("input_ids")
-    kept = {name: value for name, value in batch.items() if name != "labels"}
-    tensors = [value for value in kept.values() if isinstance(value, Tensor)]
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or any(value.shape != ids.shape for value in tensors):
-        return kept
+def _example(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Two sequences of a batch, of which the first tokens where everything is by token, and nothing that is scored."""
+    batch = next(_pieces(without_labels(batch), 2))
+    ids, kept = batch.get("input_ids"), {name: value for name, value in batch.items() if name != "labels"}
+    if not isinstance(ids, Tensor) or any(isinstance(v, Tensor) and v.shape != ids.shape for v in kept.values()):
+        return batch
     return {name: value[:, :TRIED] if isinstance(value, Tensor) else value for name, value in kept.items()}

@@ -46,13 +46,14 @@ class Probing:
         """The sites, none before the first labelled batch."""
         return self.rows[TRAIN].names if self.rows else []
 
-    def admit(self, batch: Mapping[str, Any], index: int, stream: int) -> None:
+    def admit(self, batch: Mapping[str, Any], index: int, stream: int, example: Mapping[str, Any]) -> None:
         """Look at a batch before it runs: a trace for the sites, which must be of the clean model, comes here.
 
         Args:
             batch: to train on, or to test on.
             index: its number among those.
             stream: TRAIN or TEST; where groups train and test by turns, both come of the latter.
+            example: inputs of the model, on which it is traced.
 
         Raises:
             ValueError: its labels are of several concepts, or the erasers were fitted on it.
@@ -65,7 +66,7 @@ class Probing:
             )
         self._refuse_seen(batch, index, stream)
         if not self.rows:
-            self._start(batch)
+            self._start(example)
 
     def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
         """What takes in the rows of a batch, or of a piece of it; to be entered where the erasers act.
@@ -113,9 +114,8 @@ class Probing:
                 "`without_seen` of these; or pass in_sample=True, which names the figures in-sample, or probe=False"
             )
 
-    def _start(self, batch: Mapping[str, Any]) -> None:
-        # the trace of the sites is that of the clean model
-        sites = resolve_sites(self.model, inputs_of(batch, device_of(self.model)), self.wanted)
+    def _start(self, example: Mapping[str, Any]) -> None:
+        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
         width = sum(site.width for site in sites) * _item_size(self.model)
         most = min(self.most, MEMORY // (2 * width))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
