@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from torch import nn
 
 from .._progress import Track, untracked
-from ..models import GROUPS, Site, check_inputs, device_of, evaluating, inputs_of, with_groups
+from ..models import GROUPS, Site, check_inputs, evaluating, with_groups
 from ..scrubbing import Scrubber
-from ._gathering import erased
 from ._groups import TEST, TRAIN
-from ._losses import batch_losses, bits_per_byte
+from ._losses import bits_per_byte
+from ._passes import Passes
 from ._probe import Probe
 from ._probing import Probing
 
@@ -120,24 +119,13 @@ def evaluate(
         scrubber.check_model(model)
     by_turns = probe_batches is None
     probes = Probing(model, scrubber, sites, by_turns, probe_rows, in_sample) if probe else None
-    device = device_of(model)
-
-    def run(batch: Mapping[str, Any], number: int, stream: int) -> Any:
-        gathering = probes.gathering(batch, number, stream) if probes else []
-        with ExitStack() as stack:
-            for context in (erased(model, scrubber), *gathering):
-                stack.enter_context(context)
-            return model(**inputs_of(batch, device))
-
+    passes = Passes(model, scrubber, probes)
     sums, count = torch.zeros(3, dtype=torch.float64), 0
     with torch.no_grad(), evaluating(model):
         for number, batch in enumerate(track((probe_batches or ()) if probe else (), "probe: train")):
-            run(with_groups(batch, groups, number), number, TRAIN)
+            passes.run(with_groups(batch, groups, number), number, TRAIN, score=False)
         for number, batch in enumerate(track(batches, "evaluate")):
-            batch = with_groups(batch, groups, number)
-            output = run(batch, number, TEST)
-            clean = model(**inputs_of(batch, device)) if scrubber is not None else None
-            sums += batch_losses(model, batch, output, clean)
+            sums += passes.run(with_groups(batch, groups, number), number, TEST)
             count += 1
     if not count:
         raise ValueError("got no batches, expected some to evaluate on")

@@ -41,24 +41,44 @@ class Probing:
         self.rows: list[SiteRows] = []  # to train on, and to test on
         self.count = 0
 
-    def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
-        """What takes in the rows of a batch, none where it has no classes; to be entered where the erasers act.
+    @property
+    def names(self) -> list[str]:
+        """The sites, none before the first labelled batch."""
+        return self.rows[TRAIN].names if self.rows else []
+
+    def admit(self, batch: Mapping[str, Any], index: int, stream: int, example: Mapping[str, Any]) -> None:
+        """Look at a batch before it runs: a trace for the sites, which must be of the clean model, comes here.
 
         Args:
             batch: to train on, or to test on.
             index: its number among those.
             stream: TRAIN or TEST; where groups train and test by turns, both come of the latter.
+            example: inputs of the model, on which it is traced.
+
+        Raises:
+            ValueError: its labels are of several concepts, or the erasers were fitted on it.
         """
-        labels = batch.get(LABELS)
-        if labels is None or (isinstance(labels, Tensor) and labels.is_floating_point()):
-            return []
-        if isinstance(labels, Mapping):
+        if not has_classes(batch):
+            return
+        if isinstance(labels := batch[LABELS], Mapping):
             raise ValueError(
                 f"{LABELS} names several concepts ({', '.join(labels)}): evaluate one of them at a time, or probe=False"
             )
-        if not self.rows:
-            self._start(batch)
         self._refuse_seen(batch, index, stream)
+        if not self.rows:
+            self._start(example)
+
+    def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
+        """What takes in the rows of a batch, or of a piece of it; to be entered where the erasers act.
+
+        Args:
+            batch, index, stream: as in `admit`.
+
+        Raises:
+            ValueError, TypeError: its groups or labels do not fit.
+        """
+        if not has_classes(batch):
+            return []
         groups = self.groups.of(batch, index)
         sides = self.parts.of(groups, labelled(batch, groups), stream)
         self.count += 1
@@ -67,7 +87,7 @@ class Probing:
 
     def fitted(self, track: Track) -> dict[str, Probe]:
         """A probe at each site."""
-        names = self.rows[TRAIN].names if self.rows else ()
+        names = self.names
         for site in names:
             for side, what in ((TRAIN, "train"), (TEST, "test")):
                 if not self.rows[side].count(site):
@@ -89,17 +109,22 @@ class Probing:
             name = "probe_batches" if stream == TRAIN else "batches"
             more = f" and {len(found) - 1} more of it" if len(found) > 1 else ""
             raise ValueError(
-                f"the erasers were fitted on sequence {found[0]} of batch {index} of {name}{more}: in such rows a linear "
-                "probe reads nothing, whatever it reads in others. Give batches that were held out, or `without_seen` of "
-                "these; or pass in_sample=True, which names the figures in-sample, or probe=False"
+                f"the erasers were fitted on sequence {found[0]} of batch {index} of {name}{more}: in such rows a "
+                "linear probe reads nothing, whatever it reads in others. Give batches that were held out, or "
+                "`without_seen` of these; or pass in_sample=True, which names the figures in-sample, or probe=False"
             )
 
-    def _start(self, batch: Mapping[str, Any]) -> None:
-        # the trace of the sites is that of the clean model
-        sites = resolve_sites(self.model, inputs_of(batch, device_of(self.model)), self.wanted)
+    def _start(self, example: Mapping[str, Any]) -> None:
+        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
         width = sum(site.width for site in sites) * _item_size(self.model)
         most = min(self.most, MEMORY // (2 * width))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
+
+
+def has_classes(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch has labels that name classes."""
+    labels = batch.get(LABELS)
+    return labels is not None and not (isinstance(labels, Tensor) and labels.is_floating_point())
 
 
 def without_seen(batch: Mapping[str, Any], scrubber: Scrubber | None) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._replay import without_cache
 from ._scrub import scrub
 from ._scrubber import Scrubber
 from ._seen import Seen
@@ -10,4 +11,5 @@ __all__ = [
     "Scrubber",
     "Seen",
     "scrub",
+    "without_cache",
 ]
