@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Statistic:
     options: dict[str, Any]
     weighted: bool = False
     masked: bool = False
+    grouped: bool = False
 
     def moments(self, dim: int) -> Moments:
         return Moments(dim, **self.options)
@@ -44,6 +45,9 @@ STATISTICS = [
     Statistic("1 target", {"target_dim": 1}),
     Statistic("3 targets, masked", {"target_dim": 3}, masked=True),
     Statistic("2 targets, weighted", {"target_dim": 2}, weighted=True),
+    Statistic("3 classes, groups", {"num_classes": 3}, grouped=True),
+    Statistic("2 classes, groups, weighted and masked", {"num_classes": 2}, weighted=True, masked=True, grouped=True),
+    Statistic("x alone, weighted and masked", {}, weighted=True, masked=True),
 ]
 
 
@@ -102,6 +106,13 @@ class Case:
         return self.name
 
 
+def other_rows(moments: Moments) -> Moments:
+    """Return moments of the same rows and of others in their units, by which least change may be measured."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(3 * moments.dim + 50, moments.dim, generator=generator, dtype=torch.float64)
+    return moments.pooled().update(rows.mul_(moments.variance.sqrt()).add_(moments.mean))
+
+
 CASES = [
     Case("leace", lambda m: methods.leace(m, shrinkage=False), optimal=True, rotates=True),
     Case("leace, shrinkage as it comes", methods.leace),
@@ -123,6 +134,9 @@ CASES = [
         rotates=True,
     ),
     Case("leace, of two concepts in one", lambda m: methods.leace([m, m], shrinkage=False), optimal=True, rotates=True),
+    Case(
+        "leace, of another metric", lambda m: methods.leace(m, metric=other_rows(m), shrinkage=False), keeps_mean=False
+    ),
     Case("orth", methods.orth, rescales=False, rotates=True),
     Case("orth, rank 1", lambda m: methods.orth(m, rank=1), complete=False, rescales=False),
     Case("mean projection", methods.mean_projection, affine=False, rescales=False, rotates=True, targets=False),
@@ -162,6 +176,7 @@ class Data:
     rank: int | None = None  # true rank of the concept, where it is not classes - 1 or the number of targets
     mask: Tensor | None = None
     weight: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -177,7 +192,8 @@ class Data:
     def moments(self, x: Tensor | None = None, **options: Any) -> Moments:
         """Return the moments of the rows, or of other rows with the same labels."""
         x = self.x if x is None else x
-        return Moments(self.dim, **self.options, **options).update(x, self.y, mask=self.mask, weight=self.weight)
+        rows = {"mask": self.mask, "weight": self.weight, "groups": self.groups}
+        return Moments(self.dim, **self.options, **options).update(x, self.y if self.options else None, **rows)
 
     def task(self, x: Tensor | None = None) -> Moments:
         """Return the moments of the same rows with a task of one target, which depends on the rows as they are."""
@@ -191,7 +207,7 @@ class Data:
         return Moments(self.dim, target_dim=1).update(x, target, mask=kept, weight=self.weight)
 
     def to(self, dtype: torch.dtype) -> Data:
-        return Data(self.x.to(dtype), self.y, self.options, self.rank, self.mask, self.weight)
+        return replace(self, x=self.x.to(dtype))
 
 
 def correlated(rows: int, dim: int, generator: torch.Generator, condition: float = 1e3) -> Tensor:

@@ -29,6 +29,8 @@ def bits(moments: Moments) -> dict[str, Any]:
     """Return everything that some moments hold, to the bit: the state, the staged rows, and the counters."""
     sums = moments._sums
     held = {f"state.{name}": tensor.clone() for name, tensor in sums.state.tensors().items()}
+    if sums.groups is not None and len(sums.groups):
+        held |= {f"groups.{name}": tensor for name, tensor in sums.groups.tensors().items()}
     if sums.staged:
         rows = sums.staged.filled()
         held |= {f"staged.{name}": part.clone() for name, part in vars(rows).items() if isinstance(part, Tensor)}
@@ -79,6 +81,15 @@ def assert_close(one: Moments, two: Moments, tolerance: float, sums: float = SUM
         share = (one.class_weights / one.total_weight)[present, None]
         difference = (one.class_mean_differences - two.class_mean_differences)[present]
         within(difference, 10 * sums * scale / share, "class means")
+    if (cells := two.cells) is not None:
+        found = one.cells
+        assert found is not None
+        assert all(torch.equal(getattr(found, n), getattr(cells, n)) for n in ("groups", "classes", "counts"))
+        within(found.weights - cells.weights, sums * cells.weights, "weights of cells")
+        apart, wanted = ((c.means - c.means[:1])[1:] for c in (found, cells))
+        within(
+            apart - wanted, 10 * sums * (scale + two.mean.abs()) * two.total_weight / cells.weights[1:, None], "cells"
+        )
     if one.per_class:
         difference = (one.class_covariances - two.class_covariances)[present]
         within(difference, tolerance * square / share[:, None], "class covariances")
@@ -225,7 +236,9 @@ class Used:
 
     def __init__(self, data: Data) -> None:
         keep = torch.ones(len(data.x), dtype=torch.bool) if data.mask is None else data.mask.clone()
-        if "num_classes" in data.options:
+        if not data.options:
+            self.z = torch.ones(int(keep.sum()), 1, dtype=torch.float64)
+        elif "num_classes" in data.options:
             keep &= data.y != -100
             self.z = torch.nn.functional.one_hot(data.y[keep], data.num_classes).double()
         else:

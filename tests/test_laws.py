@@ -44,9 +44,10 @@ def update(
     statistic: Statistic, dtype: torch.dtype, rows: int, dim: int, offset: float, generator: torch.Generator
 ) -> Update:
     x = cases.correlated(rows, dim, generator, condition=100.0) + offset
+    y: torch.Tensor | None = None
     if target_dim := statistic.options.get("target_dim"):
         y = torch.randn(rows, target_dim, generator=generator, dtype=torch.float64) - offset
-    else:
+    elif statistic.options:
         # Few rows have the last class, and some none.
         y = (torch.rand(rows, generator=generator).square() * statistic.options["num_classes"]).long()
         y[torch.rand(rows, generator=generator) < 0.1] = -100
@@ -55,7 +56,8 @@ def update(
     if statistic.weighted:
         weight = torch.rand(rows, generator=generator, dtype=torch.float64) * 3
         weight[torch.rand(rows, generator=generator) < 0.1] = 0
-    return {"x": x.to(dtype), "y": y, "mask": mask, "weight": weight}
+    groups = torch.randint(4, (rows,), generator=generator) if statistic.grouped else None
+    return {"x": x.to(dtype), "y": y, "mask": mask, "weight": weight, "groups": groups}
 
 
 @pytest.mark.hypothesis

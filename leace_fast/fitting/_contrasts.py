@@ -100,9 +100,7 @@ def _halves(cells: Cells) -> tuple[Cells, Cells]:
     """Return the cells of every other group, by falling weight, and those of the rest."""
     ids, group = cells.groups.unique(return_inverse=True)
     if len(ids) < 2:
-        raise ValueError(
-            f"the rows come from {len(ids)} group, expected two at least to choose contrasts by: give a number"
-        )
+        raise ValueError(f"the rows come from {len(ids)} group, expected at least two to take contrasts from")
     weights = cells.weights.new_zeros(len(ids)).index_add_(0, group, cells.weights)
     order = ids[weights.argsort(descending=True, stable=True)]
     return cells.of_groups(order[::2]), cells.of_groups(order[1::2])

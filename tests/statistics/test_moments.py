@@ -20,11 +20,14 @@ def data_of(statistic: Statistic, dtype: torch.dtype, rows: int = 3000, dim: int
     if target_dim := statistic.options.get("target_dim"):
         y = torch.randn(rows, target_dim, generator=generator, dtype=torch.float64) + x[:, :1].double()
     else:
-        y = torch.randint(statistic.options["num_classes"], (rows,), generator=generator)
+        y = torch.randint(statistic.options.get("num_classes", 1), (rows,), generator=generator)
         y[::11] = -100
     mask = torch.rand(rows, generator=generator) < 0.7 if statistic.masked else None
     weight = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1 if statistic.weighted else None
-    return cases.Data(x, y, statistic.options, mask=mask, weight=weight)
+    groups = torch.randint(9, (rows,), generator=generator) if statistic.grouped else None
+    if not statistic.options:  # without labels, rows are left out by a mask alone
+        mask = (y != -100) if mask is None else mask & (y != -100)
+    return cases.Data(x, y, statistic.options, mask=mask, weight=weight, groups=groups)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=str)

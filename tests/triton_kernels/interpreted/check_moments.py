@@ -240,3 +240,27 @@ def check_odd_columns() -> None:
     within(moments.covariance - used.covariance(used.x), 1e-5, "covariance")
     assert not moments.covariance[0].any() and not moments.covariance[3].any()
     assert moments.covariance[1, 2] == moments.covariance[1, 1] == moments.covariance[2, 2]
+
+
+def test_rows_with_groups_and_rows_without_labels() -> None:
+    """Which groups there are is found call by call; x alone is summed as one class."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(700, 8, generator=generator) + 3, torch.randint(-1, 3, (700,), generator=generator)
+    y[y < 0] = -100
+    groups = torch.arange(700) // 50
+    found, plain = Moments(8, 3), Moments(8, 3).update(x, y)
+    for begin in range(0, 700, 90):
+        part = slice(begin, begin + 90)
+        found.update(x[part], y[part], groups=groups[part])
+    assert torch.equal(found.class_counts, plain.class_counts)
+    within(found.covariance - plain.covariance, 1e-4, "covariance")
+    cells = found.cells
+    assert cells is not None and int(cells.counts.sum()) == int((y != -100).sum())
+    means = torch.stack(
+        [x[(groups == g) & (y == k)].double().mean(0) for g, k in zip(cells.groups, cells.classes, strict=True)]
+    )
+    within((cells.means - cells.means[0]) - (means - means[0]), 1e-12, "means of cells")
+    alone = Moments(8).update(x, mask=y != -100)
+    within(alone.mean - plain.mean, 1e-12, "mean")
+    within(alone.covariance - plain.covariance, 1e-4, "covariance")
+    assert plain.pooled().merge(alone).count == 2 * plain.count
