@@ -134,7 +134,9 @@ def test_the_commands_of_a_page(page: str) -> None:
 
 
 def test_scrubbing(model, batches, capsys) -> None:
-    run("scrubbing.md", 0, model=model, batches=batches, held_out=batches[:1], ids=batches[0]["input_ids"])
+    ids = batches[0]["input_ids"]
+    held_out = [{**batches[0], "input_ids": ids.flip(1), "concept_labels": ids.flip(1) % 6}]
+    run("scrubbing.md", 0, model=model, batches=batches, held_out=held_out, ids=ids)
     assert "KL" in capsys.readouterr().out and lf.Scrubber.from_pretrained("erasers")
     labels = run("scrubbing.md", 1, batch={}, tags=batches[0]["concept_labels"], number=None)["batch"]["concept_labels"]
     assert set(labels) == {"part of speech", "number"}

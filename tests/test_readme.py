@@ -40,9 +40,15 @@ def test_the_examples_in_a_model_run(tmp_path, monkeypatch, capsys):
     scrubbing, serving = [code for mark, code in BLOCKS if "notest" in mark]
     model = build("llama", torch.float32)
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(3, 63, (8, 16), generator=generator) for _ in range(4)]
+    ids = [torch.randint(3, 63, (8, 16), generator=generator) for _ in range(8)]
     batches = [{"input_ids": i, "attention_mask": torch.ones_like(i), "concept_labels": i % 6} for i in ids]
-    scope = {"lf": lf, "model": model, "batches": batches, "held_out": batches, "example": {"input_ids": ids[0]}}
+    scope = {
+        "lf": lf,
+        "model": model,
+        "batches": batches[:4],
+        "held_out": batches[4:],
+        "example": {"input_ids": ids[0]},
+    }
     exec(
         compile(
             scrubbing.replace("generate(...)", "generate(batches[0]['input_ids'], max_new_tokens=2)"),

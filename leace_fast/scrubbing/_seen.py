@@ -54,7 +54,7 @@ class Seen:
     def found(self, batch: Mapping[str, Any]) -> list[int]:
         """The places in a batch of the sequences that were seen."""
         self._settle()
-        hashes = list(_hashes(batch))
+        hashes = _hashes(batch)
         known = np.isin(np.array([each or 0 for each in hashes], dtype=np.uint64), self._smallest)
         return [place for place, each in enumerate(hashes) if each is not None and known[place]]
 
@@ -85,32 +85,36 @@ class Seen:
             self._smallest, self._fresh = np.unique(np.concatenate([self._smallest, fresh]))[:MOST], []
 
 
-def _hashes(batch: Mapping[str, Any]) -> Iterator[int | None]:
+def _hashes(batch: Mapping[str, Any]) -> list[int | None]:
     """The hash of each sequence of a batch, None for one that holds nothing."""
     ids = batch.get("input_ids")
-    if isinstance(ids, Tensor) and ids.ndim == 2:
-        mask = batch.get(MASK)
-        ids = ids.cpu().to(torch.int64).numpy()
-        kept = mask.cpu().bool().numpy() if isinstance(mask, Tensor) and mask.shape == ids.shape else None
-        for place, row in enumerate(ids):
-            tokens = row if kept is None else row[kept[place]]
-            yield _hash(tokens.astype("<i8", copy=False).tobytes()) if len(tokens) else None
-        return
+    told = _by_tokens(ids, batch.get(MASK)) if isinstance(ids, Tensor) and ids.ndim == 2 else _by_slices(batch)
+    return [
+        int.from_bytes(hashlib.blake2b(each, digest_size=BYTES).digest(), "little") if each else None for each in told
+    ]
+
+
+def _by_tokens(ids: Tensor, mask: Any) -> Iterator[bytes]:
+    """What tells each sequence of ids (batch, length): those that are not padding."""
+    rows = ids.cpu().numpy().astype("<i8")
+    kept = (
+        mask.cpu().bool().numpy() if isinstance(mask, Tensor) and mask.shape == ids.shape else np.ones_like(rows, bool)
+    )
+    return (row[here].tobytes() for row, here in zip(rows, kept, strict=True))
+
+
+def _by_slices(batch: Mapping[str, Any]) -> Iterator[bytes]:
+    """What tells each sequence of a batch without ids: its slices of the inputs that have one, and their shapes."""
     labels = batch.get(LABELS)
     labels = next(iter(labels.values()), None) if isinstance(labels, Mapping) else labels
-    inputs = sorted((name, value) for name, value in without_labels(batch).items() if isinstance(value, Tensor))
-    count = len(labels) if isinstance(labels, Tensor) else next((len(v) for _, v in inputs if v.ndim), 0)
-    sliced = [(n, v.detach().cpu()) for n, v in inputs if n != "labels" and v.ndim and len(v) == count]
+    inputs = {name: value for name, value in without_labels(batch).items() if name != "labels"}
+    tensors = sorted((name, value) for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim)
+    count = len(labels) if isinstance(labels, Tensor) else next((len(value) for _, value in tensors), 0)
+    sliced = [(name, value.detach().cpu()) for name, value in tensors if len(value) == count]
     for place in range(count):
-        parts = [
-            f"{name} {value.dtype} {tuple(value.shape[1:])}".encode() + _bytes(value[place]) for name, value in sliced
-        ]
-        yield _hash(b"".join(parts)) if parts else None
+        parts = ((f"{name} {value.dtype} {tuple(value.shape[1:])}", value[place]) for name, value in sliced)
+        yield b"".join(text.encode() + _bytes(each) for text, each in parts)
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=BYTES).digest(), "little")

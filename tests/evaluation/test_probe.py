@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
-from leace_fast.evaluation import linear_probe
+from leace_fast.evaluation import _logistic, linear_probe
+from leace_fast.evaluation._logistic import fit_mixture
 from leace_fast.evaluation._probe import best_constant
 
 
@@ -69,3 +73,112 @@ def test_ignored_rows_and_leading_dimensions():
 def test_bad_input(x, y, test_x, message):
     with pytest.raises(ValueError, match=message):
         linear_probe(x, y, test_x, torch.zeros(len(test_x), dtype=torch.int64))
+
+
+def test_nats_are_those_of_the_truth_and_the_interval_holds_them():
+    generator = torch.Generator().manual_seed(7)
+    y = torch.randint(2, (60_000,), generator=generator)
+    x = torch.randn(60_000, 8, generator=generator)
+    x[:, 0] += 1.5 * (y - 0.5)
+    probe = linear_probe(x[:30_000], y[:30_000], x[30_000:], y[30_000:])
+    truth = torch.nn.functional.logsigmoid(1.5 * x[:, 0] * (2 * y - 1)).mean().item() + math.log(2)
+    assert probe.nats == pytest.approx(truth, abs=0.01) and probe.leaks
+    assert probe.nats_interval[0] < truth < probe.nats_interval[1]
+    assert probe.accuracy_interval[0] < probe.accuracy < probe.accuracy_interval[1]
+
+
+def correlated(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows whose correlation matrix has a condition of about 1e5, and a class in the direction of least variance."""
+    fixed = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=fixed))[0]
+    deviations = torch.logspace(0, -2.5, 64)
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(2, (rows,), generator=generator)
+    z = torch.randn(rows, 64, generator=generator)
+    z[:, -1] += 0.8 * (y - 0.5)
+    return z * deviations @ basis.mT, y
+
+
+def test_correlated_columns_hide_nothing_and_the_fit_has_converged(monkeypatch):
+    train, test = correlated(10_000, 1), correlated(10_000, 2)
+    probe = linear_probe(*train, *test)
+    # log(2) - E[log(1 + exp(-2 z))] of a gap of .8: .077 nats
+    assert probe.nats == pytest.approx(0.077, abs=0.012) and probe.leaks
+    monkeypatch.setattr(_logistic, "TOLERANCE", 1e-7)
+    monkeypatch.setattr(_logistic, "MAX_STEPS", 5000)
+    assert linear_probe(*train, *test).nats == pytest.approx(probe.nats, abs=2e-5)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.3, 1.5])
+def test_the_optimum_is_that_of_a_plain_fit(gap):
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = gaussians(3000, gap, 0)
+    test_x, test_y = gaussians(3000, gap, 1)
+    probe = fit_mixture(x, y, torch.arange(3000), 3)
+    plain = LogisticRegression(C=1e3, max_iter=5000, tol=1e-8).fit(x.numpy(), y.numpy())
+    wanted = torch.from_numpy(plain.predict_log_proba(test_x.numpy()))
+    if gap == 1.5:
+        got = dataclasses.replace(probe, trust=1.0).log_shares(test_x)
+        assert (got - wanted).gather(1, test_y[:, None]).mean().abs() < 0.01
+    nats = (probe.log_shares(test_x) - wanted).gather(1, test_y[:, None]).mean()
+    assert nats > -0.01 and (gap == 1.5 or nats > 0)  # what the trust adds
+
+
+def test_a_class_that_was_not_trained_is_finite_and_gains_nothing():
+    x, y = gaussians(600, 4.0, 0)
+    seen = y < 2
+    probe = linear_probe(x[seen], y[seen], x[~seen], y[~seen])
+    assert (probe.accuracy, probe.nats) == (0, pytest.approx(0, abs=1e-9))
+    mixed = linear_probe(x[seen], y[seen], x, y)
+    assert 0.1 < mixed.nats < math.log(2) and math.isfinite(mixed.nats_interval[0])
+
+
+def test_rare_classes_and_few_groups_train():
+    x, y = gaussians(300, 4.0, 0)
+    y[y == 2] = 0
+    y[7] = 2
+    assert linear_probe(x, y, x, y, train_groups=torch.zeros(300, dtype=torch.int64)).train_groups == 1
+    by_class = linear_probe(x, y, x, y, train_groups=y)  # each fold lacks a class
+    assert by_class.train_groups == 3 and math.isfinite(by_class.nats)
+
+
+def test_what_rounding_leaves_of_an_erased_column_is_not_read():
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(4000, 8, generator=generator), torch.arange(4000) % 2
+    x[:, 0] = 1e-8 * y
+    probe = linear_probe(x[:2000], y[:2000], x[2000:], y[2000:])
+    assert not probe.leaks and abs(probe.nats) < 0.002
+
+
+def test_groups_that_share_much_widen_the_interval():
+    generator = torch.Generator().manual_seed(4)
+    groups = torch.arange(4000) // 50
+    y = torch.randint(2, (80,), generator=generator)[groups]
+    x = torch.randn(80, 4, generator=generator)[groups] + 0.3 * torch.randn(4000, 4, generator=generator)
+    x[:, 0] += 1.5 * y
+    parts = [part for half in (groups < 40, groups >= 40) for part in (x[half], y[half])]
+    grouped = linear_probe(*parts, groups=groups[groups >= 40], train_groups=groups[groups < 40])
+    alone = linear_probe(*parts)
+    width = [high - low for low, high in (grouped.nats_interval, alone.nats_interval)]
+    assert width[0] > 2 * width[1] and (grouped.test_groups, alone.test_groups) == (40, 2000)
+
+
+def test_few_groups_leak_nothing_and_say_so():
+    x, y = gaussians(600, 8.0, 0)
+    probe = linear_probe(x[:300], y[:300], x[300:], y[300:], groups=torch.arange(300) % 5)
+    assert probe.accuracy > 0.9 and not probe.leaks and probe.nats_interval == (-math.inf, math.inf)
+    assert "too few groups to tell" in str(probe)
+
+
+def test_a_group_in_both_parts_and_other_bad_groups():
+    x, y = gaussians(40, 1.0, 0)
+    groups = torch.arange(40)
+    with pytest.raises(ValueError, match=r"groups 10, 11, .* came to train the probe and to test it"):
+        linear_probe(x, y, x, y, groups=groups + 10, train_groups=groups)
+    with pytest.raises(ValueError, match=r"shape \(39,\), expected integers \(40,\)"):
+        linear_probe(x, y, x, y, groups=groups[:39])
+    with pytest.raises(TypeError, match="float32"):
+        linear_probe(x, y, x, y, groups=groups.float())
+    with pytest.raises(ValueError, match="y holds the class -1"):
+        linear_probe(x, y - 1, x, y)

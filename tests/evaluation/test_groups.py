@@ -1,0 +1,156 @@
+"""Groups of a stream of batches, the parts they make, and what `evaluate` makes of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leace_fast import Eraser, Scrubber, evaluate
+from leace_fast.evaluation import without_seen
+from leace_fast.evaluation._groups import TEST, TRAIN, Groups, Parts, labelled, only
+from leace_fast.scrubbing import Seen
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+MODEL = Model()
+measure = partial(evaluate, sites="norm")
+
+
+def batch(size: int = 8, **more: Any) -> dict[str, Any]:
+    x = torch.randn(size, 5, 6, generator=GENERATOR)
+    y = torch.randint(2, (size, 5), generator=GENERATOR)
+    x[..., 0] += 4 * y
+    return {"x": x, "concept_labels": y, **more}
+
+
+def test_groups_are_those_of_the_batch_or_its_sequences():
+    groups = Groups()
+    assert [groups.of(batch(3), index).tolist() for index in (0, 1)] == [[0, 1, 2], [3, 4, 5]]
+    given = torch.tensor([4, 4, 7], dtype=torch.int32)
+    assert Groups().of(batch(3, concept_groups=given), 0).tolist() == [4, 4, 7]
+    tokens = torch.arange(15).reshape(3, 5)
+    assert torch.equal(Groups().of(batch(3, concept_groups=tokens), 0), tokens)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (torch.zeros(2, dtype=torch.int64), ValueError, r"in batch 3: concept_groups has shape \(2,\)"),
+        (torch.zeros(3, 4, dtype=torch.int64), ValueError, r"shape \(3, 4\), expected \(batch,\)"),
+        (torch.zeros(3, 5, 1, dtype=torch.int64), ValueError, "shape"),
+        (torch.tensor([0, -1, 2]), ValueError, "holds -1, expected 0 or more"),
+        (torch.zeros(3), TypeError, "float32, expected a tensor of integers"),
+        ([0, 1, 2], TypeError, "list, expected a tensor"),
+    ],
+)
+def test_bad_groups(groups, error, message):
+    with pytest.raises(error, match=message):
+        Groups().of(batch(3, concept_groups=groups), 3)
+
+
+def test_parts_by_turns_follow_the_first_labelled_appearance():
+    parts = Parts(by_turns=True)
+    every = torch.ones(4, dtype=torch.bool)
+    assert parts.of(torch.tensor([5, 2, 5, 9]), every, TEST).tolist() == [TRAIN, TEST, TRAIN, TRAIN]
+    assert parts.of(torch.tensor([2, 8, 9, 5]), every, TEST).tolist() == [TEST, TEST, TRAIN, TRAIN]
+
+
+def test_labelled_and_only():
+    inputs = batch(2, attention_mask=torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]))
+    inputs["concept_labels"][0, 0] = -100
+    assert labelled(inputs, torch.tensor([1, 2])).tolist() == [True, False]
+    assert labelled(inputs, torch.zeros(2, 5, dtype=torch.int64)).nonzero().tolist() == [[0, 1]]
+    kept = only(inputs, torch.tensor([False, True]))["concept_labels"]
+    assert bool((kept[0] == -100).all()) and torch.equal(kept[1], inputs["concept_labels"][1])
+    whole = only({"concept_labels": torch.tensor([3, 4])}, torch.eye(2, dtype=torch.bool))["concept_labels"]
+    assert whole.tolist() == [[3, -100], [-100, 4]]
+
+
+def test_training_and_test_share_no_group():
+    speakers = [torch.arange(8) % 4, torch.arange(8) % 4 + 2]  # 0 to 5: 0, 2, 4 train
+    (probe,) = measure(MODEL, [batch(concept_groups=each) for each in speakers]).probes.values()
+    assert (probe.train_groups, probe.test_groups) == (3, 3)
+    assert (probe.train_rows, probe.test_rows) == (5 * 8, 5 * 8)
+    named = [batch(speaker=each) for each in speakers]  # which the model is not given
+    (again,) = measure(MODEL, named, groups="speaker").probes.values()
+    assert (again.train_rows, again.train_groups, again.test_groups) == (40, 3, 3)
+
+
+def test_groups_of_tokens_split_sequences():
+    tokens = torch.arange(5).expand(8, 5) // 2  # 0 0 1 1 2
+    (probe,) = measure(MODEL, [batch(concept_groups=tokens)]).probes.values()
+    assert (probe.train_rows, probe.test_rows, probe.train_groups, probe.test_groups) == (24, 16, 2, 1)
+
+
+def test_groups_of_padding_are_none():
+    mask = torch.ones(8, 5, dtype=torch.int64)
+    mask[:, 0] = 0
+    tokens = torch.tensor([0, 7, 7, 8, 8]).expand(8, 5)
+    inputs = batch(concept_groups=tokens, attention_mask=mask)
+
+    class Masked(Model):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(x)
+
+    (probe,) = measure(Masked(), [inputs]).probes.values()
+    assert (probe.train_rows, probe.test_rows) == (16, 16)
+
+
+def test_a_group_in_both_streams_is_refused():
+    one, other = batch(concept_groups=torch.arange(8)), batch(concept_groups=torch.arange(7, 15))
+    with pytest.raises(ValueError, match="group 7 is in probe_batches, which train the probes, and in batches"):
+        measure(MODEL, [other], probe_batches=[one])
+    (probe,) = measure(MODEL, [batch(concept_groups=torch.arange(8, 16))], probe_batches=[one]).probes.values()
+    assert (probe.train_groups, probe.test_groups) == (8, 8)
+    with pytest.raises(ValueError, match="batch 0 has no concept_groups, unlike those before"):
+        measure(MODEL, [batch()], probe_batches=[one])
+    with pytest.raises(ValueError, match="batch 0 has no 'speaker', which groups names: it has x, concept_labels"):
+        measure(MODEL, [batch()], groups="speaker")
+
+
+def test_too_few_groups_to_split():
+    with pytest.raises(ValueError, match="left to test the probe on: give labelled batches of at least two groups"):
+        measure(MODEL, [batch(concept_groups=torch.zeros(8, dtype=torch.int64))])
+
+
+def test_sequences_that_were_fitted_on_are_refused_unless_they_have_no_label():
+    fitted, fresh = batch(), batch()
+    basis = torch.eye(6, dtype=torch.float64)[:, :1]
+    seen = Seen()
+    seen.add(fitted)
+    scrubber = Scrubber({"norm": Eraser(basis, basis.mT)})._knowing(seen)
+    mixed = {name: torch.cat([fresh[name], fitted[name][:3]]) for name in fresh}
+    with pytest.raises(ValueError, match="fitted on sequence 8 of batch 1 of batches and 2 more of it.*in_sample=True"):
+        measure(MODEL, [fresh, mixed], scrubber)
+    with pytest.raises(ValueError, match="fitted on sequence 0 of batch 0 of probe_batches and 7 more"):
+        measure(MODEL, [fresh], scrubber, probe_batches=[fitted])
+    assert measure(MODEL, [mixed], scrubber, probe=False).probes == {}
+    assert not measure(MODEL, [mixed], in_sample=True).probes["norm"].in_sample  # without erasers
+    marked = measure(MODEL, [mixed], scrubber, in_sample=True)
+    assert marked.probes["norm"].in_sample and "norm: in-sample probe" in str(marked)
+    left = measure(MODEL, [without_seen(mixed, scrubber)], scrubber).probes["norm"]
+    assert left.train_rows + left.test_rows == 40 and not left.in_sample
+    assert without_seen(fresh, scrubber) is fresh and without_seen(mixed, None) is mixed
+
+
+def test_the_text_says_what_was_measured():
+    clean = measure(MODEL, [batch(40)])
+    probe = clean.probes["norm"]
+    assert probe.leaks
+    assert str(clean) == f"  norm: {probe}" and str(probe).endswith(", 20 groups to train and 20 to test, leaks")
+    assert f"probe {probe.accuracy:.3f} [" in str(probe) and f"{probe.nats:+.4f} nats [" in str(probe)
+    assert f"best constant {probe.constant:.3f}" in str(probe)
