@@ -24,7 +24,14 @@ from leace_fast.demo._language_model import train_tokenizer
 
 MODEL_IN_PAGES = "EleutherAI/pythia-70m"  # a tiny one takes its place
 # Pages whose blocks build on each other, run in order; where the blocks of other pages are run.
-STORIES = ("index.md", "faq.md", "quickstart/researcher.md", "quickstart/serving.md", "quickstart/benchmarker.md")
+STORIES = (
+    "index.md",
+    "guarantees.md",
+    "faq.md",
+    "quickstart/researcher.md",
+    "quickstart/serving.md",
+    "quickstart/benchmarker.md",
+)
 TUTORIAL = "tutorial.md"
 HERE = {"scrubbing.md": 4, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
 ELSEWHERE = {"scikit-learn.md": 1}  # tests/sklearn
@@ -111,6 +118,9 @@ def test_the_blocks_of_a_page_in_order(page: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     if page == "faq.md":
         assert scope["apart"] == pytest.approx(scope["expected"], rel=0.3), "the estimate that the page gives"
+    if page == "guarantees.md":
+        gaps = [float(gap) for gap in re.findall(r"gap of the means ([0-9.]+)", said)]
+        assert len(gaps) == 3 and gaps[0] > gaps[1] > gaps[2], "contrasts leave less on fresh groups"
     if page == "quickstart/researcher.md":
         clean, erased = map(float, re.findall(r"^(?:clean|erased) (0\.\d+)$", said, flags=re.MULTILINE))
         assert clean > 0.9 and abs(erased - 0.5) < 0.05, "what its comment says"
