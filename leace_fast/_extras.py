@@ -12,6 +12,7 @@ EXTRAS = {
     "pyarrow": "hf",
     "datasets": "hf",
     "sklearn": "audit",
+    "scipy": "audit",
     "matplotlib": "audit",
     "datasketches": "quantiles",
     "typer": "",

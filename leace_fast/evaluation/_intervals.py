@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .._extras import optional
+
 RESAMPLES = 1000
 COVERAGE = 0.95
 # With fewer, chance gives all of them one sign too often: 5 do in 1 of 32.
@@ -60,18 +62,7 @@ def _weights(count: int) -> Tensor:
 
 def _tail(count: int) -> float:
     """The share of resamples that lies beyond either end of the interval."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    return normal.cdf(torch.tensor(-math.sqrt(count / (count - 1)) * _student(count - 1))).item()
+    with optional("intervals need scipy"):
+        from scipy.stats import norm, t
 
-
-def _student(freedom: int) -> float:
-    """The quantile of Student's t that leaves half of what is not covered above it, by bisection of its integral."""
-    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
-    low, high = 0.0, 20.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        points = torch.linspace(0, middle, 2001, dtype=torch.float64)
-        density = torch.exp(scale - (freedom + 1) / 2 * torch.log1p(points**2 / freedom))
-        covered = 2 * torch.trapezoid(density, points).item()
-        low, high = (middle, high) if covered < COVERAGE else (low, middle)
-    return low
+    return float(norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf((1 + COVERAGE) / 2, count - 1)))

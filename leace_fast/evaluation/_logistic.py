@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from .._extras import optional
+
 PENALTY = 1e-3  # of the variance of the logits; what a probe reads for sure is bounded by the mixture
 FLOOR = 1e-4  # of a standardised column's variance: directions with much less count as constant
 TOLERANCE = 1e-4  # of the gradient
@@ -130,8 +132,7 @@ def _trust(logits: Tensor, y: Tensor, seen: Tensor, constant: Tensor) -> float:
 
 
 def _logistic_regression(rows: int):
-    try:
+    with optional("linear probes need scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("linear probes need scikit-learn: pip install 'leace-fast[audit]'") from error
+
     return LogisticRegression(C=1 / (PENALTY * rows), max_iter=MAX_STEPS, tol=TOLERANCE)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from leace_fast.evaluation._intervals import FEWEST_GROUPS, MOST_GROUPS, _student, group_intervals
+from leace_fast.evaluation._intervals import FEWEST_GROUPS, MOST_GROUPS, group_intervals
 
 
 def draw(groups: int, rows: int, within: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,8 +52,3 @@ def test_of_few_groups_nothing_is_said():
 def test_the_same_rows_give_the_same_interval():
     values, of = draw(30, 4, 1.0, 0)
     assert group_intervals(values[:, None], of) == group_intervals(values[:, None], of)
-
-
-@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.7062), (5, 2.5706), (30, 2.0423), (2000, 1.9612)])
-def test_quantiles_of_student(freedom, wanted):
-    assert _student(freedom) == pytest.approx(wanted, rel=2e-4)
