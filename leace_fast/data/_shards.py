@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Shards:
         rows: how many there are.
         class_names: of the classes 0, 1, ...
         group_names: of the groups 0, 1, ...; empty where the shards have none.
+        group_rows: how many rows each has.
 
     Args:
         path: a `.safetensors`, `.npz` or `.npy` file, or a folder of them.
@@ -59,7 +61,7 @@ class Shards:
         self.files = _shard_files(Path(path))
         self.dim, self.rows = 0, 0
         found: set[Any] = set()
-        groups: set[Any] = set()
+        groups: Counter[Any] = Counter()
         with_groups: list[Path] = []
         for file in self.files:
             rows, dim, y, of = _describe(file)
@@ -68,7 +70,8 @@ class Shards:
             self.dim, self.rows = dim, self.rows + rows
             found.update(np.unique(y).tolist())
             if of is not None:
-                groups.update(np.unique(of).tolist())
+                names, counts = np.unique(of, return_counts=True)
+                groups.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
                 with_groups.append(file)
         classes = sorted(found - {IGNORE}, key=_order)
         _, self.class_names = as_classes(classes, f"y of {path}")
@@ -82,6 +85,7 @@ class Shards:
             raise ValueError(f"groups of {path} are strings in some shards and numbers in others, expected one kind")
         self._groups = np.array(sorted(groups, key=_order))
         self.group_names = tuple(map(str, self._groups.tolist()))
+        self.group_rows = tuple(groups[group] for group in self._groups.tolist())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) chunks: x (rows, dim) in the file's dtype, y (rows,) int64 classes, -100 where left out."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
-from ._texts import Texts, numbered
+from ._texts import Texts, hash_of, numbered
 
 
 def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
@@ -27,7 +26,7 @@ def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
     """
     data = numbered(data)
     held = _groups_held_out(data, held_out)
-    order = sorted(range(len(data.texts)), key=lambda place: _hash(data.texts[place]))
+    order = sorted(range(len(data.texts)), key=lambda place: hash_of(data.texts[place]))
     fitted = [place for place in order if data.groups[place] not in held]
     texts = {data.texts[place] for place in fitted}
     others = [place for place in order if data.groups[place] in held and data.texts[place] not in texts]
@@ -50,7 +49,7 @@ def _groups_held_out(data: Texts, share: float) -> set[int]:
                 f"the class {name} has {len(of_class)} distinct {_noun(data)}, expected 2 or more: one to fit on, one "
                 "held out"
             )
-        in_order = sorted(of_class, key=lambda group: _hash(data.group_names[group]))
+        in_order = sorted(of_class, key=lambda group: hash_of(data.group_names[group]))
         found.update(in_order[: max(1, round(share * len(of_class)))])
     return found
 
@@ -64,14 +63,10 @@ def _classes(data: Texts) -> Iterator[tuple[int, int, str]]:
 
 def _noun(data: Texts) -> str:
     """What a group is, for errors."""
-    return "text" if list(data.group_names) == list(dict.fromkeys(data.texts)) else "group"
+    return "text" if set(data.group_names) == set(data.texts) else "group"
 
 
 def _part(data: Texts, places: list[int]) -> Texts:
     """Some of the texts, which keep the numbers of their groups."""
     texts, labels, groups = ([column[i] for i in places] for column in (data.texts, data.labels, data.groups))
     return data._replace(texts=texts, labels=labels, groups=groups)
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_texts(
     r"""Read a column of texts and one or several columns of labels from a .jsonl, .jsonl.gz or .parquet file.
 
     Labels may be strings, integers or booleans; the classes of each column are numbered in sorted order. Rows whose
-    text is missing or empty, or all of whose labels are, are left out. Groups are numbered as they come.
+    text is missing or empty, or all of whose labels are, are left out. Groups are numbered in the order of their hash.
 
     Args:
         path: the file; without labels and groups also .txt or .txt.gz, each line a row with the column `text`.
@@ -106,21 +107,26 @@ def _groups(values: Sequence[Any], where: str) -> list[str]:
 
 
 def numbered(data: Texts, names: Sequence[str] | None = None) -> Texts:
-    """Return texts whose groups are numbered: as they are, or from 0 as they come.
+    """Return texts whose groups are numbered: as they are, or in the order of their hash, however the file is sorted.
 
     Args:
         data: texts.
         names: of each text's group; None for those that it has or, without them, the texts.
 
     >>> numbered(Texts(["a", "b", "a"], [(0,)] * 3, {"kind": ("x",)})).groups
-    [0, 1, 0]
+    [1, 0, 1]
     """
     if names is None and len(data.groups):
         return data
     names = data.texts if names is None else names
-    numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(name, len(numbers)) for name in names]
-    return data._replace(groups=groups, group_names=list(numbers))
+    order = sorted(set(names), key=hash_of)
+    numbers = {name: number for number, name in enumerate(order)}
+    return data._replace(groups=[numbers[name] for name in names], group_names=order)
+
+
+def hash_of(name: str) -> bytes:
+    """A hash of a text, or of the name of a group, that is the same everywhere."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _numbered(labels: Sequence[Any], where: str) -> tuple[list[int], tuple[str, ...]]:
