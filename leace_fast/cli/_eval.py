@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import DATA, DEVICE, DTYPE, JSON, LABEL, LAST_TOKEN, MAX_TOKENS, MODEL, TEXT, only
+from ._options import DATA, DEVICE, DTYPE, GROUPS, JSON, LABEL, LAST_TOKEN, MAX_TOKENS, MODEL, TEXT, only
 from ._running import screen
 
 
@@ -18,6 +18,7 @@ def evaluate(
     erasers: Annotated[Path | None, typer.Option(help="The folder of a scrubber; none for the clean model.")] = None,
     text: TEXT = "text",
     label: LABEL = None,
+    groups: GROUPS = None,
     last_token: LAST_TOKEN = False,
     max_tokens: MAX_TOKENS = None,
     device: DEVICE = None,
@@ -26,9 +27,12 @@ def evaluate(
 ) -> None:
     """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it.
 
-    The probes are trained on each other window of the held-out texts, and tested on the rest.
+    The probes are fresh: trained on half of the held-out texts, or groups, and tested on the rest; the erasers were
+    fitted on none of them. Give the data and columns that `scrub` was given. What a probe gains over the constant
+    answer is in nats a token, with an interval that covers 95 % of what other groups would give.
     """
     import dataclasses
+    import math
 
     from ..scrubbing import Scrubber
     from ..study import evaluate_texts, read_batches
@@ -40,15 +44,18 @@ def evaluate(
         data,
         text=text,
         label=only(label),
+        groups=groups,
         last_token=last_token,
         max_tokens=max_tokens,
         device=device,
         dtype=dtype,
     )
-    found = evaluate_texts(batches, scrubber, track)
+    found, note = evaluate_texts(batches, scrubber, track)
     if as_json:
-        probes = {site: probe._asdict() for site, probe in found.probes.items()}
+        probes = {site: {**probe._asdict(), "leaks": probe.leaks} for site, probe in found.probes.items()}
+        for probe in probes.values():  # JSON has no infinity: where groups are too few to tell, null
+            probe |= {name: None for name, ends in probe.items() if isinstance(ends, tuple) and math.isinf(ends[0])}
         report = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-        typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes}, indent=1))
+        typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes, "note": note}, indent=1))
     else:
-        typer.echo(str(found))
+        typer.echo(f"{found}\n{note}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,39 @@ DATA = Annotated[Path, typer.Option(help=DATA_HELP)]
 TEXT = Annotated[str, typer.Option(help="The column of texts.")]
 LABEL_HELP = f"strings, integers or booleans; default: {LABEL_COLUMN}."
 LABEL = Annotated[list[str] | None, typer.Option(help=f"The column of labels: {LABEL_HELP}", show_default=False)]
+GROUPS = Annotated[
+    str | None,
+    typer.Option(
+        help="The column that says which speaker, author or document a text is of: a group is wholly fitted or wholly "
+        "held out; default: each text is a group.",
+        metavar="COLUMN",
+        show_default=False,
+    ),
+]
+METRIC = Annotated[
+    str | None,
+    typer.Option(
+        help="The tokens on which least change is measured: all (the default), with a label or without, or labelled; "
+        "for the method leace.",
+        show_default=False,
+    ),
+]
+NEUTRAL = Annotated[
+    Path | None,
+    typer.Option(
+        help="Ordinary texts, which change least too: .jsonl, .jsonl.gz, .parquet, or .txt with one a line; no labels "
+        "needed; for the method leace."
+    ),
+]
+CONTRASTS = Annotated[
+    str | None,
+    typer.Option(
+        help="So many directions more, in which the classes differ from group to group, or auto: less is left in fresh "
+        "groups, more is changed; for the method leace.",
+        metavar="NUMBER",
+        show_default=False,
+    ),
+]
 LAST_TOKEN = Annotated[bool, typer.Option(help="A text's label is that of its last token alone, not of all.")]
 MAX_TOKENS = Annotated[int | None, typer.Option(min=1, help="Most tokens to fit on.")]
 METHOD_HELP = ", ".join(name for name, method in METHODS.items() if not method.needs)
@@ -47,6 +80,19 @@ def only(columns: list[str] | None) -> str:
         given = ", ".join(columns)
         raise ValueError(f"one concept is measured at a time, got {given}: give one --label (scrub takes several)")
     return columns[0] if columns else LABEL_COLUMN
+
+
+def leace_options(method: str, metric: str | None, neutral: Path | None, contrasts: str | None) -> dict[str, Any]:
+    """The metric and the contrasts that were asked for; ValueError for another method, or where they are none."""
+    given = {"--metric": metric, "--neutral": neutral, "--contrasts": contrasts}
+    if method != "leace" and (names := [name for name, value in given.items() if value is not None]):
+        raise ValueError(f"{', '.join(names)}: for the method leace alone, got the method {method!r}: leave one out")
+    if metric not in (None, "all", "labelled"):
+        raise ValueError(f"--metric is {metric!r}, expected all or labelled")
+    if contrasts not in (None, "auto") and not contrasts.isdecimal():
+        raise ValueError(f"--contrasts is {contrasts!r}, expected a number of directions, 0 or more, or auto")
+    number = 0 if contrasts is None else "auto" if contrasts == "auto" else int(contrasts)
+    return {"metric": metric or "all", "contrasts": number}
 
 
 def check_folder(out: Path, model: str | None = None) -> None:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._options import (
+    CONTRASTS,
     DATA,
     DEVICE,
     DTYPE,
+    GROUPS,
     LABEL_COLUMN,
     LABEL_HELP,
     LAST_TOKEN,
     MAX_TOKENS,
     METHOD_HELP,
+    METRIC,
     MODEL,
+    NEUTRAL,
     SITES,
     TEXT,
     check_folder,
+    leace_options,
 )
 from ._running import screen
+
+if TYPE_CHECKING:
+    from ..scrubbing import Scrubber
 
 
 def scrub(
@@ -36,9 +46,13 @@ def scrub(
             show_default=False,
         ),
     ] = None,
+    groups: GROUPS = None,
     last_token: LAST_TOKEN = False,
     sites: SITES = None,
     method: Annotated[str, typer.Option(help=f"{METHOD_HELP}.")] = "leace",
+    metric: METRIC = None,
+    neutral: NEUTRAL = None,
+    contrasts: CONTRASTS = None,
     mode: Annotated[
         str, typer.Option(help="sequential: one site after another; parallel: in one pass.")
     ] = "sequential",
@@ -50,10 +64,13 @@ def scrub(
 ) -> None:
     """Scrub concepts from every layer of a model: fit an eraser at each site on what the earlier ones leave.
 
-    30 % of the texts of each class are held out, by a hash of the text, for
-    `leace-fast eval` on the same data. A text without a label of one concept
-    counts for the others.
+    30 % of the texts of each class, or of their groups, are held out, by a hash, for `leace-fast eval` with the same
+    data and columns. A text without a label of one concept counts for the others.
+
+    What is fitted is erased: there no linear classifier gains anything. What it is expected to gain on fresh rows, and
+    on a fresh group, is said at the end. More rows and more groups of like size bring it down.
     """
+    options = leace_options(method, metric, neutral, contrasts)
     check_folder(out, model)
     if checkpoint:
         check_folder(checkpoint, model)
@@ -65,6 +82,8 @@ def scrub(
         data,
         text=text,
         label=label or LABEL_COLUMN,
+        groups=groups,
+        neutral=neutral,
         last_token=last_token,
         max_tokens=max_tokens,
         device=device,
@@ -79,10 +98,37 @@ def scrub(
             buffer=buffer,
             checkpoint=checkpoint,
             track=track,
+            **options,
         )
     except KeyboardInterrupt:
         kept = f": the same command goes on from {checkpoint}" if checkpoint else "; --checkpoint would have kept it"
         typer.echo(f"interrupted{kept}", err=True)
         raise typer.Exit(130) from None
     scrubber.save_pretrained(out)
-    console.print(f"{scrubber}\nWritten: {out}", highlight=False, markup=False, soft_wrap=True)
+    lines = [str(scrubber), *_expectations(scrubber, batches.group), f"Written: {out}"]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _expectations(scrubber: Scrubber, group: str) -> Iterator[str]:
+    """What the reports expect of fresh rows and of a fresh group, at the worst of all sites.
+
+    Args:
+        scrubber: that was fitted.
+        group: what a group is, in words.
+    """
+    reports = {site: eraser.report for site, eraser in scrubber.items() if eraser.report}
+    rows = {site: report.expected_leak for site, report in reports.items()}
+    if any(rows.values()):
+        worst = max(rows, key=lambda site: rows[site])
+        yield f"expected on fresh rows: at most {rows[worst]:.2g} nats to gain by a linear classifier, at {worst}"
+    groups = {site: r.expected_group_leak for site, r in reports.items() if r.expected_group_leak is not None}
+    if groups:
+        worst = max(groups, key=lambda site: groups[site])
+        fitted, as_good = reports[worst].groups, reports[worst].effective_groups
+        leak = f"at most {groups[worst]:.2g} nats, at {worst}"
+        if math.isinf(groups[worst]):
+            leak = "nothing can be said, as a class is of one alone"
+        yield f"expected on a fresh {group}, from {fitted:,} fitted, as good as {as_good:.1f} of like size: {leak}"
+    if any(report.contrasts for report in reports.values()):
+        numbers = [report.contrasts for report in reports.values()]
+        yield f"contrasts: {min(numbers)} to {max(numbers)} a site"

@@ -7,7 +7,8 @@ from ._conllu import UPOS, Sentence, read_conllu
 from ._shards import SHARD_SUFFIXES, Shards
 from ._sources import Source
 from ._spans import Span, label_tokens, last_token_labels, token_labels, word_spans
-from ._texts import Texts, read_texts, split_texts
+from ._split import split_texts
+from ._texts import Texts, read_texts
 from ._windows import Window, text_windows, whole_texts
 
 __all__ = [

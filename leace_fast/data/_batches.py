@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..models import GROUPS, LABELS
 from ..statistics import IGNORE
 from ._windows import Window
 
@@ -18,7 +19,11 @@ Labelled = tuple[Sequence[int], Sequence[int]]  # token ids, and the class of ea
 
 
 def pack(
-    sequences: Iterable[Labelled], length: int, batch_size: int, end: int | None = None
+    sequences: Iterable[Labelled],
+    length: int,
+    batch_size: int,
+    end: int | None = None,
+    groups: Iterable[int] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches of exactly `length` tokens a row, made of sequences one after another; what is left over is lost.
 
@@ -29,12 +34,14 @@ def pack(
         length: tokens of a row.
         batch_size: rows of a batch; the last batch may have fewer.
         end: a token to put behind each sequence, without a class; None for none.
+        groups: the number of each sequence's text, speaker or the like; None for none.
 
     Yields:
-        `input_ids` and `concept_labels`, each (rows, length) int64.
+        `input_ids` and `concept_labels`, and of groups `concept_groups`, each (rows, length) int64.
 
     Raises:
-        ValueError: length or batch_size is below 1, or a sequence has another number of classes than tokens.
+        ValueError: length or batch_size is below 1, a sequence has another number of classes than tokens, or there are
+            more or fewer groups than sequences.
 
     >>> next(pack([([1, 2, 3], [0, 0, 1]), ([4, 5], [1, 0])], length=2, batch_size=2))["input_ids"].tolist()
     [[1, 2], [3, 4]]
@@ -42,33 +49,42 @@ def pack(
     _check(length, batch_size)
     size = length * batch_size
     ids: list[int] = []
-    classes: list[int] = []
+    columns = {"input_ids": ids, LABELS: []} | ({} if groups is None else {GROUPS: []})
 
     def rows(taken: int) -> dict[str, Tensor]:
-        kept = {"input_ids": ids[:taken], "concept_labels": classes[:taken]}
-        return {name: torch.tensor(values).reshape(-1, length) for name, values in kept.items()}
+        return {name: torch.tensor(values[:taken]).reshape(-1, length) for name, values in columns.items()}
 
-    for tokens, labels in _checked(sequences):
-        ids += [*tokens] if end is None else [*tokens, end]
-        classes += [*labels] if end is None else [*labels, IGNORE]
+    for tokens, labels, group in _checked(sequences, groups):
+        made = [*tokens] if end is None else [*tokens, end]
+        each = (made, [*labels, IGNORE][: len(made)], [group] * len(made))
+        for values, more in zip(columns.values(), each, strict=False):
+            values += more
         while len(ids) >= size:
             yield rows(size)
-            del ids[:size], classes[:size]
+            for values in columns.values():
+                del values[:size]
     if whole := len(ids) // length * length:
         yield rows(whole)
 
 
-def pad(sequences: Iterable[Labelled], length: int, batch_size: int, token: int = 0) -> Iterator[dict[str, Tensor]]:
+def pad(
+    sequences: Iterable[Labelled],
+    length: int,
+    batch_size: int,
+    token: int = 0,
+    groups: Iterable[int] | None = None,
+) -> Iterator[dict[str, Tensor]]:
     """Yield batches of sequences cut to `length` tokens and padded at the right to the longest of their batch.
 
     A sequence without tokens is left out.
 
     Args:
-        sequences, length, batch_size: as in `pack`.
+        sequences, length, batch_size, groups: as in `pack`.
         token: what to pad with; it is masked.
 
     Yields:
-        `input_ids`, `attention_mask` and `concept_labels`, each (rows, tokens) int64.
+        `input_ids`, `attention_mask` and `concept_labels`, each (rows, tokens) int64, and of groups `concept_groups`
+        (rows,) int64.
 
     Raises:
         ValueError: as in `pack`, or token is None.
@@ -77,12 +93,13 @@ def pad(sequences: Iterable[Labelled], length: int, batch_size: int, token: int 
     [[1, 1, 1], [1, 0, 0]]
     """
     _check(length, batch_size)
-    given = (pair for pair in _checked(sequences) if len(pair[0]))
+    given = (example for example in _checked(sequences, groups) if len(example[0]))
     for chunk in _chunks(given, batch_size):
         ids, classes = (
-            [torch.tensor([*part[:length]], dtype=torch.int64) for part in parts] for parts in zip(*chunk, strict=True)
+            [torch.tensor([*part[:length]], dtype=torch.int64) for part in parts]
+            for parts in zip(*(example[:2] for example in chunk), strict=True)
         )
-        yield _padded({"input_ids": ids, "concept_labels": classes}, token)
+        yield _padded({"input_ids": ids, LABELS: classes}, token, [group for *_, group in chunk])
 
 
 def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[dict[str, Tensor]]:
@@ -96,23 +113,25 @@ def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[
     Yields:
         `input_ids`, `attention_mask`, `labels` (the tokens that are scored) and `concept_labels`, each (rows, tokens)
         int64, -100 where a token is context or padding; of several concepts, `concept_labels` has an axis of these
-        more.
+        more. Of windows with groups, `concept_groups` (rows,) int64.
 
     Raises:
-        ValueError: batch_size is below 1, or token is None.
+        ValueError: batch_size is below 1, token is None, or some windows have a group and others have none.
 
     >>> window = Window(torch.tensor([7, 8, 9]), scored=2, concept_labels=torch.tensor([0, 0, 1]))
     >>> next(batched([window], batch_size=4, token=0))["labels"].tolist()
     [[-100, 8, 9]]
     """
     _check(1, batch_size)
+    if len({window.group is None for window in windows}) > 1:
+        raise ValueError("some windows have a group and others have none, expected one for all or for none")
     for chunk in _chunks(sorted(windows, key=lambda window: -len(window.input_ids)), batch_size):
         columns = {
             "input_ids": [window.input_ids for window in chunk],
             "labels": [_scored(window.input_ids, window.scored) for window in chunk],
-            "concept_labels": [_scored(window.concept_labels, window.scored) for window in chunk],
+            LABELS: [_scored(window.concept_labels, window.scored) for window in chunk],
         }
-        yield _padded(columns, token)
+        yield _padded(columns, token, [window.group for window in chunk])
 
 
 def _check(length: int, batch_size: int) -> None:
@@ -120,14 +139,24 @@ def _check(length: int, batch_size: int) -> None:
         raise ValueError(f"length is {length} and batch_size {batch_size}, expected at least 1")
 
 
-def _checked(sequences: Iterable[Labelled]) -> Iterator[Labelled]:
+def _checked(
+    sequences: Iterable[Labelled], groups: Iterable[int] | None
+) -> Iterator[tuple[Sequence[int], Sequence[int], int | None]]:
+    """Each sequence with its group, None if there are no groups."""
+    left = iter(groups) if groups is not None else repeat(None)
     for number, (tokens, labels) in enumerate(sequences):
         if len(tokens) != len(labels):
             raise ValueError(
                 f"example {number} has {len(tokens)} tokens and {len(labels)} labels, expected one label a token, "
                 f"{IGNORE} for none"
             )
-        yield tokens, labels
+        group = next(left, IGNORE)
+        if group is not None and group < 0:
+            came = "no group" if group == IGNORE else f"the group {group}"
+            raise ValueError(f"example {number} has {came}, expected an integer of 0 or more for each example")
+        yield tokens, labels, group
+    if groups is not None and next(left, None) is not None:
+        raise ValueError("there are more groups than examples, expected one for each")
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -141,8 +170,8 @@ def _scored(values: Tensor, scored: int) -> Tensor:
     return torch.cat([torch.full_like(values[: len(values) - scored], IGNORE), values[len(values) - scored :]])
 
 
-def _padded(columns: Mapping[str, Sequence[Tensor]], token: int) -> dict[str, Tensor]:
-    """One batch: the rows of each column, filled at the right; the mask comes behind the tokens."""
+def _padded(columns: Mapping[str, Sequence[Tensor]], token: int, groups: Sequence[int | None]) -> dict[str, Tensor]:
+    """One batch: the rows of each column, filled at the right; the mask comes behind the tokens, groups are last."""
     if token is None:  # what a tokenizer without a token to pad with says of it
         raise ValueError("token is None, expected the number of a token to pad with: it is masked, so that any will do")
     ids = columns["input_ids"]
@@ -151,4 +180,5 @@ def _padded(columns: Mapping[str, Sequence[Tensor]], token: int) -> dict[str, Te
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
     }
     others = {name: rows for name, rows in columns.items() if name not in batch}
-    return batch | {name: pad_sequence([*rows], True, IGNORE) for name, rows in others.items()}
+    of_groups = {} if None in groups else {GROUPS: torch.tensor(groups, dtype=torch.int64)}
+    return batch | {name: pad_sequence([*rows], True, IGNORE) for name, rows in others.items()} | of_groups

@@ -26,11 +26,13 @@ class Sentence(NamedTuple):
         text: the sentence as it is written.
         words: the words, in order.
         tags: the value of each word; "_" where it has none.
+        group: the number of its document (`# newdoc`); where the file names none, each sentence is one.
     """
 
     text: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
+    group: int = 0
 
     def spans(self, classes: dict[str, int]) -> list[Span]:
         """Return the words whose tag has a class, as spans of the text.
@@ -66,34 +68,41 @@ def read_conllu(path: str | os.PathLike[str], field: str = "UPOS") -> Iterator[S
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "two.conllu").write_text("\n".join(lines))
     ...     list(read_conllu(Path(folder, "two.conllu")))
-    [Sentence(text='She ran', words=('She', 'ran'), tags=('PRON', 'VERB'))]
+    [Sentence(text='She ran', words=('She', 'ran'), tags=('PRON', 'VERB'), group=0)]
     """
     if field not in FIELDS:
         raise ValueError(f"unknown field {field!r}, expected one of {', '.join(FIELDS)}")
     column = FIELDS.index(field)
-    text, words, covered = "", [], 0
+    text, words, covered, group, in_document = "", [], 0, 0, False
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate([*file, "\n"], 1):
             line = line.rstrip("\r\n")
             if not line.strip():
                 if words:
                     forms = tuple(form for form, _ in words)
-                    yield Sentence(text or " ".join(forms), forms, tuple(tag for _, tag in words))
+                    yield Sentence(text or " ".join(forms), forms, tuple(tag for _, tag in words), group)
+                    group += not in_document
                 text, words, covered = "", [], 0
             elif line.startswith("#"):
                 key, _, value = line[1:].partition("=")
                 text = value.strip() if key.strip() == "text" else text
+                if key.split()[:1] == ["newdoc"]:
+                    group, in_document = group + in_document, True
             else:
-                cells = line.split("\t")
-                if len(cells) != len(FIELDS):
-                    raise ValueError(
-                        f"line {number} of {path} has {len(cells)} fields, expected {len(FIELDS)} with tabs between"
-                    )
-                if not re.fullmatch(r"\d+(-\d+|\.\d+)?", cells[0]):
-                    raise ValueError(f"line {number} of {path} has the ID {cells[0]!r}, expected a number, 2-3 or 8.1")
+                cells = _cells(line, number, path)
                 first, _, last = cells[0].partition("-")
                 if last:
                     covered = int(last)
                     words.append((cells[1], "_"))
                 elif "." not in first and int(first) > covered:
                     words.append((cells[1], cells[column]))
+
+
+def _cells(line: str, number: int, path: str | os.PathLike[str]) -> list[str]:
+    """The ten fields of a line."""
+    cells = line.split("\t")
+    if len(cells) != len(FIELDS):
+        raise ValueError(f"line {number} of {path} has {len(cells)} fields, expected {len(FIELDS)} with tabs between")
+    if not re.fullmatch(r"\d+(-\d+|\.\d+)?", cells[0]):
+        raise ValueError(f"line {number} of {path} has the ID {cells[0]!r}, expected a number, 2-3 or 8.1")
+    return cells

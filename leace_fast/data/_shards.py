@@ -1,8 +1,9 @@
-"""Activation shards: files of rows x (rows, dim) with a class y (rows,) each."""
+"""Activation shards: files of rows x (rows, dim) with a class y (rows,) and, if they tell it, a group (rows,) each."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,25 @@ class Shards:
     """The shards at a path, one file or a folder, read in chunks of rows and never held whole.
 
     Labels may be integers, booleans or strings; classes are numbered in sorted
-    order over all shards. -100 leaves a row out.
+    order over all shards. -100 leaves a row out. Where all shards hold `groups` (rows,), integers or strings that say
+    which text, speaker or document each row is of (beside `NAME.x.npy` the file `NAME.groups.npy`), these are numbered
+    in the same way.
+
+    Attributes:
+        files: the shards, in order.
+        dim: width of the rows.
+        rows: how many there are.
+        class_names: of the classes 0, 1, ...
+        group_names: of the groups 0, 1, ...; empty where the shards have none.
+        group_rows: how many rows each has.
 
     Args:
         path: a `.safetensors`, `.npz` or `.npy` file, or a folder of them.
 
     Raises:
         FileNotFoundError: there is no such file, no shard in the folder, or no labels beside a `.npy` file.
-        ValueError: a shard lacks x or y, cannot be read, has another width, or labels that are not classes.
+        ValueError: a shard lacks x or y, cannot be read, has another width, labels that are not classes, or groups that
+            are none or that other shards lack.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,35 +61,69 @@ class Shards:
         self.files = _shard_files(Path(path))
         self.dim, self.rows = 0, 0
         found: set[Any] = set()
+        groups: Counter[Any] = Counter()
+        with_groups: list[Path] = []
         for file in self.files:
-            rows, dim, y = _describe(file)
+            rows, dim, y, of = _describe(file)
             if self.dim and dim != self.dim:
                 raise ValueError(f"{file} has rows of width {dim}, expected {self.dim} as in {self.files[0]}")
             self.dim, self.rows = dim, self.rows + rows
             found.update(np.unique(y).tolist())
-        classes = sorted(found - {IGNORE}, key=lambda value: (str(type(value)), value))
+            if of is not None:
+                names, counts = np.unique(of, return_counts=True)
+                groups.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+                with_groups.append(file)
+        classes = sorted(found - {IGNORE}, key=_order)
         _, self.class_names = as_classes(classes, f"y of {path}")
         self._classes = np.array(classes)
+        if with_groups and len(with_groups) < len(self.files):
+            without = next(file for file in self.files if file not in with_groups)
+            raise ValueError(
+                f"{with_groups[0]} holds groups and {without} none, expected them in all shards or in none"
+            )
+        if len({type(group) for group in groups}) > 1:
+            raise ValueError(f"groups of {path} are strings in some shards and numbers in others, expected one kind")
+        self._groups = np.array(sorted(groups, key=_order))
+        self.group_names = tuple(map(str, self._groups.tolist()))
+        self.group_rows = tuple(groups[group] for group in self._groups.tolist())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y) chunks: x (rows, dim) in the file's dtype, y (rows,) int64 classes, -100 where left out."""
+        for x, y, _ in self.chunks():
+            yield x, y
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield (x, y, groups): x and y as in iterating, groups (rows,) int64, None where the shards have none.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/0.npz", x=np.zeros((3, 4)), y=[0, 1, 0], groups=["ann", "ann", "bob"])
+        ...     [groups.tolist() for _, _, groups in Shards(folder).chunks()]
+        [[0, 0, 1]]
+        """
         for file in self.files:
-            x, y = _open(file)
+            x, y, of = _open(file)
             numbers = np.where(y == IGNORE, IGNORE, np.searchsorted(self._classes, y))
             labels = torch.from_numpy(numbers.astype(np.int64))
+            groups = None if of is None else torch.from_numpy(np.searchsorted(self._groups, of).astype(np.int64))
             for at in range(0, len(y), CHUNK):
                 piece = x[at : at + CHUNK]
                 # A copy: a memory-mapped file is read-only, which torch does not know.
-                yield piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece)), labels[at : at + CHUNK]
+                rows = piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece))
+                yield rows, labels[at : at + CHUNK], None if groups is None else groups[at : at + CHUNK]
 
     def __len__(self) -> int:
         """Return the number of chunks."""
         return sum(-(-_describe(file)[0] // CHUNK) for file in self.files)
 
 
+def _order(value: Any) -> tuple[str, Any]:
+    return str(type(value)), value
+
+
 def _shard_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in SHARD_SUFFIXES and not _is_labels(p))
+        found = sorted(p for p in path.iterdir() if p.suffix in SHARD_SUFFIXES and not _is_beside(p))
         if not found:
             raise FileNotFoundError(f"no activation shards in the folder {path}, {EXPECTED}")
         return found
@@ -88,35 +134,45 @@ def _shard_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _is_labels(path: Path) -> bool:
-    return path.name == "y.npy" or path.name.endswith(".y.npy")
+def _is_beside(path: Path) -> bool:
+    """Whether a file holds the labels or groups of rows in another one."""
+    return path.name in ("y.npy", "groups.npy") or path.name.endswith((".y.npy", ".groups.npy"))
 
 
-def _labels_of(path: Path) -> Path:
+def _beside(path: Path, name: str) -> Path:
+    """The file of the labels, or the groups, of the rows in a .npy file."""
     if path.name != "x.npy" and not path.name.endswith(".x.npy"):
         raise ValueError(f"{path} says neither that it holds x nor y, {EXPECTED}")
-    return path.with_name(path.name[: -len("x.npy")] + "y.npy")
+    return path.with_name(f"{path.name[: -len('x.npy')]}{name}.npy")
 
 
-def _describe(path: Path) -> tuple[int, int, np.ndarray]:
-    """Return the rows, the width and the labels of one shard, after checking that they fit."""
-    x, y = _open(path)
+def _describe(path: Path) -> tuple[int, int, np.ndarray, np.ndarray | None]:
+    """Return the rows, the width, the labels and the groups of one shard, after checking that they fit."""
+    x, y, groups = _open(path)
     shape, kind = (tuple(x.get_shape()), x.get_dtype()) if hasattr(x, "get_shape") else (x.shape, x.dtype)
     if len(shape) != 2:
         raise ValueError(f"x of {path} has shape {shape}, expected (rows, dim)")
     if str(kind)[0] not in "fFB" or str(kind) == "BOOL":
         raise ValueError(f"x of {path} holds {kind}, expected floating-point numbers")
-    if y.shape != shape[:1]:
-        raise ValueError(f"y of {path} has shape {y.shape}, expected {shape[:1]}: one label for each row of x")
-    if y.dtype.kind not in "iubU":
-        raise ValueError(f"y of {path} holds {y.dtype}, expected classes: integers, booleans or strings")
-    return shape[0], shape[1], y
+    for name, values, what in (("y", y, "label"), ("groups", groups, "group")):
+        if values is None:
+            continue
+        if values.shape != shape[:1]:
+            raise ValueError(
+                f"{name} of {path} has shape {values.shape}, expected {shape[:1]}: one {what} for each row of x"
+            )
+        if values.dtype.kind not in "iubU":
+            kinds = "classes: integers, booleans or strings" if name == "y" else "integers or strings"
+            raise ValueError(f"{name} of {path} holds {values.dtype}, expected {kinds}")
+    if groups is not None and groups.dtype.kind == "U" and bool((groups == "").any()):
+        raise ValueError(f"groups of {path} are empty for some rows, expected the group of each")
+    return shape[0], shape[1], y, groups
 
 
-def _open(path: Path) -> tuple[Any, np.ndarray]:
-    """Return x, as something that is read by slices, and y of one shard."""
-    if path.suffix == ".npy" and not _labels_of(path).exists():
-        raise FileNotFoundError(f"{path} has no labels beside it: no file {_labels_of(path)}, {EXPECTED}")
+def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """Return x, as something that is read by slices, y, and the groups or None, of one shard."""
+    if path.suffix == ".npy" and not (labels := _beside(path, "y")).exists():
+        raise FileNotFoundError(f"{path} has no labels beside it: no file {labels}, {EXPECTED}")
     try:
         found = _READERS[path.suffix](path)
     except (SafetensorError, BadZipFile, EOFError, OSError, ValueError) as error:
@@ -124,7 +180,7 @@ def _open(path: Path) -> tuple[Any, np.ndarray]:
     for name in ("x", "y"):
         if name not in found:
             raise ValueError(f"{path} holds {', '.join(found) or 'nothing'} but no {name}, {EXPECTED}")
-    return found["x"], np.asarray(found["y"])
+    return found["x"], np.asarray(found["y"]), np.asarray(found["groups"]) if "groups" in found else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -140,7 +196,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def _read_npy(path: Path) -> dict[str, Any]:
     x = np.load(path, mmap_mode="r", allow_pickle=False)
-    return {"x": x, "y": np.load(_labels_of(path), allow_pickle=False)}
+    files = {name: _beside(path, name) for name in ("y", "groups")}
+    return {"x": x} | {name: np.load(file, allow_pickle=False) for name, file in files.items() if file.exists()}
 
 
 _READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".npy": _read_npy}

@@ -1,10 +1,11 @@
-"""Texts with columns of labels: read from a file, and split into those to fit on and those held out."""
+"""Texts with columns of labels and of groups, read from a file."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..statistics import IGNORE
@@ -13,60 +14,119 @@ from ._rows import read_rows, rows_file
 
 
 class Texts(NamedTuple):
-    """Texts with the classes of each, one for each concept.
+    """Texts with the classes of each, one for each concept, and the group that each belongs to.
 
     Attributes:
         texts: the texts.
         labels: the classes of each text, in the order of the concepts; -100 where it has none.
         class_names: by concept, the names of its classes as they stood in the file.
+        groups: the number of each text's group: its speaker, author or document; empty where each distinct text is one.
+        group_names: of the groups 0, 1, ..., as they stood in the file.
     """
 
     texts: list[str]
     labels: list[tuple[int, ...]]
     class_names: dict[str, tuple[str, ...]]
+    groups: Sequence[int] = ()
+    group_names: Sequence[str] = ()
 
 
-def read_texts(path: str | os.PathLike[str], text: str = "text", label: str | Sequence[str] = "label") -> Texts:
+def read_texts(
+    path: str | os.PathLike[str],
+    text: str = "text",
+    label: str | Sequence[str] | None = "label",
+    groups: str | None = None,
+) -> Texts:
     r"""Read a column of texts and one or several columns of labels from a .jsonl, .jsonl.gz or .parquet file.
 
     Labels may be strings, integers or booleans; the classes of each column are numbered in sorted order. Rows whose
-    text is missing or empty, or all of whose labels are, are left out.
+    text is missing or empty, or all of whose labels are, are left out. Groups are numbered in the order of their hash.
 
     Args:
-        path: the file.
+        path: the file; without labels and groups also .txt or .txt.gz, each line a row with the column `text`.
         text: the column of texts.
-        label: the column of labels, or several, one for each concept.
+        label: the column of labels, or several, one for each concept; None for texts without labels.
+        groups: the column that says which speaker, author or document a text is of, strings or integers; None where
+            each distinct text is a group.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read or lacks a column, its texts are no strings, its labels are not classes, or
-            no column of labels is named, or one twice.
+        ValueError: the file cannot be read or lacks a column, its texts are no strings, its labels are not classes, a
+            text has no group, or no column of labels is named, or one twice.
         ImportError: a .parquet file needs pyarrow.
 
     >>> import tempfile
     >>> from pathlib import Path
-    >>> rows = '{"text": "hot", "label": "warm"}\n{"text": "icy", "label": "cold"}'
+    >>> rows = '{"text": "hot", "label": "warm", "by": "Ann"}\n{"text": "icy", "label": "cold", "by": "Ann"}'
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "texts.jsonl").write_text(rows)
-    ...     read_texts(Path(folder, "texts.jsonl"))
-    Texts(texts=['hot', 'icy'], labels=[(1,), (0,)], class_names={'label': ('cold', 'warm')})
+    ...     data = read_texts(Path(folder, "texts.jsonl"), groups="by")
+    >>> data.labels, data.class_names, data.groups, data.group_names
+    ([(1,), (0,)], {'label': ('cold', 'warm')}, [0, 0], ['Ann'])
     """
-    columns = [label] if isinstance(label, str) else list(label)
-    if not columns or len(set(columns)) < len(columns):
+    columns = [label] if isinstance(label, str) else list(label or ())
+    if (not columns and label is not None) or len(set(columns)) < len(columns):
         named = f"{', '.join(map(repr, columns)) or 'none'}"
         raise ValueError(f"the columns of labels are {named}, expected one or several, each once: name them by --label")
-    path = rows_file(path, "texts with labels")
-    needed = {text: "name one with --text", **{name: "name one with --label" for name in columns if name != text}}
-    rows = ((row[text], *(row[column] for column in columns)) for row in read_rows(path, needed))
-    kept = [row for row in rows if _given(row[0]) and any(map(_given, row[1:]))]
-    for value, *_ in kept:
-        if not isinstance(value, str):
-            raise ValueError(f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text")
+    path = rows_file(path, "texts with labels" if columns else "texts")
+    kept = _kept_rows(path, text, columns, groups)
     classes, names = [], {}
     for place, column in enumerate(columns, 1):
         numbers, names[column] = _numbered([row[place] for row in kept], f"column {column!r} of {path}")
         classes.append(numbers)
-    return Texts([row[0] for row in kept], list(zip(*classes, strict=True)), names)
+    labels = list(zip(*classes, strict=True)) if columns else [()] * len(kept)
+    each = _groups([row[-1] for row in kept], f"column {groups!r} of {path}")
+    return numbered(Texts([row[0] for row in kept], labels, names), each)
+
+
+def _kept_rows(path: Path, text: str, columns: Sequence[str], groups: str | None) -> list[list[Any]]:
+    """The text, the labels and the group of each row that has a text and, where there are columns of them, a label."""
+    needed = {groups: "name one with --groups"} if groups is not None else {}
+    needed |= dict.fromkeys(columns, "name one with --label") | {text: "name one with --text"}
+    order = {name: needed[name] for name in (text, *columns, *needed)}  # in which missing ones are told
+    wanted = [text, *columns, text if groups is None else groups]
+    rows = ([row[column] for column in wanted] for row in read_rows(path, order))
+    kept = [row for row in rows if _given(row[0]) and (not columns or any(map(_given, row[1:-1])))]
+    for value, *_ in kept:
+        if not isinstance(value, str):
+            raise ValueError(f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text")
+    return kept
+
+
+def _groups(values: Sequence[Any], where: str) -> list[str]:
+    """The name of each text's group."""
+    if missing := sum(not _given(value) for value in values):
+        raise ValueError(
+            f"{where} is empty in {missing} of {len(values)} rows, expected the group of each: fill it in, or leave "
+            "these rows out"
+        )
+    for value in values:
+        if not isinstance(value, (str, int)):
+            raise ValueError(f"{where} holds {value!r} ({type(value).__name__}), expected groups: strings or integers")
+    return [str(value) for value in values]
+
+
+def numbered(data: Texts, names: Sequence[str] | None = None) -> Texts:
+    """Return texts whose groups are numbered: as they are, or in the order of their hash, however the file is sorted.
+
+    Args:
+        data: texts.
+        names: of each text's group; None for those that it has or, without them, the texts.
+
+    >>> numbered(Texts(["a", "b", "a"], [(0,)] * 3, {"kind": ("x",)})).groups
+    [1, 0, 1]
+    """
+    if names is None and len(data.groups):
+        return data
+    names = data.texts if names is None else names
+    order = sorted(set(names), key=hash_of)
+    numbers = {name: number for number, name in enumerate(order)}
+    return data._replace(groups=[numbers[name] for name in names], group_names=order)
+
+
+def hash_of(name: str) -> bytes:
+    """A hash of a text, or of the name of a group, that is the same everywhere."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _numbered(labels: Sequence[Any], where: str) -> tuple[list[int], tuple[str, ...]]:
@@ -78,45 +138,3 @@ def _numbered(labels: Sequence[Any], where: str) -> tuple[list[int], tuple[str, 
 
 def _given(value: Any) -> bool:
     return value is not None and value != ""
-
-
-def split_texts(data: Texts, held_out: float = 0.3) -> tuple[Texts, Texts]:
-    """Split into (fit, held out): in each class, the texts whose hash comes first are held out.
-
-    What is held out for one concept is held out for all. Copies of one text fall on one side. The order of both parts
-    is that of the hash.
-
-    Args:
-        data: as of `read_texts`.
-        held_out: share of the distinct texts of each class to hold out, 0 to 1; one of them at least.
-
-    Raises:
-        ValueError: a class has fewer than two distinct texts, or none to fit on.
-
-    >>> fit, test = split_texts(Texts(["a", "b", "c", "d"], [(0,), (0,), (1,), (1,)], {"kind": ("x", "y")}))
-    >>> fit.labels, test.labels
-    ([(1,), (0,)], [(1,), (0,)])
-    """
-    rows = sorted(zip(data.texts, data.labels, strict=True), key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    classes = [
-        (place, index, f"{name!r} of {concept!r}")
-        for place, (concept, names) in enumerate(data.class_names.items())
-        for index, name in enumerate(names)
-    ]
-    test_texts: set[str] = set()
-    for place, index, name in classes:
-        distinct = list(dict.fromkeys(text for text, labels in rows if labels[place] == index))
-        if len(distinct) < 2:
-            raise ValueError(
-                f"the class {name} has {len(distinct)} distinct text, expected 2 or more: one to fit on, one held out"
-            )
-        test_texts.update(distinct[: max(1, round(held_out * len(distinct)))])
-    parts = [[row for row in rows if (row[0] in test_texts) == side] for side in (False, True)]
-    fit, test = (Texts([a for a, _ in part], [b for _, b in part], data.class_names) for part in parts)
-    left = {pair for labels in fit.labels for pair in enumerate(labels)}
-    if missing := [name for place, index, name in classes if (place, index) not in left]:
-        raise ValueError(
-            f"all texts of {', '.join(missing)} also bear other labels, for which they are held out, expected texts of "
-            "its own in each class"
-        )
-    return fit, test

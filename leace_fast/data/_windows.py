@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import IGNORE
-from ._texts import Texts
+from ._texts import Texts, numbered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,11 +21,13 @@ class Window(NamedTuple):
         input_ids: (length,) int64.
         scored: how many tokens count, the last ones; those before are context.
         concept_labels: (length,) or (length, concepts) int64 class of each token, -100 where it has none.
+        group: the number of the text, speaker or the like that it is of; None if it was not said.
     """
 
     input_ids: Tensor
     scored: int
     concept_labels: Tensor
+    group: int | None = None
 
 
 def text_windows(
@@ -37,9 +39,9 @@ def text_windows(
 ) -> tuple[list[Window], int]:
     """Cut whole texts into windows of at most `length` tokens and return them with the bytes of text they score.
 
-    Each token bears its text's classes, or the last one alone. From a text's second window on, one token
-    of context comes first, so that each token is scored once. Texts are taken
-    in order until the next one would pass `max_tokens` (at least one is).
+    Each token bears its text's classes, or the last one alone; each window its text's group. From a text's second
+    window on, one token of context comes first, so that each token is scored once. Texts are taken in order until the
+    next one would pass `max_tokens` (at least one is).
 
     Args:
         data: as of `read_texts`.
@@ -66,7 +68,7 @@ def text_windows(
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
     windows: list[Window] = []
     total = text_bytes = 0
-    for text, labels in zip(data.texts, data.labels, strict=True):
+    for text, labels, group in zip(data.texts, data.labels, numbered(data).groups, strict=True):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if max_tokens is not None and windows and total + len(tokens) > max_tokens:
             break
@@ -78,11 +80,11 @@ def text_windows(
         done = 1
         while done < len(ids):
             piece = ids[done - 1 : done - 1 + length]
-            classes = torch.tensor(labels).repeat(len(piece), 1)
+            classes = torch.tensor(labels, dtype=torch.int64).repeat(len(piece), 1)
             done += len(piece) - 1
             if last_token:
                 classes[: -1 if done == len(ids) else None] = IGNORE
-            windows.append(Window(piece, len(piece) - 1, classes))
+            windows.append(Window(piece, len(piece) - 1, classes, group))
     return windows, text_bytes
 
 
@@ -118,16 +120,16 @@ def whole_texts(
     _check_length(length, 1)
     windows: list[Window] = []
     total = 0
-    for text, labels in zip(data.texts, data.labels, strict=True):
+    for text, labels, group in zip(data.texts, data.labels, numbered(data).groups, strict=True):
         found: Any = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
         ids, special = torch.tensor(found["input_ids"]), torch.tensor(found["special_tokens_mask"]).bool()
         if max_tokens is not None and windows and total + len(ids) > max_tokens:
             break
         total += len(ids)
-        classes = torch.tensor(labels).repeat(len(ids), 1).masked_fill(special[:, None], IGNORE)
+        classes = torch.tensor(labels, dtype=torch.int64).repeat(len(ids), 1).masked_fill(special[:, None], IGNORE)
         if last_token and not bool(special.all()):
             classes[: int((~special).nonzero()[-1])] = IGNORE
-        windows.append(Window(ids, len(ids), classes))
+        windows.append(Window(ids, len(ids), classes, group))
     return windows, 0
 
 

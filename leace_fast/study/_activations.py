@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._progress import Track, untracked
 from ..data import SHARD_SUFFIXES, Shards
-from ..evaluation import linear_probe
-from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
+from ..evaluation import Probe, Rows, linear_probe
+from ..methods import CLASS_COVARIANCES, METHODS, ROWS, leace, moments_method
 from ..statistics import IGNORE, Moments
 from ._clock import Clock
 from ._records import SiteResult, Study
 from ._study import PROBE_MEMORY, PROBE_ROWS
-from ._texts import HELD_OUT
+from ._texts import HELD_OUT, Contrasts
+
+FIT, TRAIN, TEST = 0, 1, 2  # the parts of the rows: for the eraser, and for its probe
 
 
 def is_shards(source: str) -> bool:
@@ -29,76 +34,136 @@ def is_shards(source: str) -> bool:
 
 
 def study_shards(
-    path: str | os.PathLike[str], *, method: str = "leace", site: str = "activations", track: Track = untracked
+    path: str | os.PathLike[str],
+    *,
+    method: str = "leace",
+    contrasts: Contrasts = 0,
+    site: str = "activations",
+    track: Track = untracked,
 ) -> Study:
     """Fit one eraser on 70 % of the rows of activation shards, and probe the other rows before and after it.
 
-    The rows held out are drawn at random, always the same ones. Methods that need class covariances, or passes over
-    the rows, get them.
+    Of the rows held out, half train the probes and half test them. Where the shards have groups, each is wholly in one
+    of the three parts, by a hash of its name; else rows are drawn at random, always the same ones. Methods that need
+    class covariances, or passes over the rows, get them.
+
+    Args:
+        path, method, track: as in `Shards` and `study_texts`.
+        contrasts: as in `leace`; they need groups.
+        site: what the eraser's site is called.
 
     Raises:
         FileNotFoundError, ValueError: as in `Shards`; an unknown method, or one that needs more; too few rows of a
-            class.
+            class, or too few groups.
     """
     needs = METHODS[method].needs if method in METHODS else ""
-    fit_method = METHODS[method] if needs in (ROWS, CLASS_COVARIANCES) else moments_method(method)
+    fit_method: Any = METHODS[method] if needs in (ROWS, CLASS_COVARIANCES) else moments_method(method)
     clock = Clock()
     with clock.stage("load"):
         shards = Shards(path)
+        if contrasts and not shards.group_names:
+            raise ValueError(f"contrasts need groups, {path} has none: add the array groups (rows,) to each shard")
+        rows = _Rows(shards)
         moments = Moments(shards.dim, len(shards.class_names), per_class=needs == CLASS_COVARIANCES)
     with clock.stage("record"):
-        x, y, test_x, test_y = _record(shards, path, moments, track)
-    if not len(y) or not len(test_y):
+        train, test = _record(rows, path, moments, track)
+    if not len(train.y) or not len(test.y):
         raise ValueError(f"{shards.rows} rows are too few, expected enough to fit on some and hold out others")
+    if contrasts:
+        fit_method = functools.partial(leace, contrasts=contrasts)
     with clock.stage("fit"):
-        eraser = fit_method(_RowsToFitOn(shards) if needs == ROWS else moments).with_site(site)
+        eraser = fit_method(rows if needs == ROWS else moments).with_site(site)
     with clock.stage("probe"):
-        before = linear_probe(x, y, test_x, test_y)
-        # in float64: a probe reads what float32 leaves of a column that was erased wholly, however little that is
-        after = linear_probe(eraser(x.double()), y, eraser(test_x.double()), test_y)
+        before, after = (_probe(change, train, test) for change in (lambda x: x, lambda x: eraser(x.double())))
     not_erased = eraser.report.not_erased if eraser.report else ()
     result = SiteResult(
         site, shards.dim, eraser.rank, before.accuracy, after.accuracy, after.constant, None, not_erased
     )
-    rows = {"fit": moments.count, "probe": len(y), "probe_test": len(test_y)}
-    return Study((result,), None, shards.class_names, rows, clock.seconds, {site: eraser})
+    counts = {"fit": moments.count, "probe": len(train.y), "probe_test": len(test.y)}
+    return Study((result,), None, shards.class_names, counts, clock.seconds, {site: eraser})
 
 
-def _record(
-    shards: Shards, path: str | os.PathLike[str], moments: Moments, track: Track
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take the rows to fit on into moments; return rows to probe: x and y of those to fit on and of those held out."""
+def _probe(change: Callable[[Tensor], Tensor], train: Rows, test: Rows) -> Probe:
+    """What is read after a change, in float64: a probe reads what float32 leaves of a column that was erased wholly."""
+    return linear_probe(change(train.x), train.y, change(test.x), test.y, groups=test.groups, train_groups=train.groups)
+
+
+class _Rows:
+    """The rows of shards, in chunks with their groups and parts; iterated, those to fit on, for several passes.
+
+    Args:
+        shards: the shards.
+
+    Raises:
+        ValueError: they have groups, but fewer than three.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self.shares = torch.tensor([1 - HELD_OUT, HELD_OUT / 2, HELD_OUT / 2])  # of the parts, in rows
+        self.part_of_group = _parts(shards.group_names)
+        if shards.group_names:
+            of_part = torch.zeros(3).index_add_(0, self.part_of_group, torch.tensor(shards.group_rows).float())
+            self.shares = of_part / max(shards.rows, 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y, _, part, _ in self.chunks():
+            yield x.float(), y.masked_fill(part != FIT, IGNORE)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def chunks(self, track: Track = untracked) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]]:
+        """Each chunk (x, y, groups) with the part of each row, and a number from 0 to 1: always the same draw."""
+        generator = torch.Generator().manual_seed(0)
+        for x, y, groups in track(_Chunks(self.shards), "record"):
+            drawn, draw = torch.rand(2, len(x), generator=generator)
+            part = torch.where(drawn < HELD_OUT, torch.where(drawn < HELD_OUT / 2, TRAIN, TEST), FIT)
+            yield x, y, groups, part if groups is None else self.part_of_group[groups], draw
+
+
+class _Chunks:
+    """The chunks of shards, with a length."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        return self.shards.chunks()
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+
+def _parts(names: Sequence[str]) -> Tensor:
+    """The part of each group (groups,): those whose hash comes first are held out, and train and test by turns."""
+    if len(names) in (1, 2):
+        raise ValueError(
+            f"the rows are of {len(names)} groups, expected 3 or more: one to fit on, one to train the probe, one to "
+            "test it; name smaller groups, or leave groups out"
+        )
+    order = sorted(range(len(names)), key=lambda place: hashlib.sha256(names[place].encode()).digest())
+    held_out = order[: max(2, round(HELD_OUT * len(names)))]
+    parts = torch.full((len(names),), FIT)
+    parts[held_out[::2]], parts[held_out[1::2]] = TRAIN, TEST
+    return parts
+
+
+def _record(rows: _Rows, path: str | os.PathLike[str], moments: Moments, track: Track) -> tuple[Rows, Rows]:
+    """Take the rows to fit on into moments; return rows to train the probe on, and to test it."""
+    shards = rows.shards
     share = min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows, 1)
-    parts: list[list[Tensor]] = [[], [], [], []]
+    kept: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {TRAIN: [], TEST: []}
     done = 0
-    for x, y, held_out, draw in _drawn(track(shards, "record")):
+    for x, y, groups, part, draw in rows.chunks(track):
         if bool((wrong := ~x.isfinite().all(1) & (y != IGNORE)).any()):
             row = done + int(wrong.nonzero()[0])
             raise ValueError(f"row {row} of {path} holds NaN or Inf: leave it out, or label it {IGNORE}")
+        moments.update(x, y, mask=part == FIT, groups=groups)
+        numbers = torch.arange(done, done + len(x)) if groups is None else groups
         done += len(x)
-        moments.update(x, y, mask=~held_out)
-        for place, side, part in ((0, ~held_out, 1 - HELD_OUT), (2, held_out, HELD_OUT)):
-            kept = side & (y != IGNORE) & (draw < share / part)
-            parts[place].append(x[kept])
-            parts[place + 1].append(y[kept])
-    x, y, test_x, test_y = (torch.cat(part) for part in parts)
-    return x, y, test_x, test_y
-
-
-def _drawn(chunks: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Each chunk of rows with which of them are held out, and a number from 0 to 1 for each: always the same draw."""
-    generator = torch.Generator().manual_seed(0)
-    for x, y in chunks:
-        held_out, draw = torch.rand(2, len(x), generator=generator)
-        yield x, y, held_out < HELD_OUT, draw
-
-
-class _RowsToFitOn:
-    """The rows of shards with those held out labelled -100, for several passes."""
-
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y, held_out, _ in _drawn(self._shards):
-            yield x.float(), y.masked_fill(held_out, IGNORE)
+        for side, found in kept.items():
+            drawn = (part == side) & (y != IGNORE) & (draw < share / rows.shares[side])
+            found.append((x[drawn], y[drawn], numbers[drawn]))
+    train, test = (Rows(*map(torch.cat, zip(*found, strict=True))) for found in kept.values())
+    return train, test

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,14 @@ from .._progress import Track, untracked
 from ..erasers import Eraser
 from ..evaluation import Probe, Rows, SiteRows, erased, linear_probe, next_token_losses, random_like
 from ..methods import moments_method
-from ..models import LABELS, MASK, Site, device_of, evaluating, inputs_of, resolve_sites
+from ..models import GROUPS, LABELS, MASK, Site, device_of, evaluating, inputs_of, resolve_sites
 from ..scrubbing import Scrubber, scrub
 from ..statistics import IGNORE
 from ._clock import Clock
 from ._records import Loss, SiteResult, Study
 
 Batch = Mapping[str, Tensor]
+Fit = Callable[..., Eraser]
 
 INPUTS = ("input_ids", MASK)  # what the model takes of a batch
 PROBE_ROWS = 20_000
@@ -48,7 +49,9 @@ def run_study(
     class_names: Sequence[str],
     text_bytes: int = 0,
     sites: str | Iterable[str] | Iterable[Site] = "norms",
-    method: str = "leace",
+    method: str | Fit = "leace",
+    metric: Literal["all", "labelled"] = "all",
+    neutral: Iterable[Batch] = (),
     probe_rows: int = PROBE_ROWS,
     random_seeds: int = RANDOM_SEEDS,
     track: Track = untracked,
@@ -63,7 +66,7 @@ def run_study(
         class_names: names of the classes 0, 1, ...
         text_bytes: bytes of the text that `labels` of `held_out` score; 0 leaves the loss out.
         sites: as in `scrub`.
-        method: a name in `METHODS`.
+        method, metric, neutral: as in `scrub`.
         probe_rows: most rows that a probe is trained on, drawn evenly from `fit`, always the same ones.
         random_seeds: number of random erasures to compare with.
         track: `track(items, stage)` returns the items and may show progress.
@@ -72,7 +75,8 @@ def run_study(
     Raises:
         ValueError: an unknown method, no batches, or no labelled rows.
     """
-    moments_method(method)  # raises for a name that is of no use here
+    if isinstance(method, str):
+        moments_method(method)  # raises for a name that is of no use here
     rows = _count_rows(fit, held_out)
     clock, score = clock or Clock(), text_bytes > 0
     found = resolve_sites(model, inputs_of(_only(INPUTS, fit[0]), device_of(model)), sites)
@@ -80,7 +84,8 @@ def run_study(
     probe_rows = min(probe_rows, PROBE_MEMORY // (24 * sum(site.width for site in found)))
 
     options: dict[str, Any] = {"sites": found, "method": method, "num_classes": len(class_names), "track": track}
-    inputs = [_only((*INPUTS, LABELS), batch) for batch in fit]
+    options |= {"metric": metric, "neutral": neutral}
+    inputs = [_only({*INPUTS, LABELS, GROUPS} & {*batch}, batch) for batch in fit]
     with clock.stage("scrub"):
         scrubber = scrub(model, inputs, **options)
     with clock.stage("scrub in one pass"):

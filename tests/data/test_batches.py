@@ -65,3 +65,39 @@ def test_batches_hold_every_scored_token_once():
 def test_a_tokenizer_without_a_token_to_pad_with_is_told_what_to_do():
     with pytest.raises(ValueError, match="token is None, expected the number of a token to pad with"):
         next(pad([([1, 2], [0, 1])], 8, 2, token=None))  # type: ignore[arg-type]
+
+
+SEQUENCES = [([1, 2, 3], [0, 1, 2]), ([], []), ([4], [1]), ([5] * 4, [0] * 4)]
+
+
+def test_groups_of_padded_and_of_packed_sequences():
+    padded = list(pad(SEQUENCES, 8, 2, groups=[7, 8, 9, 7]))
+    assert [batch["concept_groups"].tolist() for batch in padded] == [[7, 9], [7]]
+    packed = list(pack(SEQUENCES, 3, 2, end=0, groups=iter([7, 8, 9, 7])))
+    assert [batch["input_ids"].tolist() for batch in packed] == [[[1, 2, 3], [0, 0, 4]], [[0, 5, 5], [5, 5, 0]]]
+    assert [batch["concept_groups"].tolist() for batch in packed] == [[[7, 7, 7], [7, 8, 9]], [[9, 7, 7], [7, 7, 7]]]
+    assert all("concept_groups" not in batch for batch in (*pad(SEQUENCES, 8, 2), *pack(SEQUENCES, 3, 2)))
+
+
+@pytest.mark.parametrize("make", [pack, pad])
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([1, 2, 3], "example 3 has no group, expected an integer of 0 or more for each example"),
+        ([1, -2, 3, 4], "example 1 has the group -2"),
+        ([1, 2, 3, 4, 5], "more groups than examples"),
+    ],
+)
+def test_groups_that_do_not_fit_the_sequences(make, groups, message):
+    with pytest.raises(ValueError, match=message):
+        list(make(SEQUENCES, 4, 2, groups=groups))
+
+
+def test_groups_of_windows():
+    windows = [Window(torch.arange(1, n + 1), n - 1, torch.zeros(n, dtype=torch.int64), n % 3) for n in (5, 9, 2, 7)]
+    batches = list(batched(windows, 3, token=0))
+    assert [batch["concept_groups"].tolist() for batch in batches] == [[0, 1, 2], [2]]
+    bare = [window._replace(group=None) for window in windows]
+    assert all("concept_groups" not in batch for batch in batched(bare, 3, token=0))
+    with pytest.raises(ValueError, match="some windows have a group and others have none"):
+        next(batched([windows[0], bare[1]], 3, token=0))

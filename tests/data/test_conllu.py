@@ -48,3 +48,15 @@ def test_wrong_conllu(tmp_path):
             next(read_conllu(tmp_path / "a.conllu"))
     with pytest.raises(FileNotFoundError):
         next(read_conllu(tmp_path / "b.conllu"))
+
+
+def test_the_group_of_a_sentence_is_its_document_or_itself(tmp_path):
+    def written(*lines):
+        word = "\t".join(["1", "x", *"_" * 8])
+        (tmp_path / "a.conllu").write_text("".join(f"{word}\n\n" if line == "S" else f"{line}\n" for line in lines))
+        return [sentence.group for sentence in read_conllu(tmp_path / "a.conllu")]
+
+    assert [sentence.group for sentence in read_conllu(SAMPLE)] == [0, 1, 2]
+    assert written("# newdoc id = a", "S", "# newpar", "S", "# newdoc id = b", "S", "S") == [0, 0, 1, 1]
+    assert written("# newdoc", "# text = x", "S", "# newdoc", "S", "S") == [0, 1, 1]
+    assert written("S", "S", "# newdoc id = a", "S", "S", "# newdoc id = b", "S") == [0, 1, 2, 2, 3]

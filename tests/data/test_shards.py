@@ -102,3 +102,63 @@ def test_shards_of_different_widths(tmp_path):
     write_shard(tmp_path, "npy", torch.ones(4, 5), torch.arange(4))
     with pytest.raises(ValueError, match="width 5, expected 6|width 6, expected 5"):
         Shards(tmp_path)
+
+
+GROUPS = {"numbers": np.arange(40) // 8 * 3 + 2, "names": np.array([f"by {i // 8}" for i in range(40)])}
+
+
+def write_grouped(folder, kind, groups, x=X, y=Y):
+    """A shard with groups: safetensors hold numbers only."""
+    path = write_shard(folder, kind, x, y)
+    if kind == "safetensors":
+        save_file({"x": x, "y": y, "groups": torch.from_numpy(groups)}, path)
+    elif kind == "npz":
+        np.savez(path, x=x.numpy(), y=np.asarray(y), groups=groups)
+    else:
+        np.save(folder / "s.groups.npy", groups)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"), [("safetensors", "numbers"), ("npz", "numbers"), ("npz", "names"), ("npy", "names")]
+)
+@pytest.mark.parametrize("folder", [True, False])
+def test_groups_of_shards_are_numbered_in_sorted_order(tmp_path, kind, groups, folder):
+    path = write_grouped(tmp_path / "s", kind, GROUPS[groups])
+    shards = Shards(path.parent if folder else path)
+    assert len(shards.files) == 1 and shards.group_names == tuple(map(str, dict.fromkeys(GROUPS[groups].tolist())))
+    x, y, of = (torch.cat(part) for part in zip(*shards.chunks(), strict=True))  # type: ignore[arg-type]
+    assert torch.equal(x, X) and torch.equal(y, Y) and torch.equal(of, torch.arange(40) // 8)
+
+
+def test_groups_are_the_same_in_all_shards(tmp_path):
+    np.savez(tmp_path / "0.npz", x=X[:4].numpy(), y=Y[:4], groups=["bob", "ann", "bob", "dan"])
+    np.savez(tmp_path / "1.npz", x=X[:2].numpy(), y=Y[:2], groups=["dan", "cat"])
+    shards = Shards(tmp_path)
+    assert shards.group_names == ("ann", "bob", "cat", "dan")
+    assert [of.tolist() for _, _, of in shards.chunks() if of is not None] == [[1, 0, 1, 3], [3, 2]]
+    assert [of for _, _, of in Shards(write_shard(tmp_path / "without", "npz")).chunks()] == [None]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.zeros(40), "groups of .* holds float64, expected integers or strings"),
+        (np.zeros(5, np.int64), r"groups of .* shape \(5,\), expected \(40,\): one group for each row"),
+        (np.array(["ann", ""] * 20), "groups of .* are empty for some rows, expected the group of each"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_groups_that_do_not_fit(tmp_path, kind, groups, message):
+    with pytest.raises(ValueError, match=message):
+        Shards(write_grouped(tmp_path, kind, groups))
+
+
+def test_groups_in_some_shards_only(tmp_path):
+    np.savez(tmp_path / "0.npz", x=X.numpy(), y=Y, groups=GROUPS["names"])
+    np.savez(tmp_path / "1.npz", x=X.numpy(), y=Y)
+    with pytest.raises(ValueError, match="0.npz holds groups and .*1.npz none, expected them in all shards or in none"):
+        Shards(tmp_path)
+    np.savez(tmp_path / "1.npz", x=X.numpy(), y=Y, groups=GROUPS["numbers"])
+    with pytest.raises(ValueError, match="strings in some shards and numbers in others"):
+        Shards(tmp_path)

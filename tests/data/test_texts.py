@@ -11,6 +11,7 @@ import torch
 
 from leace_fast.data import Texts, read_texts, split_texts
 from leace_fast.data._classes import as_classes
+from leace_fast.data._texts import numbered
 
 ROWS = [{"text": f"text number {i}", "label": "odd" if i % 2 else "even", "id": i} for i in range(20)]
 
@@ -160,3 +161,110 @@ def test_split_needs_two_texts_of_each_class():
     shared = Texts([first, second, *others, "u", "v"], labels, {"kind": ("a", "b"), "size": ("c", "d")})
     with pytest.raises(ValueError, match="all texts of 'a' of 'kind' also bear other labels, for which they are held"):
         split_texts(shared, 0.6)
+
+
+AUTHORS = [{**row, "author": f"author {row['id'] % 7}", "number": row["id"] % 7} for row in ROWS]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("column", ["author", "number"])
+def test_reads_a_column_of_groups(tmp_path, name, column):
+    data = read_texts(WRITERS[name](tmp_path / name, AUTHORS), groups=column)
+    assert [data.group_names[group] for group in data.groups] == [str(row[column]) for row in AUTHORS]
+    assert len(data.group_names) == 7
+    shuffled = read_texts(WRITERS[name](tmp_path / f"b{name[1:]}", AUTHORS[::-1]), groups=column)
+    assert shuffled.groups == data.groups[::-1], "their numbers do not hang on the order of the rows"
+    assert data.labels == [(0,), (1,)] * 10
+
+
+def test_without_a_column_each_distinct_text_is_a_group(tmp_path):
+    data = read_texts(write_lines(tmp_path / "a.jsonl", [*ROWS[:3], ROWS[1]]))
+    assert [data.group_names[group] for group in data.groups] == data.texts and len(data.group_names) == 3
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "a.txt"])
+def test_texts_without_labels(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.txt":
+        path.write_text("".join(row["text"] + "\n" for row in ROWS) + "\n")
+    else:
+        WRITERS[name](path, [{"text": row["text"]} for row in ROWS])
+    data = read_texts(path, label=None)
+    assert data.texts == [row["text"] for row in ROWS] and set(data.labels) == {()} and not data.class_names
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_missing_column_of_groups_is_named_with_those_present(tmp_path, name):
+    path = WRITERS[name](tmp_path / name, ROWS)
+    columns = "its columns: 'text', 'label', 'id'; name one with --groups"
+    with pytest.raises(ValueError, match=f"no column 'by'; {columns}"):
+        read_texts(path, groups="by")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "column 'author' of .* is empty in 1 of 20 rows, expected the group of each"),
+        ("", "column 'author' of .* is empty in 1 of 20 rows"),
+        (["a"], "column 'author' of .* holds .'a'. .list., expected groups: strings or integers"),
+        (0.5, "holds 0.5 .float., expected groups"),
+    ],
+)
+def test_groups_that_are_none(tmp_path, value, message):
+    rows = [*AUTHORS[:-1], {**AUTHORS[-1], "author": value}]
+    with pytest.raises(ValueError, match=message):
+        read_texts(write_lines(tmp_path / "a.jsonl", rows), groups="author")
+    unlabelled = [*AUTHORS, {**AUTHORS[-1], "author": value, "label": None}]
+    assert len(read_texts(write_lines(tmp_path / "a.jsonl", unlabelled), groups="author").texts) == 20
+
+
+def grouped(texts, labels, names, class_names=None):
+    return numbered(Texts(texts, labels, class_names or {"kind": ("a", "b")}), names)
+
+
+def test_a_group_is_wholly_fitted_or_wholly_held_out():
+    data = grouped(
+        [f"t{i}" for i in range(200)], [(i % 2,) for i in range(200)], [f"g{i // 2 % 23}" for i in range(200)]
+    )
+    fit, test = split_texts(data)
+    assert not set(fit.groups) & set(test.groups) and sorted(fit.texts + test.texts) == sorted(data.texts)
+    assert len(set(test.groups)) == 7, "30 % of 23"
+    of = dict(zip(data.texts, data.groups, strict=True))
+    for part in (fit, test):
+        assert list(part.groups) == [of[text] for text in part.texts] and part.group_names == data.group_names
+    places = [*range(0, 200, 2), *range(199, 0, -2)]
+    shuffled = grouped(
+        *[[column[i] for i in places] for column in (data.texts, data.labels)], [f"g{i // 2 % 23}" for i in places]
+    )
+    assert set(split_texts(shuffled)[1].texts) == set(test.texts)
+
+
+def test_groups_of_their_own_are_split_as_texts_are():
+    texts = [f"t{i % 30}" for i in range(60)]
+    data = Texts(texts, [(int(text[1:]) % 3,) for text in texts], {"kind": ("a", "b", "c")})
+    assert split_texts(numbered(data, texts)) == split_texts(data)
+
+
+def test_a_text_in_groups_of_both_parts_is_fitted_and_not_held_out():
+    texts = [f"t{i}" for i in range(40)] + ["hello"] * 10
+    data = grouped(texts, [(i % 2,) for i in range(50)], [f"g{i % 10}" for i in range(50)])
+    fit, test = split_texts(data)
+    assert set(fit.texts).isdisjoint(test.texts) and "hello" in fit.texts
+    assert len(test.texts) == 4 * 4, "of each group held out all but its copy"
+    assert set(test.groups).isdisjoint(fit.groups)
+
+
+def test_groups_that_cannot_be_split():
+    one = grouped(["x", "y", "z", "w"], [(0,), (0,), (1,), (1,)], ["ann"] * 4)
+    with pytest.raises(ValueError, match="the class 'a' of 'kind' has 1 distinct group, expected 2 or more"):
+        split_texts(one)
+    first, second, third = sorted("xyz", key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = [first, second, second, third, first, third]
+    span = grouped(list("abcdef"), [(0,), (0,), (1,), (1,), (2,), (2,)], names, {"kind": ("k", "l", "m")})
+    with pytest.raises(ValueError, match="all groups of 'k' of 'kind' also bear other labels, for which they are held"):
+        split_texts(span)
+    copies = grouped(["u", "u", "v", "w"], [(0,), (0,), (1,), (1,)], [first, second, first, second])
+    with pytest.raises(
+        ValueError, match="all groups of 'a' of 'kind' are fitted on as well, expected groups of its own"
+    ):
+        split_texts(copies)

@@ -50,3 +50,26 @@ def test_windows_that_are_too_short_are_refused(tokenizer, cut, length, least):
     data = Texts(["a text"], [(0,)], {"label": ("even", "odd")})
     with pytest.raises(ValueError, match=f"length is {length}, expected at least {least} "):
         cut(data, tokenizer, length)
+
+
+@pytest.mark.parametrize("cut", [text_windows, whole_texts])
+def test_windows_of_a_text_are_of_its_group(tokenizer, cut):
+    texts = [row["text"] * (1 + row["id"] % 4) for row in ROWS]
+    data = Texts([*texts, texts[3]], [(0,)] * 21, {"label": ("even", "odd")})
+    windows, _ = cut(data, tokenizer, 12)
+    assert len(windows) > 21 if cut is text_windows else len(windows) == 21
+    wanted = [
+        i for i, text in enumerate(data.texts) for w in cut(Texts([text], [(0,)], data.class_names), tokenizer, 12)[0]
+    ]
+    groups = {data.texts[i]: window.group for i, window in zip(wanted, windows, strict=True)}
+    assert [window.group for window in windows] == [groups[data.texts[i]] for i in wanted]
+    assert set(groups.values()) == set(range(20))
+    named = data._replace(groups=[i % 2 for i in range(21)], group_names=["ann", "bob"])
+    assert [window.group for window in cut(named, tokenizer, 12)[0]] == [i % 2 for i in wanted]
+
+
+@pytest.mark.parametrize("cut", [text_windows, whole_texts])
+def test_texts_without_labels_have_windows_without_classes(tokenizer, cut):
+    windows, _ = cut(Texts(["a text of some words"], [()], {}), tokenizer, 12)
+    assert windows[0].concept_labels.shape == (len(windows[0].input_ids), 0)
+    assert windows[0].concept_labels.dtype == torch.int64
