@@ -88,14 +88,14 @@ def test_several_concepts_and_real_valued_targets() -> None:
 
 def test_a_metric_of_few_dimensions_warns() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(9000, 64, generator=generator), torch.arange(9000) % 2
-    narrow = torch.randn(9000, 3, generator=generator) @ torch.randn(3, 64, generator=generator)
-    narrow += 0.01 * torch.randn(9000, 64, generator=generator)
-    with pytest.warns(UserWarning, match=r"fill 2\.\d of 64 dimensions"):
-        leace(Moments(64, 2).update(x, y), metric=Moments(64).update(narrow))
+    x, y = torch.randn(9000, 256, generator=generator), torch.arange(9000) % 2
+    narrow = torch.randn(9000, 3, generator=generator) @ torch.randn(3, 256, generator=generator)
+    narrow += 0.01 * torch.randn(9000, 256, generator=generator)
+    with pytest.warns(UserWarning, match=r"fill 2\.\d of 256 dimensions"):
+        leace(Moments(256, 2).update(x, y), metric=Moments(256).update(narrow))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        leace(Moments(64, 2).update(narrow + x, y), metric=Moments(64).update(x))
+        leace(Moments(256, 2).update(narrow + x, y), metric=Moments(256).update(x))
 
 
 def test_what_is_no_metric() -> None:
