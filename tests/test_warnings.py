@@ -73,7 +73,7 @@ class Stack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64)) for _ in range(10))
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128)) for _ in range(10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -84,7 +84,7 @@ class Stack(nn.Module):
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
 def test_what_each_of_ten_sites_says_is_said_once(mode) -> None:
     generator = torch.Generator().manual_seed(0)
-    base, y = torch.randn(2, 64, generator=generator), torch.arange(16) % 2
+    base, y = torch.randn(2, 128, generator=generator), torch.arange(16) % 2
     x = torch.randn(16, 9, 2, generator=generator) @ base + y[:, None, None] * base[1]
     batch = {"x": x, "concept_labels": y, "concept_groups": torch.arange(16) % 3}
     for _ in range(2):  # a later call says it again
@@ -93,7 +93,7 @@ def test_what_each_of_ten_sites_says_is_said_once(mode) -> None:
         said = [str(warning.message) for warning in told]
         assert len(scrubber) == 10 and len(said) == 3, said
         ends = (
-            "144 rows are few for 64 columns",
+            "144 rows are few for 128 columns",
             "the rows come from 3 groups",
             "the rows that least change is measured",
         )
