@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from leace_fast import METHODS, Moments
+from leace_fast import METHODS, Moments, scrub
 from leace_fast import _warnings as module
 from leace_fast.concept_erasure import LeaceFitter
 
@@ -66,3 +66,36 @@ def test_where_all_is_inside_it_points_to_the_outermost_line(monkeypatch) -> Non
     monkeypatch.setattr(module, "BETWEEN", ("", *module.BETWEEN))  # every file
     with pytest.warns(DeprecationWarning, match="^old$"):
         module.warn("old", DeprecationWarning)
+
+
+class Stack(nn.Module):
+    """Ten sites, whose rows fill few dimensions, in each site more than in the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128)) for _ in range(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_what_each_of_ten_sites_says_is_said_once(mode) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, y = torch.randn(2, 128, generator=generator), torch.arange(16) % 2
+    x = torch.randn(16, 9, 2, generator=generator) @ base + y[:, None, None] * base[1]
+    batch = {"x": x, "concept_labels": y, "concept_groups": torch.arange(16) % 3}
+    for _ in range(2):  # a later call says it again
+        with pytest.warns(UserWarning) as told:
+            scrubber = scrub(Stack(), [batch], mode=mode)
+        said = [str(warning.message) for warning in told]
+        assert len(scrubber) == 10 and len(said) == 3, said
+        ends = (
+            "144 rows are few for 128 columns",
+            "the rows come from 3 groups",
+            "the rows that least change is measured",
+        )
+        assert all(message.startswith(begin) for message, begin in zip(said, ends, strict=True)), said
+        assert {warning.filename for warning in told} == {__file__}

@@ -26,8 +26,23 @@ app = typer.Typer(
 for _name, _command, _examples in (
     ("demo", demo, ["leace-fast demo --out demo"]),
     ("fit", fit, [f"leace-fast fit {MODEL} --data texts.jsonl --out leace-fit", "leace-fast fit activations.npz"]),
-    ("scrub", scrub, [f"leace-fast scrub {MODEL} --data texts.jsonl --out erasers"]),
-    ("eval", evaluate, [f"leace-fast eval {MODEL} --data texts.jsonl --erasers erasers"]),
+    (
+        "scrub",
+        scrub,
+        [
+            f"leace-fast scrub {MODEL} --data texts.jsonl --out erasers",
+            f"leace-fast scrub {MODEL} --data texts.jsonl --groups author --neutral ordinary.txt --out by-author",
+            f"leace-fast scrub {MODEL} --data texts.jsonl --groups author --contrasts 5 --out for-fresh-authors",
+        ],
+    ),
+    (
+        "eval",
+        evaluate,
+        [
+            f"leace-fast eval {MODEL} --data texts.jsonl --erasers erasers",
+            f"leace-fast eval {MODEL} --data texts.jsonl --groups author --erasers by-author",
+        ],
+    ),
     ("fold", fold, [f"leace-fast fold {MODEL} --erasers erasers --out folded"]),
     ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter"]),
     ("doctor", doctor, ["leace-fast doctor --json"]),

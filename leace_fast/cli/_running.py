@@ -1,8 +1,9 @@
-"""How every command runs: errors that a user can mend as one line, a screen, and the tables of a study."""
+"""How every command runs: errors that a user can mend, and warnings, as one line each; a screen; a study's tables."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from .._extras import optional
+from .._warnings import once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +36,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Reads the arguments of the command and runs it."""
-        with readable_errors():
+        with readable_errors(), readable_warnings(), once():
             return super().invoke(ctx)
 
 
@@ -48,6 +50,22 @@ def readable_errors() -> Iterator[None]:
             raise
         typer.echo(f"error: {_line(error)}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def readable_warnings() -> Iterator[None]:
+    """Show what a user is warned of as one line, and anything else as ever; all so, if LEACE_FAST_DEBUG is set."""
+    with warnings.catch_warnings():
+        as_ever = warnings.showwarning
+
+        def show_line(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, UserWarning) and not os.environ.get("LEACE_FAST_DEBUG"):
+                typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+            else:
+                as_ever(message, category, *where)
+
+        warnings.showwarning = show_line
+        yield
 
 
 def _line(error: Any) -> str:

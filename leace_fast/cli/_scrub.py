@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +90,7 @@ def scrub(
         device=device,
         dtype=dtype,
     )
-    try:
+    with _interruptible(checkpoint):
         scrubber = scrub_texts(
             batches,
             sites=sites or "norms",
@@ -100,13 +101,20 @@ def scrub(
             track=track,
             **options,
         )
+    scrubber.save_pretrained(out)
+    lines = [str(scrubber), *_expectations(scrubber, batches.group), f"Written: {out}"]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(checkpoint: Path | None) -> Iterator[None]:
+    """Ends the command at Ctrl-C, and says how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
         kept = f": the same command goes on from {checkpoint}" if checkpoint else "; --checkpoint would have kept it"
         typer.echo(f"interrupted{kept}", err=True)
         raise typer.Exit(130) from None
-    scrubber.save_pretrained(out)
-    lines = [str(scrubber), *_expectations(scrubber, batches.group), f"Written: {out}"]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _expectations(scrubber: Scrubber, group: str) -> Iterator[str]:

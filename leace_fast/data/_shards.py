@@ -95,6 +95,9 @@ class Shards:
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yield (x, y, groups): x and y as in iterating, groups (rows,) int64, None where the shards have none.
 
+        Raises:
+            ValueError, FileNotFoundError: a shard cannot be read any more.
+
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.savez(f"{folder}/0.npz", x=np.zeros((3, 4)), y=[0, 1, 0], groups=["ann", "ann", "bob"])

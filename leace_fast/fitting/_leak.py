@@ -136,12 +136,14 @@ def warn_of_leaks(report: Any) -> None:
         enough = report.rows * report.expected_leak / LITTLE
         warn(
             f"{report.rows:,} rows are few for {report.dim} columns: on fresh rows a linear classifier is expected to "
-            f"gain {report.expected_leak:.2g} nats; about {enough:,.0f} rows would bring it to {LITTLE}"
+            f"gain {report.expected_leak:.2g} nats; about {enough:,.0f} rows would bring it to {LITTLE}",
+            about="few rows",
         )
     if report.groups and report.effective_groups < FEW_GROUPS:
         warn(
             f"the rows come from {report.groups} groups, by their shares as good as {report.effective_groups:.1f}: on "
-            f"a fresh group much may be left; fit on {FEW_GROUPS} or more of like size, with fewer rows each"
+            f"a fresh group much may be left; fit on {FEW_GROUPS} or more of like size, with fewer rows each",
+            about="few groups",
         )
 
 
@@ -151,7 +153,8 @@ def warn_of_narrow(white: Whitening) -> None:
     if white.effective_rank < NARROW * dim:
         warn(
             f"the rows that least change is measured on fill {white.effective_rank:.1f} of {dim} dimensions (effective "
-            "rank): other rows may change much more; measure on ordinary ones, by metric= or neutral="
+            "rank): other rows may change much more; measure on ordinary ones, by metric= or neutral=",
+            about="narrow metric",
         )
 
 

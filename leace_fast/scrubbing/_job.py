@@ -46,7 +46,8 @@ class Job:
         folder: of the checkpoint, None for none.
         facts: what tells a checkpoint of this call from others: the mode, the name of the method, the sites.
         neutral: batches without labels, which count in the metric.
-        all_rows: whether rows without labels count in the metric; where `fit` takes one.
+        all_rows: whether rows without labels, of the batches that have labels, count in the metric; where `fit` takes
+            one.
         groups: the name of the batches' entry of groups.
         decoder: those of the sites that lie in the decoder of an encoder-decoder.
         seen: what it is fitted on.
@@ -69,6 +70,11 @@ class Job:
         if self.neutral and not takes_metric:
             raise ValueError(f"the method {self.facts['method']!r} has no metric that neutral batches could count in")
         self.all_rows = self.all_rows and takes_metric
+
+    @property
+    def has_others(self) -> bool:
+        """Whether rows without labels count in the metric: of labelled batches, or of neutral ones."""
+        return self.all_rows or bool(self.neutral)
 
     def read(self, batch: Any, index: int) -> tuple[dict[str, Any], Reading]:
         """A batch with its groups in their place, and what it says of its rows.
@@ -116,7 +122,7 @@ class Job:
 
     def moments(self, dim: int, device: torch.device) -> SiteMoments:
         """Empty moments of a site for rows of a width."""
-        others = Moments(dim, device=device) if self.all_rows else None
+        others = Moments(dim, device=device) if self.has_others else None
         return SiteMoments(self.concepts.moments(dim, device), others)
 
     def add(self, moments: SiteMoments, site: str, x: Tensor, reading: Reading) -> None:
@@ -126,7 +132,7 @@ class Job:
             ValueError: some are not finite.
         """
         before = sum(each.skipped for each in moments.every)
-        moments.add(x, reading, site, site in self.decoder)
+        moments.add(x, reading, site, site in self.decoder, self.all_rows)
         if wrong := sum(each.skipped for each in moments.every) - before:
             raise ValueError(
                 f"{wrong} activations at {site!r} are not finite in {reading.where}: leave the batch out, run the "

@@ -63,7 +63,7 @@ class _Gathered:
         self.moments: dict[str, SiteMoments] = {}
         self.done = -1  # number of the last batch that is in them, neutral ones counted on
         if saved:
-            self.done, self.moments = saved.moments(list(job.concepts.options), job.all_rows, job.device_at)
+            self.done, self.moments = saved.moments(list(job.concepts.options), job.has_others, job.device_at)
         self.number = -1  # of the batch that runs
         self.reading: Reading | None = None
 

@@ -64,8 +64,8 @@ class SiteMoments:
             return None
         return next(iter(self.concepts.values())).pooled().merge(self.others)
 
-    def add(self, x: Tensor, reading: Reading, site: str, decoder: bool) -> None:
-        """Add the rows x of a batch at a site."""
+    def add(self, x: Tensor, reading: Reading, site: str, decoder: bool, all_rows: bool) -> None:
+        """Add the rows x of a batch at a site; those without labels, of a batch that has some, if `all_rows`."""
         groups = None if reading.groups is None else reading.groups.rows(site, x, decoder)[0]
         for name, labels in reading.labels.items():
             y, mask = labels.rows(site, x, decoder)
@@ -77,7 +77,7 @@ class SiteMoments:
             self.others.update(x, mask=reading.rows.rows(site, x, decoder)[1])
             return
         first = next(iter(reading.labels.values()))
-        if first.axes:
+        if first.axes or not all_rows:
             return  # every row that is not masked has targets
         y, mask = first.rows(site, x, decoder)
         self.others.update(x, mask=y == IGNORE if mask is None else (y == IGNORE) & mask)

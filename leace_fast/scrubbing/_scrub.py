@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .._progress import Track, progress_bars
+from .._warnings import once
 from ..methods import moments_method
 from ..models import GROUPS, Site, check_inputs, describe
 from ._buffer import Buffer
@@ -22,6 +23,7 @@ from ._sequential import scrub_in_sequence
 
 
 @torch.inference_mode(False)
+@once()
 def scrub(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],

@@ -44,7 +44,11 @@ def test_help_ends_with_examples(name, monkeypatch):
 def place(workplace, tmp_path_factory) -> Path:
     """A folder with the files that the examples name."""
     folder = tmp_path_factory.mktemp("examples")
-    rows = [{"text": row["body"], "label": row["kind"]} for row in texts(60)]
+    rows = [
+        {"text": row["body"], "label": row["kind"], "author": f"author {i // 2 % 10}"}
+        for i, row in enumerate(texts(60))
+    ]
+    (folder / "ordinary.txt").write_text("".join(f"an ordinary text, number {i}\n" for i in range(20)))
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copy(workplace / "shards" / "0.npz", folder / "activations.npz")
     tiny_demo.write_assets(folder / "assets")
@@ -53,10 +57,9 @@ def place(workplace, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def erasers(workplace, place) -> None:
-    assert (
-        run("scrub", workplace / "with_biases", "--data", place / "texts.jsonl", "--out", place / "erasers").exit_code
-        == 0
-    )
+    for options in (("--out", place / "erasers"), ("--groups", "author", "--out", place / "by-author")):
+        result = run("scrub", workplace / "with_biases", "--data", place / "texts.jsonl", *options)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

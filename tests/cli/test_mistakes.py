@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 
 import pytest
 import torch
 from command_line import run
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 MISTAKES = {
     "no such model": (("fit", "./nowhere", "--data", "data.jsonl"), "no file or folder ./nowhere"),
@@ -111,6 +113,61 @@ MISTAKES = {
         ("eval", "model", "--data", "data.jsonl", "--erasers", "empty"),
         "holds no scrubber.json",
     ),
+    "groups of a column that is missing": (
+        (*("scrub", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--groups", "author"),
+        "no column 'author'; its columns: 'body', 'kind'; name one with --groups",
+    ),
+    "texts without a group": (
+        ("eval", "model", "--data", "authors.jsonl", "--groups", "some"),
+        "column 'some' of authors.jsonl is empty in 2 of 8 rows, expected the group of each",
+    ),
+    "groups that are numbers with a fraction": (
+        ("fit", "model", "--data", "authors.jsonl", "--groups", "year"),
+        "column 'year' of authors.jsonl holds 1.5 (float), expected groups: strings or integers",
+    ),
+    "one group": (
+        ("scrub", "model", "--data", "authors.jsonl", "--groups", "country"),
+        "the class 'a' of 'label' has 1 distinct group, expected 2 or more: one to fit on, one held out",
+    ),
+    "one group held out": (
+        ("eval", "model", "--data", "authors.jsonl", "--groups", "author"),
+        "the texts held out are of 1 author, expected 2 or more, one to train the probes and another to test them",
+    ),
+    "groups that span the classes": (
+        ("scrub", "model", "--data", "authors.jsonl", "--label", "three", "--groups", "span"),
+        "all groups of 'k' of 'three' also bear other labels, for which they are held out",
+    ),
+    "groups for shards": (("fit", "acts.safetensors", "--groups", "author"), "need no model: leave --groups out"),
+    "shards of two groups": (("fit", "twogroups.safetensors"), "the rows are of 2 groups, expected 3 or more"),
+    "contrasts of shards without groups": (
+        ("fit", "acts.safetensors", "--contrasts", 3),
+        "contrasts need groups, acts.safetensors has none: add the array groups (rows,) to each shard",
+    ),
+    "a metric for shards": (("fit", "acts.safetensors", "--metric", "all"), "need no model: leave --metric out"),
+    "a metric for another method": (
+        ("scrub", "model", "--data", "data.jsonl", "--method", "orth", "--metric", "all", "--contrasts", "2"),
+        "--metric, --contrasts: for the method leace alone, got the method 'orth': leave one out",
+    ),
+    "neutral texts for another method": (
+        ("fit", "model", "--data", "data.jsonl", "--method", "orth", "--neutral", "data.jsonl"),
+        "--neutral: for the method leace alone, got the method 'orth'",
+    ),
+    "no such metric": (
+        ("scrub", "model", "--data", "data.jsonl", "--metric", "some"),
+        "--metric is 'some', expected all or labelled",
+    ),
+    "contrasts that are no number": (
+        ("scrub", "model", "--data", "data.jsonl", "--contrasts", "-1"),
+        "--contrasts is '-1', expected a number of directions, 0 or more, or auto",
+    ),
+    "no such neutral texts": (
+        (*("scrub", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--neutral", "nope.txt"),
+        "no file nope.txt, expected texts: .jsonl",
+    ),
+    "neutral texts without text": (
+        (*("scrub", "model", "--data", "data.jsonl", "--text", "body", "--label", "kind"), "--neutral", "blank.txt"),
+        "blank.txt holds no text, expected some for --neutral",
+    ),
     "demo without assets": (("demo", "--assets", "empty"), "config.json"),
 }
 
@@ -150,6 +207,19 @@ def test_a_mistake_gets_one_clear_line(workplace, monkeypatch, mistake):
     (workplace / "data.csv").write_text("a,b")
     (workplace / "one.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "a"}\n')
     (workplace / "few.jsonl").write_text("".join(f'{{"text": "{t}", "label": "{"ab"[t == "z"]}"}}\n' for t in "xyz"))
+    first, second, third = sorted("xyz", key=lambda name: hashlib.sha256(name.encode()).digest())
+    span = [first, second, second, third, first, third, first, third]
+    authors = [
+        {
+            **{"text": f"text {i}", "label": "ab"[i % 2], "author": "st"[i // 2 % 2], "country": "here", "year": 1.5},
+            **{"some": "" if i > 5 else "x", "three": "kkllmmmm"[i], "span": span[i]},
+        }
+        for i in range(8)
+    ]
+    (workplace / "authors.jsonl").write_text("\n".join(map(json.dumps, authors)))
+    (workplace / "blank.txt").write_text("\n\n")
+    acts = load_file(workplace / "acts.safetensors")
+    save_file({**acts, "groups": torch.arange(len(acts["y"])) % 2}, workplace / "twogroups.safetensors")
     save_file({"x": torch.ones(3, 2)}, workplace / "nolabels.safetensors")
     save_file({"x": torch.ones(3, 2), "y": torch.ones(3, dtype=torch.int64)}, workplace / "oneclass.safetensors")
     x = torch.randn(50, 2)

@@ -233,9 +233,8 @@ def test_a_group_is_wholly_fitted_or_wholly_held_out():
     for part in (fit, test):
         assert list(part.groups) == [of[text] for text in part.texts] and part.group_names == data.group_names
     places = [*range(0, 200, 2), *range(199, 0, -2)]
-    shuffled = grouped(
-        *[[column[i] for i in places] for column in (data.texts, data.labels)], [f"g{i // 2 % 23}" for i in places]
-    )
+    texts, labels = [data.texts[i] for i in places], [data.labels[i] for i in places]
+    shuffled = grouped(texts, labels, [f"g{i // 2 % 23}" for i in places])
     assert set(split_texts(shuffled)[1].texts) == set(test.texts)
 
 
