@@ -13,9 +13,10 @@ from .._progress import Track, untracked
 from ..data import SHARD_SUFFIXES, Shards
 from ..evaluation import linear_probe
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, moments_method
+from ..scrubbing import Scrubber
 from ..statistics import IGNORE, Moments
 from ._clock import Clock
-from ._records import SiteResult, Study
+from ._records import Reading, SiteResult, Study
 from ._study import PROBE_MEMORY, PROBE_ROWS
 from ._texts import HELD_OUT
 
@@ -33,8 +34,9 @@ def study_shards(
 ) -> Study:
     """Fit one eraser on 70 % of the rows of activation shards, and probe the other rows before and after it.
 
-    The rows held out are drawn at random, always the same ones. Methods that need class covariances, or passes over
-    the rows, get them.
+    Probes are trained on half of the other rows and tested on the rest. All three parts are drawn at random row by
+    row, always the same ones: shards name no groups. Methods that need class covariances, or passes over the rows, get
+    them.
 
     Raises:
         FileNotFoundError, ValueError: as in `Shards`; an unknown method, or one that needs more; too few rows of a
@@ -52,23 +54,22 @@ def study_shards(
         raise ValueError(f"{shards.rows} rows are too few, expected enough to fit on some and hold out others")
     with clock.stage("fit"):
         eraser = fit_method(_RowsToFitOn(shards) if needs == ROWS else moments).with_site(site)
-    with clock.stage("probe"):
-        before = linear_probe(x, y, test_x, test_y)
+    with clock.stage("probes"):
+        clean = Reading(linear_probe(x, y, test_x, test_y))
         # in float64: a probe reads what float32 leaves of a column that was erased wholly, however little that is
-        after = linear_probe(eraser(x.double()), y, eraser(test_x.double()), test_y)
-    not_erased = eraser.report.not_erased if eraser.report else ()
-    result = SiteResult(
-        site, shards.dim, eraser.rank, before.accuracy, after.accuracy, after.constant, None, not_erased
-    )
+        after = Reading(linear_probe(eraser(x.double()), y, eraser(test_x.double()), test_y))
+    not_erased = {method: eraser.report.not_erased} if eraser.report else {}
+    result = SiteResult(site, shards.dim, clean, {method: after}, {method: eraser.rank}, not_erased)
     rows = {"fit": moments.count, "probe": len(y), "probe_test": len(test_y)}
-    return Study((result,), None, shards.class_names, rows, clock.seconds, {site: eraser})
+    erasers = {method: Scrubber({site: eraser})}
+    return Study((result,), None, shards.class_names, rows, clock.seconds, erasers, main=method, group="row")
 
 
 def _record(
     shards: Shards, path: str | os.PathLike[str], moments: Moments, track: Track
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take the rows to fit on into moments; return rows to probe: x and y of those to fit on and of those held out."""
-    share = min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows, 1)
+    """Take the rows to fit on into moments; return x and y of those held out: half to train, half to test probes."""
+    half = min(1.0, min(PROBE_ROWS, PROBE_MEMORY // (16 * shards.dim)) / max(shards.rows * HELD_OUT / 2, 1)) / 2
     parts: list[list[Tensor]] = [[], [], [], []]
     done = 0
     for x, y, held_out, draw in _drawn(track(shards, "record")):
@@ -77,8 +78,8 @@ def _record(
             raise ValueError(f"row {row} of {path} holds NaN or Inf: leave it out, or label it {IGNORE}")
         done += len(x)
         moments.update(x, y, mask=~held_out)
-        for place, side, part in ((0, ~held_out, 1 - HELD_OUT), (2, held_out, HELD_OUT)):
-            kept = side & (y != IGNORE) & (draw < share / part)
+        for place, drawn in ((0, draw < half), (2, draw >= 1 - half)):
+            kept = held_out & drawn & (y != IGNORE)
             parts[place].append(x[kept])
             parts[place + 1].append(y[kept])
     x, y, test_x, test_y = (torch.cat(part) for part in parts)

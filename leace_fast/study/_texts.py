@@ -57,14 +57,18 @@ def study_texts(
     clock = Clock()
     with clock.stage("load"):
         texts = read_batches(source, data, text=text, label=label, max_tokens=max_tokens, device=device, dtype=dtype)
+    options: dict[str, Any] = {"sites": sites, "method": method, "track": track}
+    with clock.stage("scrub"):
+        scrubber = scrub_texts(texts, **options)
+    with clock.stage("scrub in one pass"):
+        one_pass = scrub_texts(texts, mode="parallel", **options)
     return run_study(
         texts.model,
-        texts.fit,
+        {"site after site": scrubber, "in one pass": one_pass},
         texts.held_out,
         class_names=texts.class_names[label],
         text_bytes=texts.text_bytes,
-        sites=sites,
-        method=method,
+        group="text",
         track=track,
         clock=clock,
     )
