@@ -33,7 +33,7 @@ TOKENS_PER_STEP = 16384
 MICRO_BATCH = 8192  # tokens in one forward and backward pass
 # (share of the time, window length): attention over long windows costs most of a step on a CPU.
 PHASES = ((0.55, 256), (0.85, 512), (1.0, CONTEXT))
-PIECE = 256  # tokens of each training module that are kept to fit erasers on
+PIECE = CONTEXT - 4  # tokens of each training module that are kept to fit erasers on: one window, with the start sign
 WARM_UP = 0.02
 DECAY_FROM = 0.35
 

@@ -21,44 +21,65 @@ class HeldOut:
     Args:
         batches: with `concept_labels` (batch, length); with `concept_groups`, else each sequence is a group.
         same: whether a probe is also trained and tested on the same groups, on each other cell.
+        swap: whether what trains and what tests change places: a second split, with other test rows.
 
     Raises:
         ValueError: there are fewer than two groups with labelled rows, or with `same` no group of two cells.
     """
 
-    def __init__(self, batches: Sequence[Mapping[str, Any]], same: bool = False) -> None:
+    def __init__(self, batches: Sequence[Mapping[str, Any]], same: bool = False, swap: bool = False) -> None:
         self.same = same
         self.cells: list[Tensor] = []  # of each batch, (batch, length)
         groups: list[int] = []
-        turns: list[int] = []
-        seen: Counter[int] = Counter()
-        rows: Counter[int] = Counter()
         for batch in batches:
-            of_batch = batch.get(GROUPS, torch.arange(len(batch[LABELS])) + sum(map(len, self.cells)))
-            kept = labelled(batch)
-            cells = torch.full(kept.shape, -1, dtype=torch.int64)
-            of_tokens = (of_batch if of_batch.ndim == 2 else of_batch[:, None]).expand(kept.shape)
-            for place in range(len(kept)):
-                for group in of_tokens[place].unique().tolist():
-                    own = of_tokens[place] == group
-                    cells[place, own] = len(groups)
-                    if count := int((own & kept[place]).sum()):
-                        rows[group] += count
-                        turns.append(seen[group] % 2)
-                        seen[group] += 1
-                    else:
-                        turns.append(0)
-                    groups.append(group)
+            first = sum(map(len, self.cells))
+            of_batch = batch.get(GROUPS, torch.arange(first, first + len(batch[LABELS])))
+            of_tokens = (of_batch if of_batch.ndim == 2 else of_batch[:, None]).expand(batch[LABELS].shape)
+            cells = torch.empty_like(of_tokens)
+            for place, row in enumerate(of_tokens):
+                found, of_row = row.unique(return_inverse=True)
+                cells[place] = of_row + len(groups)
+                groups += found.tolist()
             self.cells.append(cells)
+        self.group = torch.tensor(groups)
+        kept = [labelled(batch) for batch in batches]
+        cells, labels = (
+            torch.cat([part[which].cpu() for part, which in zip(parts, kept, strict=True)])
+            for parts in (self.cells, [batch[LABELS] for batch in batches])
+        )
+        self.counts = torch.zeros(len(groups), int(labels.max()) + 1, dtype=torch.int64)
+        self.counts.index_put_((cells, labels), torch.ones_like(cells), accumulate=True)
+        rows, turns = Counter[int](), Counter[int]()
+        self.turn = torch.zeros(len(groups), dtype=torch.int64)
+        for cell, count in enumerate(self.counts.sum(1).tolist()):
+            if count:
+                self.turn[cell] = (turns[groups[cell]] + swap) % 2
+                turns[groups[cell]] += 1
+                rows[groups[cell]] += count
         if len(rows) < 2:
             raise ValueError(
                 f"{len(rows)} held-out groups have a labelled row, expected at least two: one to train probes on and "
                 "one to test them on"
             )
-        if same and max(seen.values()) < 2:
+        if same and max(turns.values()) < 2:
             raise ValueError("no held-out group has two labelled sequences, expected some: one of them tests the probe")
-        self.group, self.turn = torch.tensor(groups), torch.tensor(turns)
-        self.train = torch.tensor(sorted(first_half(rows)))
+        half = first_half(rows)
+        self.train = torch.tensor(sorted(half ^ set(rows) if swap else half))
+
+    @property
+    def group_gain(self) -> float:
+        """Accuracy that each group's own commonest class gains over that of all, where groups train and test.
+
+        A probe can gain it without reading the concept in a row, by telling which group the row is of.
+        """
+        train, right = self.counts * (self.turn == 0)[:, None], 0
+        test = self.counts - train
+        common = train.sum(0).argmax()
+        for group in self.group.unique():
+            own = self.group == group
+            of_group = train[own].sum(0)
+            right += int(test[own].sum(0)[of_group.argmax() if int(of_group.sum()) else common])
+        return (right - int(test.sum(0)[common])) / int(test.sum())
 
     def read(self, rows: Rows) -> Reading:
         """Train probes on rows whose `groups` are cells, and test them.

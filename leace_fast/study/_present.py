@@ -83,6 +83,11 @@ def verdict(study: Study) -> list[str]:
             f"{more if study.worst(name, 'same') else ''}; they read the concept for sure at {read} of "
             f"{len(study.sites)} sites."
         )
+    if study.group_gain is not None:
+        lines.append(
+            f"Whoever tells the {group} alone, and answers its commonest class, gains {100 * study.group_gain:.1f} "
+            f"points on {group}s that they know."
+        )
     lines.append(
         "On the very rows that the erasers were fitted on no linear probe reads anything: that is the theorem, and it "
         "says nothing of fresh rows."

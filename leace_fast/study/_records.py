@@ -135,7 +135,9 @@ class Study:
         rows: labelled rows of each part: held out, to train probes on, to test them on.
         seconds: by stage, in order.
         scrubbers: of each variant, one of which is `main`: its erasers are kept, and random subspaces match its ranks.
-        group: what a group is called: rows of one are alike, and no group both trains and tests a probe.
+        group: what a group is called: rows of one are alike.
+        group_gain: accuracy over the best constant that comes of telling a row's group alone, where probes are trained
+            and tested on the same groups; None where they are not.
     """
 
     sites: tuple[SiteResult, ...]
@@ -146,6 +148,7 @@ class Study:
     scrubbers: Mapping[str, Scrubber] = field(repr=False)
     main: str
     group: str = "group"
+    group_gain: float | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -172,6 +175,7 @@ class Study:
             "fitted": {name: vars(Fitted.of(scrubber)) for name, scrubber in self.scrubbers.items()},
             "main": self.main,
             "group": self.group,
+            "group_gain": self.group_gain,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
 

@@ -106,6 +106,7 @@ def run_study(
         scrubbers=dict(variants),
         main=main,
         group=group,
+        group_gain=parts.group_gain if same_groups else None,
     )
 
 
