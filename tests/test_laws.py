@@ -49,8 +49,8 @@ def update(
         y = torch.randn(rows, target_dim, generator=generator, dtype=torch.float64) - offset
     elif statistic.options:
         # Few rows have the last class, and some none.
-        y = (torch.rand(rows, generator=generator).square() * statistic.options["num_classes"]).long()
-        y[torch.rand(rows, generator=generator) < 0.1] = -100
+        labels = (torch.rand(rows, generator=generator).square() * statistic.options["num_classes"]).long()
+        y = labels.masked_fill(torch.rand(rows, generator=generator) < 0.1, -100)
     mask = torch.rand(rows, generator=generator) < 0.8 if statistic.masked else None
     weight = None
     if statistic.weighted:

@@ -23,10 +23,11 @@ def function_{i}(value, other={i}):
 
 
 def write_assets(folder: Path) -> Path:
-    """Write an untrained model, its tokenizer and twelve modules to a folder, and return it."""
+    """Write an untrained model, its tokenizer, twelve modules and parts of eight others to a folder, and return it."""
     folder.mkdir(exist_ok=True)
-    modules = [Module(f"module_{i}", SOURCE.format(i=i) * 12) for i in range(12)]
+    modules = [Module(f"module_{i}", SOURCE.format(i=i) * 20) for i in range(12)]
     save_modules(modules, folder / "held_out.jsonl.gz")
+    save_modules([Module(f"library_{i}", SOURCE.format(i=i) * 2) for i in range(8)], folder / "library.jsonl.gz")
     tokenizer = train_tokenizer([module.text for module in modules], 320)
     tokenizer.save_pretrained(folder / "model")
     with torch.random.fork_rng():

@@ -91,12 +91,11 @@ def screen() -> tuple[Console, Track]:
 
 def show(console: Console, study: Study, out: Path, facts: dict[str, Any], concept: str, model_id: str) -> None:
     """Print a study's tables and write its folder."""
-    from ..study import loss_table, probe_table, stage_line, verdict, write_study
+    from ..study import probe_table, stage_line, variant_table, verdict, write_study
 
     paths = write_study(study, out, facts, concept, model_id)
     console.print(probe_table(study))
-    if study.loss:
-        console.print(loss_table(study.loss))
+    console.print(variant_table(study))
     for line in verdict(study):
         console.print(f"- {line}", highlight=False)
     console.print(f"\n[dim]{stage_line(study)}[/]", highlight=False)

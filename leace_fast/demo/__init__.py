@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ._corpus import ASSETS, CATEGORIES, Module, load_modules
-from ._run import CONCEPT, batches_of, fits, load_demo, machine, run_demo
+from ._run import CONCEPT, Demo, batches_of, fits, load_demo, machine, run_demo, scrub_demo
 
 __all__ = [
     "ASSETS",
     "CATEGORIES",
     "CONCEPT",
+    "Demo",
     "Module",
     "batches_of",
     "fits",
@@ -16,4 +17,5 @@ __all__ = [
     "load_modules",
     "machine",
     "run_demo",
+    "scrub_demo",
 ]

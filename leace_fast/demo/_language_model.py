@@ -60,6 +60,23 @@ def token_labels(letters: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     return labels
 
 
+def middle(module: Module, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Module:
+    """Return whole lines from the middle of a module, of at most so many tokens, the whole of a shorter one.
+
+    A beginning is imports and docstrings: another population than the rest.
+    """
+    encoding = tokenizer(module.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    offsets = encoding["offset_mapping"]
+    if len(offsets) <= tokens:
+        return module
+    first = (len(offsets) - tokens) // 2
+    begin = module.text.find("\n", offsets[first][0]) + 1
+    end = module.text.rfind("\n", 0, offsets[first + tokens - 1][1]) + 1
+    if not 0 < begin < end:
+        begin, end = offsets[first][0], offsets[first + tokens - 1][1]  # one line longer than that
+    return Module(module.name, module.text[begin:end], module.labels[begin:end])
+
+
 def windows(
     module: Module, tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
 ) -> Iterator[Window]:

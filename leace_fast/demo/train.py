@@ -22,7 +22,7 @@ from .._extras import optional
 from ..data import batched
 from ..evaluation import batch_nats, bits_per_byte
 from ._corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
-from ._language_model import START_ID, train_tokenizer, windows
+from ._language_model import START_ID, middle, train_tokenizer, windows
 
 with optional("training the demo's model needs transformers"):
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,6 +33,7 @@ TOKENS_PER_STEP = 16384
 MICRO_BATCH = 8192  # tokens in one forward and backward pass
 # (share of the time, window length): attention over long windows costs most of a step on a CPU.
 PHASES = ((0.55, 256), (0.85, 512), (1.0, CONTEXT))
+PIECE = CONTEXT - 4  # tokens of each training module that are kept to fit erasers on: one window, with the start sign
 WARM_UP = 0.02
 DECAY_FROM = 0.35
 
@@ -123,6 +124,12 @@ def train_model(model: LlamaForCausalLM, stream: TokenStream, minutes: float, ou
     return {"steps": step, "tokens": seen, "epochs": stream.epochs, "train_loss_nats": running}
 
 
+def save_library(modules: list[Module], tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Write the middle of each training module that is no test: what erasers are fitted on beside held-out modules."""
+    labelled = [Module(m.name, m.text, label_characters(m.text)) for m in modules if not is_test(m.name)]
+    save_modules([middle(module, tokenizer, PIECE) for module in labelled], path)
+
+
 def save(model: LlamaForCausalLM, path: Path) -> None:
     """Save a bfloat16 copy."""
     copy.deepcopy(model).bfloat16().save_pretrained(path)
@@ -153,16 +160,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-library", action="store_true", help="write the text to fit on for the model in --out")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
 
     train_modules, held_out = split_library()
+    if options.only_library:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "model")
+        return save_library(train_modules, tokenizer, options.out / "library.jsonl.gz")
     held_out = [Module(m.name, m.text, label_characters(m.text)) for m in held_out]
     save_modules(held_out, options.out / "held_out.jsonl.gz")
     tokenizer = train_tokenizer([m.text for m in train_modules], VOCABULARY)
     tokenizer.model_max_length = CONTEXT
     tokenizer.save_pretrained(options.out / "model")
+    save_library(train_modules, tokenizer, options.out / "library.jsonl.gz")
     stream = TokenStream(train_modules, tokenizer, options.seed)
     text_bytes = sum(len(m.text.encode()) for m in train_modules)
     print(f"{len(train_modules)} training files, {text_bytes / 1e6:.1f} MB; {len(held_out)} held-out modules")

@@ -1,4 +1,4 @@
-"""The study of `leace-fast fit` and `demo`: what was erased at each site and what it cost."""
+"""The study of `leace-fast fit` and `demo`: what is left at each site, in fresh rows, and what erasing cost."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from ._activations import is_shards, study_shards
 from ._clock import Clock
 from ._models import load_model
 from ._plots import plot_loss, plot_probes
-from ._present import loss_table, probe_table, stage_line, verdict, write_study
-from ._records import Loss, SiteResult, Study
+from ._present import points, probe_table, stage_line, variant_table, verdict, write_study
+from ._records import Fitted, Loss, Reading, SiteResult, Study
 from ._study import run_study
 from ._texts import evaluate_texts, read_batches, scrub_texts, study_texts
 
 __all__ = [
     "Clock",
+    "Fitted",
     "Loss",
+    "Reading",
     "SiteResult",
     "Study",
     "evaluate_texts",
     "is_shards",
     "load_model",
-    "loss_table",
     "plot_loss",
     "plot_probes",
+    "points",
     "probe_table",
     "read_batches",
     "run_study",
@@ -29,6 +31,7 @@ __all__ = [
     "stage_line",
     "study_shards",
     "study_texts",
+    "variant_table",
     "verdict",
     "write_study",
 ]

@@ -16,12 +16,14 @@ from .._progress import Track, untracked
 from ..data import SHARD_SUFFIXES, Shards
 from ..evaluation import Probe, Rows, linear_probe
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS, leace, moments_method
+from ..scrubbing import Scrubber
 from ..statistics import IGNORE, Moments
 from ._clock import Clock
-from ._records import SiteResult, Study
+from ._records import Reading, SiteResult, Study
 from ._study import PROBE_MEMORY, PROBE_ROWS
 from ._texts import HELD_OUT, Contrasts
 
+Change = Callable[[Tensor], Tensor]
 FIT, TRAIN, TEST = 0, 1, 2  # the parts of the rows: for the eraser, and for its probe
 
 
@@ -73,17 +75,18 @@ def study_shards(
         fit_method = functools.partial(leace, contrasts=contrasts)
     with clock.stage("fit"):
         eraser = fit_method(rows if needs == ROWS else moments).with_site(site)
-    with clock.stage("probe"):
-        before, after = (_probe(change, train, test) for change in (lambda x: x, lambda x: eraser(x.double())))
-    not_erased = eraser.report.not_erased if eraser.report else ()
-    result = SiteResult(
-        site, shards.dim, eraser.rank, before.accuracy, after.accuracy, after.constant, None, not_erased
-    )
+    with clock.stage("probes"):
+        changes: tuple[Change, Change] = (lambda x: x, lambda x: eraser(x.double()))
+        before, after = (Reading(_probe(change, train, test)) for change in changes)
+    not_erased = {method: eraser.report.not_erased} if eraser.report else {}
+    result = SiteResult(site, shards.dim, before, {method: after}, {method: eraser.rank}, not_erased)
     counts = {"fit": moments.count, "probe": len(train.y), "probe_test": len(test.y)}
-    return Study((result,), None, shards.class_names, counts, clock.seconds, {site: eraser})
+    group = "group" if shards.group_names else "row"
+    erasers = {method: Scrubber({site: eraser})}
+    return Study((result,), None, shards.class_names, counts, clock.seconds, erasers, main=method, group=group)
 
 
-def _probe(change: Callable[[Tensor], Tensor], train: Rows, test: Rows) -> Probe:
+def _probe(change: Change, train: Rows, test: Rows) -> Probe:
     """What is read after a change, in float64: a probe reads what float32 leaves of a column that was erased wholly."""
     return linear_probe(change(train.x), train.y, change(test.x), test.y, groups=test.groups, train_groups=train.groups)
 

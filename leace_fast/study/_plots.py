@@ -1,66 +1,81 @@
-"""Two pictures of a study: what a probe reads at each site, and what the erasure costs the language model."""
+"""Two pictures of a study: what fresh probes read at each site, and what erasing costs the language model."""
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .._extras import optional
-from ._records import Loss, SiteResult
+from ._records import Reading, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEFORE, AFTER, ONE_PASS, CONSTANT, INK = "#1f6fb4", "#c8372d", "#e39a2d", "#b9bec6", "#30343b"
+CLEAN, MAIN, CONSTANT, INK = "#1f6fb4", "#c8372d", "#b9bec6", "#30343b"
+OTHERS = ("#e39a2d", "#7a5195", "#2f8f6b", "#8c6d46")  # variants beside the main one
 WIDTH = 8.4  # inches
 MOST_TICKS = 24
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps grid lines out of the text
 
 
-def plot_probes(sites: Sequence[SiteResult], path: str | os.PathLike[str], concept: str = "the concept") -> None:
-    """Draw probe accuracy by site, before and after scrubbing, with the best constant as a line; write a PNG."""
-    if len(sites) == 1:
-        return _plot_one_site(sites[0], path, concept)
+def plot_probes(study: Study, path: str | os.PathLike[str], concept: str = "the concept") -> None:
+    """Draw what probes of other groups read at each site, clean and erased, beside the best constant; write a PNG."""
+    if len(study.sites) == 1:
+        return _plot_one_site(study, path, concept)
     figure, axes = _figure(4.4)
-    x = range(len(sites))
-    constant = [100 * site.constant for site in sites]
+    x = range(len(study.sites))
+    constant = [100 * site.constant for site in study.sites]
     axes.plot(x, constant, color=CONSTANT, linewidth=7, solid_capstyle="butt", zorder=1)
-    series = [
-        ("before", BEFORE, [site.before for site in sites]),
-        ("scrubbed, one site\nafter another", AFTER, [s.after for s in sites]),
-    ]
-    if all(site.one_pass is not None for site in sites):
-        series.insert(1, ("scrubbed, all sites\nin one pass", ONE_PASS, [site.one_pass or 0.0 for site in sites]))
     ends = [("best constant", "#7d838c", constant[-1])]
-    for name, colour, values in series:
-        percent = [100 * value for value in values]
-        style = "--" if colour == ONE_PASS else "-"
+    low = min(constant)
+    for name, colour in {"clean": CLEAN, **_colours(study)}.items():
+        percent = [100 * reading.other.accuracy for reading in _readings(study, name)]
+        style = "-" if name in ("clean", study.main) else "--"
         axes.plot(x, percent, style, color=colour, marker="o", markersize=4.5, linewidth=1.8, zorder=3)
-        ends.append((name, colour, percent[-1]))
-    low = min(min(100 * s.after, 100 * s.constant, 100 * (1 if s.one_pass is None else s.one_pass)) for s in sites)
+        ends.append((_broken(name), colour, percent[-1]))
+        low = min(low, *percent)
     axes.set_ylim(max(0.0, 10 * (low // 10) - 10), 102)
-    axes.set_xlim(-0.4, len(sites) - 0.4)
-    step = -(-len(sites) // MOST_TICKS)
-    names = short_names([site.site for site in sites])
+    axes.set_xlim(-0.4, len(study.sites) - 0.4)
+    step = -(-len(study.sites) // MOST_TICKS)
+    names = short_names([site.site for site in study.sites])
     axes.set_xticks(list(x)[::step], names[::step], rotation=32, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("held-out accuracy, %")
-    _title(axes, f"How well a linear probe reads {concept}, by site")
+    axes.set_ylabel(f"accuracy on fresh {study.group}s, %")
+    _title(axes, f"How well a fresh linear probe reads {concept}, by site")
     _label_ends(axes, ends)
     _save(figure, path)
 
 
-def _plot_one_site(site: SiteResult, path: str | os.PathLike[str], concept: str) -> None:
+def _readings(study: Study, name: str) -> list[Reading]:
+    """What was read at each site of the clean model, or with a variant's erasers."""
+    return [site.clean if name == "clean" else site.erased[name] for site in study.sites]
+
+
+def _colours(study: Study) -> dict[str, str]:
+    """A colour for each variant."""
+    others = [name for name in study.variants if name != study.main]
+    of_others = {name: OTHERS[number % len(OTHERS)] for number, name in enumerate(others)}
+    return {name: of_others.get(name, MAIN) for name in study.variants}
+
+
+def _broken(name: str) -> str:
+    """A name on two lines, where it has a comma or is long."""
+    first, comma, rest = name.partition(", ")
+    return f"{first},\n{rest}" if comma else "\n".join(textwrap.wrap(name, 20))
+
+
+def _plot_one_site(study: Study, path: str | os.PathLike[str], concept: str) -> None:
     """Draw the accuracies of one place as bars; write a PNG."""
-    figure, axes = _figure(2.4)
-    rows = [("before", site.before, BEFORE), ("erased", site.after, AFTER), ("best constant", site.constant, CONSTANT)]
-    if site.one_pass is not None:
-        rows.insert(2, ("erased in one pass", site.one_pass, ONE_PASS))
-    _bars(axes, [(name, 100 * value, colour, f"{100 * value:.1f}") for name, value, colour in rows])
+    figure, axes = _figure(1.8 + 0.35 * len(study.variants))
+    bars = [(name, colour, _readings(study, name)) for name, colour in {"clean": CLEAN, **_colours(study)}.items()]
+    rows = [(name, 100 * reading.other.accuracy, colour) for name, colour, (reading,) in bars]
+    rows.append(("best constant", 100 * study.sites[0].constant, CONSTANT))
+    _bars(axes, [(name, value, colour, f"{value:.1f}") for name, value, colour in rows])
     axes.set_xlim(0, 105)
-    axes.set_xlabel("held-out accuracy, %")
-    _title(axes, f"How well a linear probe reads {concept}")
+    axes.set_xlabel(f"accuracy on fresh {study.group}s, %")
+    _title(axes, f"How well a fresh linear probe reads {concept}")
     _save(figure, path)
 
 
@@ -75,31 +90,33 @@ def _bars(axes: Axes, rows: Sequence[tuple[str, float, str, str]]) -> None:
     axes.grid(axis="x", color="#e8eaee", zorder=0)
 
 
-def plot_loss(loss: Loss, path: str | os.PathLike[str], concept: str = "the concept") -> None:
-    """Draw the loss clean, with random subspaces erased and with the concept scrubbed; write a PNG."""
-    figure, axes = _figure(3.2)
+def plot_loss(study: Study, path: str | os.PathLike[str], concept: str = "the concept") -> None:
+    """Draw the loss clean, with random subspaces erased and with each variant; write a PNG."""
+    loss = study.loss
+    if loss is None:
+        raise ValueError("the study has no loss, expected one: the model predicts no next token")
+    figure, axes = _figure(1.9 + 0.42 * len(loss.erased))
     random = [loss.bits(value) for value in loss.random]
-    rows = [
-        ("clean", loss.bits(loss.clean), CONSTANT),
-        (f"{concept} scrubbed,\none site after another", loss.bits(loss.erased), AFTER),
-    ]
-    rows.insert(1, ("scrubbed, all sites\nin one pass", loss.bits(loss.one_pass), ONE_PASS))
+    rows = [("clean", loss.bits(loss.clean), CLEAN, "")]
     if random:
-        mean = sum(random) / len(random)
-        rows.insert(1, (f"random subspaces\nof the same rank\n({len(random)} seeds)", mean, BEFORE))
-    clean = loss.bits(loss.clean)
+        spread = f" ({min(random):.3f} to {max(random):.3f})"
+        rows.append((f"random subspaces\n({len(random)} seeds)", sum(random) / len(random), CONSTANT, spread))
+    colours = _colours(study)
+    rows += [(_broken(name), loss.bits(nats), colours[name], "") for name, nats in loss.erased.items()]
 
-    def written(name: str, value: float) -> str:
-        spread = f" ({min(random):.3f} to {max(random):.3f})" if name.startswith("random") else ""
-        rise = round(value - clean, 3) + 0.0  # no minus zero
-        return f"{value:.3f}" + ("" if name == "clean" else f"   {rise:+.3f}") + spread
+    def written(value: float, more: str) -> str:
+        rise = round(value - loss.bits(loss.clean), 3) + 0.0  # no minus zero
+        return f"{value:.3f}   {rise:+.3f}{more}"
 
-    _bars(axes, [(name, value, colour, written(name, value)) for name, value, colour in rows])
+    texts = [f"{rows[0][1]:.3f}", *(written(value, more) for _, value, _, more in rows[1:])]
+    _bars(axes, [(name, value, colour, text) for (name, value, colour, _), text in zip(rows, texts, strict=True)])
     if random:
-        axes.scatter(random, [2] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4)
-    axes.set_xlim(0, max(value for _, value, _ in rows) * 1.4)
-    axes.set_xlabel("bits per byte of held-out text (lower is better)")
-    _title(axes, f"What scrubbing {concept} costs the language model")
+        axes.scatter(
+            random, [len(rows) - 2] * len(random), s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=4
+        )
+    axes.set_xlim(0, max(value for _, value, *_ in rows) * 1.4)
+    axes.set_xlabel(f"bits per byte of fresh {study.group}s (lower is better)")
+    _title(axes, f"What erasing {concept} costs the language model")
     _save(figure, path)
 
 

@@ -11,72 +11,98 @@ from typing import Any
 from .._extras import optional
 from ..scrubbing import Scrubber
 from ._plots import plot_loss, plot_probes, short_names
-from ._records import QUIET, SLACK, Loss, Study
+from ._records import QUIET, Fitted, Reading, Study
 
 with optional("tables need rich"):
     from rich.table import Table
 
-FORMAT_VERSION = 1
-FEW_ROWS = 2500  # fewer, and the standard error of an accuracy of a half passes a point
+FORMAT_VERSION = 2
 
 
 def probe_table(study: Study) -> Table:
-    """Return probe accuracy by site, in percent."""
+    """Return the accuracy of fresh probes by site, in percent; red where the concept is read for sure."""
     names = short_names([site.site for site in study.sites])
     prefix = study.sites[0].site.removesuffix(names[0])
     where = f" ({prefix}*)" if prefix else ""
-    table = Table(title=f"Held-out accuracy of a linear probe, %{where}", title_justify="left")
-    both = any(site.one_pass is not None for site in study.sites)
-    for name in ("site", "rank", "before", "scrubbed", "constant", *(["one pass"] if both else [])):
+    table = Table(title=f"Accuracy of a linear probe on fresh {study.group}s, %{where}", title_justify="left")
+    for name in ("site", "constant", "clean", *study.variants):
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
     for site, name in zip(study.sites, names, strict=True):
-        values = [f"{100 * value:.1f}" for value in (site.before, site.after, site.constant)]
-        values[1] = f"[{'green' if site.guarded else 'red'}]{values[1]}[/]"
-        values += ["" if site.one_pass is None else f"{100 * site.one_pass:.1f}"] if both else []
-        table.add_row(name, str(site.rank), *values)
+        erased = [_coloured(site.erased[variant]) for variant in study.variants]
+        table.add_row(name, f"{100 * site.constant:.1f}", f"{100 * site.clean.other.accuracy:.1f}", *erased)
     return table
 
 
-def loss_table(loss: Loss) -> Table:
-    """Return the loss of the language model, in bits per byte and nats per token."""
-    table = Table(title="Loss of the language model on held-out text", title_justify="left")
-    for name in ("", "bits per byte", "rise", "nats per token"):
-        table.add_column(name, justify="left" if not name else "right")
-    rows = [("clean", loss.clean), ("scrubbed in one pass", loss.one_pass), ("scrubbed, site after site", loss.erased)]
-    if loss.random:
-        rows.insert(1, (f"random subspaces, mean of {len(loss.random)} seeds", sum(loss.random) / len(loss.random)))
-    for name, nats in rows:
-        rise = "" if name == "clean" else f"{loss.bits(nats) - loss.bits(loss.clean):+.4f}"
-        table.add_row(name, f"{loss.bits(nats):.4f}", rise, f"{nats:.4f}")
+def _coloured(reading: Reading) -> str:
+    return f"[{'red' if reading.other.leaks else 'green'}]{100 * reading.other.accuracy:.1f}[/]"
+
+
+def variant_table(study: Study) -> Table:
+    """Return what each variant was fitted on, what is left of the concept at its worst site, and what it costs."""
+    same, loss = bool(study.sites[0].clean.same), study.loss
+    title = "What is left at the worst site: points above the best constant answer"
+    table = Table(title=title, title_justify="left")
+    columns = ["", "rank", "rows", f"other {study.group}s", *([f"the same {study.group}s"] if same else []), "nats"]
+    for name in (*columns, *(["bits per byte", "rise"] if loss else [])):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+    if loss:
+        table.add_row("clean", *[""] * (len(columns) - 1), f"{loss.bits(loss.clean):.4f}", "")
+    if loss and loss.random:
+        mean = sum(loss.random) / len(loss.random)
+        bits = (f"{loss.bits(mean):.4f}", f"{loss.rise(mean):+.4f}")
+        table.add_row(f"random subspaces, mean of {len(loss.random)}", *[""] * (len(columns) - 1), *bits)
+    for name, scrubber in study.scrubbers.items():
+        ranks = sorted({eraser.rank for eraser in scrubber.values()})
+        cells = ["-".join(map(str, ranks[:1] + ranks[1:][-1:])), f"{Fitted.of(scrubber).rows:,}"]
+        cells += [f"{points(study, name, kind):+.1f}" for kind in ("other", "same")[: 1 + same]]
+        cells.append(f"{max(site.erased[name].other.nats for site in study.sites):+.3f}")
+        if loss:
+            cells += [f"{loss.bits(loss.erased[name]):.4f}", f"{loss.rise(loss.erased[name]):+.4f}"]
+        table.add_row(name, *cells)
     return table
+
+
+def points(study: Study, variant: str, kind: str = "other") -> float:
+    """Return how many points of accuracy a variant's worst site is above the best constant; NaN if not measured."""
+    probe = study.worst(variant, kind)
+    return 100 * (probe.accuracy - probe.constant) if probe else float("nan")
 
 
 def verdict(study: Study) -> list[str]:
     """Return what the tables show, one sentence each."""
-    guarded = sum(site.guarded for site in study.sites)
+    probe, group = study.sites[0].clean.other, study.group
     lines = [
-        f"Scrubbed, the probe is within {100 * SLACK:.0f} point of the best constant "
-        f"at {guarded} of {len(study.sites)} sites."
+        f"The probes are fresh: no eraser was fitted on their {group}s. They were trained on {probe.train_groups} "
+        f"{group}s ({probe.train_rows:,} rows) and tested on {probe.test_groups} others ({probe.test_rows:,} rows)."
     ]
-    tested = study.rows.get("probe_test", 0)
-    if 0 < tested < FEW_ROWS:
+    for name in study.variants:
+        read = sum(site.erased[name].other.leaks for site in study.sites)
+        more = f", on {group}s that they were trained on at most {points(study, name, 'same'):.1f}"
         lines.append(
-            f"Only {tested} held-out rows were tested: each accuracy is uncertain by {50 / tested**0.5:.1f} points."
+            f"{name}: probes are at most {points(study, name):.1f} points above the best constant"
+            f"{more if study.worst(name, 'same') else ''}; they read the concept for sure at {read} of "
+            f"{len(study.sites)} sites."
         )
-    again = sum(site.one_pass is not None and site.one_pass > site.constant + SLACK for site in study.sites)
-    if again:
+    if study.group_gain is not None:
         lines.append(
-            f"With all erasers fitted in one pass, {again} can be read again: each was fitted on clean activations, "
-            "and those before it change what it meets."
+            f"Whoever tells the {group} alone, and answers its commonest class, gains {100 * study.group_gain:.1f} "
+            f"points on {group}s that they know."
         )
-    if study.loss and study.loss.random and study.loss.erased > study.loss.clean:
-        share = study.loss.random_rise_share
+    lines.append(
+        "On the very rows that the erasers were fitted on no linear probe reads anything: that is the theorem, and it "
+        "says nothing of fresh rows."
+    )
+    loss = study.loss
+    if loss and loss.random and loss.erased[study.main] > loss.clean:
+        share = loss.random_rise_share(study.main)
         missed = "" if share <= QUIET else ": NOT met"
         lines.append(
-            f"Random subspaces cost {share:.1%} of the concept's rise in loss (expected at most {QUIET:.0%}{missed})."
+            f"Random subspaces cost {share:.1%} of the rise in loss of {study.main} (expected at most "
+            f"{QUIET:.0%}{missed})."
         )
     for site in study.sites:
-        lines += [f"Not erased at {site.site}: {what}" for what in site.not_erased]
+        for name, what in site.not_erased.items():
+            lines += [f"Not erased at {site.site}, {name}: {each}" for each in what]
     return lines
 
 
@@ -94,7 +120,7 @@ def write_study(
     model_id: str = "",
     revision: str = "",
 ) -> list[Path]:
-    """Write report.json, the pictures and the erasers to a folder and return the paths.
+    """Write report.json, the pictures and the main variant's erasers to a folder and return the paths.
 
     Args:
         facts: what else the report says: data, model, versions.
@@ -103,11 +129,11 @@ def write_study(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "probe_accuracy.png"]
-    plot_probes(study.sites, paths[0], concept)
+    plot_probes(study, paths[0], concept)
     if study.loss:
         paths.append(folder / "loss.png")
-        plot_loss(study.loss, paths[-1], concept)
-    Scrubber(study.erasers, model_id, revision).save_pretrained(folder / "erasers")
+        plot_loss(study, paths[-1], concept)
+    Scrubber(study.scrubbers[study.main], model_id, revision).save_pretrained(folder / "erasers")
     report = {"format_version": FORMAT_VERSION, **facts, **study.to_dict()}
     paths += [folder / "report.json", folder / "erasers"]
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

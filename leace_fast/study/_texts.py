@@ -78,16 +78,24 @@ def study_texts(
             device=device,
             dtype=dtype,
         )
+    options: dict[str, Any] = {
+        "sites": sites,
+        "method": method,
+        "contrasts": contrasts,
+        "metric": metric,
+        "track": track,
+    }
+    with clock.stage("scrub"):
+        scrubber = scrub_texts(texts, **options)
+    with clock.stage("scrub in one pass"):
+        one_pass = scrub_texts(texts, mode="parallel", **options)
     return run_study(
         texts.model,
-        texts.fit,
+        {"site after site": scrubber, "in one pass": one_pass},
         texts.held_out,
         class_names=texts.class_names[label],
         text_bytes=texts.text_bytes,
-        sites=sites,
-        method=fit_of(method, contrasts),
-        metric=metric,
-        neutral=texts.neutral,
+        group=texts.group,
         track=track,
         clock=clock,
     )

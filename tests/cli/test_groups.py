@@ -186,12 +186,12 @@ def test_contrasts_of_shards_leave_less_to_fresh_groups(grouped_shards, tmp_path
 def test_rows_of_other_groups_are_no_part_of_the_fit(workplace, grouped_shards, tmp_path):
     """Wrong labels in the groups held out, and only there, change nothing of the eraser."""
     arrays = load_file(workplace / "speakers.safetensors")
-    (whole,) = study_shards(workplace / "speakers.safetensors").erasers.values()
+    whole = study_shards(workplace / "speakers.safetensors").scrubbers["leace"]["activations"]
     from leace_fast.study._activations import FIT, _parts
 
     held_out = _parts([str(group) for group in range(30)])[arrays["groups"]] != FIT
     save_file({**arrays, "y": torch.where(held_out, 1 - arrays["y"], arrays["y"])}, tmp_path / "wrong.safetensors")
-    (other,) = study_shards(tmp_path / "wrong.safetensors").erasers.values()
+    other = study_shards(tmp_path / "wrong.safetensors").scrubbers["leace"]["activations"]
     assert held_out.any() and torch.equal(whole.right, other.right) and torch.equal(whole.left, other.left)
 
 
