@@ -85,12 +85,12 @@ def check_digest(name: str, data: bytes, integrity: str) -> None:
 
     >>> check_digest("nothing", b"", "sha512-AAAA")
     Traceback (most recent call last):
-    RuntimeError: nothing has the digest sha512-z4PhNX7v..., expected sha512-AAAA: delete it, so that it is fetched again
+    RuntimeError: nothing has the digest sha512-z4PhNX7v..., expected sha512-AAAA: delete it to fetch it again
     """
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != integrity:
         cut = f"{found[:15]}..."
-        raise RuntimeError(f"{name} has the digest {cut}, expected {integrity}: delete it, so that it is fetched again")
+        raise RuntimeError(f"{name} has the digest {cut}, expected {integrity}: delete it to fetch it again")
 
 
 def texts_in(package: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Prompts about a person of whom only the first name is known, and how far a model puts `he` before `she` after them."""
+"""Prompts about a person of whom only the first name is known, and how far a model prefers `he` to `she` after them."""
 
 from __future__ import annotations
 

@@ -20,12 +20,10 @@ NEUTRAL_TOKENS = 4_096
 
 def rows_of(part: str) -> tuple[Tensor, Tensor]:
     """Return what the model has at the site (rows, dim), from the name on, and its classes."""
-    model, _ = language_model.load()
     rows, labels = [], []
     for one in gender.prompts(part):
         y = one.batch()["concept_labels"]
-        with torch.no_grad(), lf.tap(model, [SITE], lambda _, x, y=y: rows.append(x[y >= 0])):
-            model.model(input_ids=one.ids)
+        rows.append(language_model.hidden(SITE, one.ids)[y >= 0])
         labels.append(y[y >= 0])
     return torch.cat(rows), torch.cat(labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import leace_fast as lf
 
 from .assets import packages
 from .brown import Text
@@ -118,6 +121,24 @@ def classes_of(offsets: Sequence[tuple[int, int]], text: Text) -> list[int]:
         low, high, label = text.spans[word]
         found.append(label if low < end and high > begin else IGNORE)
     return found
+
+
+class _Enough(Exception):
+    """Ends a forward pass behind the site that was asked for."""
+
+
+def hidden(site: str, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return what the model has at a site (rows, length, dim); the pass ends there."""
+    model, _ = load()
+    found = []
+
+    def keep(_: str, x: Tensor) -> None:
+        found.append(x)
+        raise _Enough
+
+    with torch.no_grad(), contextlib.suppress(_Enough), lf.tap(model, [site], keep):
+        model.model(input_ids=ids, attention_mask=mask)
+    return found[0]
 
 
 def loss(batches: Iterable[Mapping[str, Tensor]]) -> float:

@@ -52,7 +52,9 @@ def filled(text: str, found: Mapping[str, Result]) -> str:
 
 def section(result: Result) -> str:
     """Return the claims of an experiment, what else was measured, and what on."""
-    sizes = "; ".join(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}" for name, value in result.sizes.items())
+    sizes = "; ".join(
+        f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}" for name, value in result.sizes.items()
+    )
     parts = [claims(result.claims), *(f"**{table.title}**\n\n{markdown(table)}" for table in result.tables)]
     return "\n\n".join([*parts, f"*{sizes}. It ran for {result.seconds / 60:.1f} minutes.*"])
 
@@ -87,6 +89,8 @@ def markdown(table: Table) -> str:
     | --- | ---: |
     | leace | 1.2 % |
     """
-    numeric = [all(re.match(r"^([+-]?\d.*)?$", row[column]) for row in table.rows) for column in range(len(table.heading))]
+    numeric = [
+        all(re.match(r"^([+-]?\d.*)?$", row[column]) for row in table.rows) for column in range(len(table.heading))
+    ]
     marks = ["---:" if right else "---" for right in numeric]
     return "\n".join("| " + " | ".join(row) + " |" for row in [table.heading, marks, *table.rows])

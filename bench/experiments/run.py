@@ -1,6 +1,6 @@
 """`make experiments`: run all experiments, or those named, one after the other; write figures, pictures and the page.
 
-    python -m experiments.run [NAME ...] [--threads N] [--only-page]     from the folder bench/, or with it in PYTHONPATH
+python -m experiments.run [NAME ...] [--threads N] [--only-page]     from the folder bench/, or with it in PYTHONPATH
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import time
-from pathlib import Path
 
 import torch
 
@@ -37,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; without any, all")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
-    parser.add_argument("--only-page", action="store_true", help="run nothing: pictures and page of what was found before")
+    parser.add_argument(
+        "--only-page", action="store_true", help="run nothing: pictures and page of what was found before"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"no experiment is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")

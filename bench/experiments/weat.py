@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WOMEN = "amy joan lisa sarah diana kate ann donna".split()
-MEN = "john paul mike kevin steve greg jeff bill".split()
-FAMILY = "home parents children family cousins marriage wedding relatives".split()
-CAREER = "executive management professional corporation salary office business career".split()
-ARTS = "poetry art dance literature novel symphony drama sculpture".split()
-MATHS = "math algebra geometry calculus equations computation numbers addition".split()
-SCIENCE = "science technology physics chemistry einstein nasa experiment astronomy".split()
+WOMEN = ["amy", "joan", "lisa", "sarah", "diana", "kate", "ann", "donna"]
+MEN = ["john", "paul", "mike", "kevin", "steve", "greg", "jeff", "bill"]
+FAMILY = ["home", "parents", "children", "family", "cousins", "marriage", "wedding", "relatives"]
+CAREER = ["executive", "management", "professional", "corporation", "salary", "office", "business", "career"]
+ARTS = ["poetry", "art", "dance", "literature", "novel", "symphony", "drama", "sculpture"]
+MATHS = ["math", "algebra", "geometry", "calculus", "equations", "computation", "numbers", "addition"]
+SCIENCE = ["science", "technology", "physics", "chemistry", "einstein", "nasa", "experiment", "astronomy"]
 
 # Names of women and of men; then the words that stereotype puts with the first, and with the second.
 TESTS = {

@@ -1,0 +1,236 @@
+"""SCR and TPP, two scores of SAEBench (Karvonen et al. 2025), for erasers in one layer of a language model.
+
+SCR, spurious correlation removal: a classifier learns from rows in which two attributes always go together. Does it
+tell the right one, where they no longer do, once the other was erased? TPP, targeted probe perturbation: does erasing
+one of several classes blind the probe of that class, and of no other?
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+import leace_fast as lf
+
+from . import gender, language_model
+from .claims import Claim, Result, Table
+
+SITE = "model.layers.14"  # the middle one of 30; a sentence is the mean of its tokens there, as in SAEBench
+SENTENCES = {"fit": 1_200, "train": 1_200, "test": 1_000}
+JOBS = ("nurse", "lawyer", "farmer", "soldier", "teacher")
+TEMPLATES = (
+    "{name}, who is a {job}, found the {thing} {mood}.",
+    "{name} works as a {job} and said that the {thing} was {mood}.",
+    "My neighbour {name}, a {job}, thought that the {thing} had been {mood}.",
+)
+# By part, so that no word but the job is met twice: things, then words of dislike, then words of praise.
+WORDS = {
+    "fit": (
+        ("film", "meal", "hotel", "book", "concert", "trip", "lecture", "garden"),
+        ("terrible", "awful", "boring", "dreadful", "disappointing", "bad", "ugly", "miserable"),
+        ("wonderful", "great", "excellent", "lovely", "delightful", "good", "beautiful", "superb"),
+    ),
+    "train": (
+        ("play", "restaurant", "museum", "novel", "party", "flight"),
+        ("horrible", "poor", "unpleasant", "annoying", "disgusting", "dull"),
+        ("amazing", "fantastic", "pleasant", "charming", "splendid", "brilliant"),
+    ),
+    "test": (
+        ("show", "dinner", "exhibition", "story", "wedding", "journey"),
+        ("appalling", "tedious", "nasty", "painful", "pathetic", "lousy"),
+        ("marvellous", "terrific", "enjoyable", "perfect", "magnificent", "fascinating"),
+    ),
+}
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sentences of a part: what the model has (rows, dim), and the attributes of each (rows,)."""
+
+    x: Tensor
+    sex: Tensor
+    mood: Tensor
+    job: Tensor
+
+
+def scr(before: float, after: float, best: float) -> float:
+    """Return the share of what a spurious correlation cost that was won back.
+
+    Args:
+        before: accuracy, on balanced rows, of the classifier that learned from correlated ones.
+        after: the same with the spurious attribute erased.
+        best: of a classifier that learned from balanced rows.
+
+    Raises:
+        ValueError: the correlation cost nothing.
+
+    Source: Karvonen et al. 2025, https://arxiv.org/abs/2503.09532, section 4 (SCR).
+
+    >>> scr(0.6, 0.8, 1.0)
+    0.5
+    """
+    if not best > before:
+        raise ValueError(f"the classifier of correlated rows reaches {before}, that of balanced ones {best}: no cost")
+    return round((after - before) / (best - before), 12)
+
+
+def tpp(clean: Tensor, erased: Tensor) -> float:
+    """Return how much more accuracy erasing a class takes from the probe of that class than from the others' probes.
+
+    Args:
+        clean: (classes,) accuracy of each class's probe.
+        erased: (classes, classes) the same with class i erased, for probe j.
+
+    Raises:
+        ValueError: the shapes do not fit, or there is one class only.
+
+    Source: Karvonen et al. 2025, https://arxiv.org/abs/2503.09532, section 4 (TPP).
+
+    >>> tpp(torch.tensor([1.0, 1.0]), torch.tensor([[0.5, 1.0], [0.9, 0.5]]))
+    0.45
+    """
+    count = len(clean)
+    if count < 2 or erased.shape != (count, count):
+        raise ValueError(f"shapes {tuple(clean.shape)} and {tuple(erased.shape)}, expected (k,) and (k, k), k above 1")
+    drop = clean.double() - erased.double()
+    own = drop.diagonal().mean()
+    others = (drop.sum() - drop.diagonal().sum()) / (count * (count - 1))
+    return round(float(own - others), 6)
+
+
+def rows_of(part: str) -> Rows:
+    """Return the rows of a part: sentences drawn at random, each attribute independent of the others."""
+    model, tokenizer = language_model.load()
+    begin, end = gender.PARTS[part]
+    people = [every[begin:end] for every in gender.names()]
+    things, *moods = WORDS[part]
+    generator = random.Random(f"sentences to {part}")
+    texts, labels = [], []
+    for _ in range(SENTENCES[part]):
+        sex, mood, job = generator.randrange(2), generator.randrange(2), generator.randrange(len(JOBS))
+        words = {"name": generator.choice(people[sex]), "job": JOBS[job], "thing": generator.choice(things)}
+        texts.append(generator.choice(TEMPLATES).format(mood=generator.choice(moods[mood]), **words))
+        labels.append((sex, mood, job))
+    ids, mask = language_model.padded(tokenizer(texts)["input_ids"])
+    means = []
+    for some, kept in zip(ids.split(100), mask.split(100), strict=True):
+        x = language_model.hidden(SITE, some, kept)
+        means.append((x * kept[:, :, None]).sum(1) / kept.sum(1, keepdim=True))
+    return Rows(torch.cat(means).double(), *torch.tensor(labels).unbind(1))
+
+
+def classifier(x: Tensor, y: Tensor) -> Predict:
+    """Return a logistic regression of standardised rows."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x.numpy(), y.numpy())
+    return lambda rows: torch.from_numpy(model.predict(rows.numpy()))
+
+
+def accuracy(predict: Predict, x: Tensor, y: Tensor) -> float:
+    """Return the share of rows that are named rightly."""
+    return float((predict(x) == y).double().mean())
+
+
+def erasers_of(x: Tensor, y: Tensor, classes: int = 2) -> dict[str, lf.Eraser]:
+    """Return an eraser of rank 1 by each method."""
+    moments = lf.Moments(x.shape[1], classes).update(x, y)
+    batches = list(zip(x.split(100), y.split(100), strict=True))
+    return {
+        "leace": lf.leace(moments),
+        "orth": lf.methods.orth(moments),
+        "inlp": lf.methods.inlp(batches, classifier="logistic", rank=1),
+        "random": lf.methods.random_subspace(moments, 1),
+    }
+
+
+def measure_scr(parts: Mapping[str, Rows], wanted: str, spurious: str) -> dict[str, tuple[float, float]]:
+    """Return SCR by method, of the classifier that is kept and of one that is trained anew on the erased rows."""
+    fit, train, test = (parts[part] for part in ("fit", "train", "test"))
+    y, test_y = getattr(train, wanted), getattr(test, wanted)
+    together = y == getattr(train, spurious)
+    biased = classifier(train.x[together], y[together])
+    before = accuracy(biased, test.x, test_y)
+    # as many rows as the biased one had, of all four kinds
+    best = accuracy(classifier(train.x[: int(together.sum())], y[: int(together.sum())]), test.x, test_y)
+    found = {"(accuracy: before, best)": (before, best)}
+    for name, eraser in erasers_of(fit.x, getattr(fit, spurious)).items():
+        again = classifier(eraser(train.x[together]), y[together])
+        found[name] = tuple(scr(before, accuracy(one, eraser(test.x), test_y), best) for one in (biased, again))
+    return found
+
+
+def measure_tpp(parts: Mapping[str, Rows]) -> dict[str, float]:
+    """Return TPP by method: probes of each job against the rest, trained on clean rows and kept."""
+    fit, train, test = (parts[part] for part in ("fit", "train", "test"))
+    probes, chosen = [], []
+    for job in range(len(JOBS)):
+        kept = balanced(train.job == job)
+        probes.append(classifier(train.x[kept], (train.job == job)[kept].long()))
+        chosen.append(balanced(test.job == job))
+
+    def accuracies(eraser: lf.Eraser | None) -> Tensor:
+        x = test.x if eraser is None else eraser(test.x)
+        kept = zip(probes, chosen, range(len(JOBS)), strict=True)
+        return torch.tensor([accuracy(probe, x[some], (test.job == job)[some].long()) for probe, some, job in kept])
+
+    by_job = [erasers_of(fit.x, (fit.job == job).long()) for job in range(len(JOBS))]
+    clean = accuracies(None)
+    return {name: tpp(clean, torch.stack([accuracies(made[name]) for made in by_job])) for name in by_job[0]}
+
+
+def balanced(positive: Tensor) -> Tensor:
+    """Return the places of all rows of a class and of as many others, the first ones.
+
+    >>> balanced(torch.tensor([True, False, False, True, False])).tolist()
+    [0, 1, 2, 3]
+    """
+    yes, no = positive.nonzero().flatten(), (~positive).nonzero().flatten()
+    return torch.cat([yes, no[: len(yes)]]).sort().values
+
+
+def mean_of(found: Sequence[Mapping[str, tuple[float, float]]], name: str, which: int) -> float:
+    """Return the mean SCR of a method."""
+    return sum(each[name][which] for each in found) / len(found)
+
+
+def run() -> Result:
+    """Return what was found."""
+    parts = {part: rows_of(part) for part in SENTENCES}
+    pairs = {"mood, sex spurious": ("mood", "sex"), "sex, mood spurious": ("sex", "mood")}
+    found = {title: measure_scr(parts, *pair) for title, pair in pairs.items()}
+    targeted = measure_tpp(parts)
+    every = list(found.values())
+    rows = []
+    for name in targeted:
+        cells = [f"{each[name][which]:.2f}" for each in every for which in (0, 1)]
+        rows.append([f"`{name}`" if name != "random" else "random subspace", *cells, f"{targeted[name]:.3f}"])
+    heading = [
+        "eraser, rank 1",
+        *(f"SCR: {title}; {how}" for title in found for how in ("kept", "trained anew")),
+        "TPP",
+    ]
+    sizes = {f"sentences to {part}": count for part, count in SENTENCES.items()}
+    for title, each in found.items():
+        before, best = each["(accuracy: before, best)"]
+        sizes[f"{title}: accuracy of the biased classifier and of an unbiased one"] = f"{before:.3f}, {best:.3f}"
+    return Result(
+        title="SCR and TPP",
+        sizes=sizes,
+        claims=[
+            Claim("LEACE: SCR, the classifier kept", mean_of(every, "leace", 0), at_least=0.9),
+            Claim("LEACE: SCR, the classifier trained anew", mean_of(every, "leace", 1), at_least=0.9),
+            Claim("INLP, rank 1: SCR, the classifier trained anew", mean_of(every, "inlp", 1), at_most=0.5),
+            Claim("a random direction: SCR, the classifier kept", mean_of(every, "random", 0), at_most=0.05),
+            Claim("a random direction: SCR, the classifier trained anew", mean_of(every, "random", 1), at_most=0.05),
+            Claim("LEACE: TPP, of at most 0.5", targeted["leace"], at_least=0.45),
+        ],
+        tables=[Table("Scores", heading, rows)],
+        series={"scr": {name: [mean_of(every, name, which) for which in (0, 1)] for name in targeted}, "tpp": targeted},
+    )
