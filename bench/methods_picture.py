@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -77,7 +77,10 @@ def draw(axes: Axes, name: str, what: str, before: Tensor, after: Tensor, y: Ten
         side.set_color(FAINT)
 
 
-def main(path: Path = DEFAULT) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("png", type=Path, nargs="?", default=DEFAULT, help="file to write (default: %(default)s)")
+    path = parser.parse_args().png
     x, y = rows()
     figure, grid = plt.subplots(2, 3, figsize=(11.0, 7.4), dpi=130)
     for axes, (name, (what, after)) in zip(grid.flat, results(x, y).items(), strict=True):
@@ -88,4 +91,4 @@ def main(path: Path = DEFAULT) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:2]))
+    main()

@@ -70,9 +70,7 @@ def measure_all(out: Path) -> None:
     found: dict[str, Any] = {}
 
     def measure(name: str, scrubber: Scrubber | None, seconds: float | None = None, probe: bool = True) -> None:
-        result = evaluate(
-            model, held_out, scrubber, text_bytes=text_bytes, probe=probe, probe_batches=inputs if probe else None
-        )
+        result = evaluate(model, held_out, scrubber, text_bytes=text_bytes, probe=probe)
         probes = {site: each._asdict() for site, each in result.probes.items()}
         found[name] = {
             "nats": result.nats,

@@ -260,6 +260,19 @@ def test_written_to_disk_before_it_is_renamed(eraser_file: Path, monkeypatch: py
     assert eraser_file.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o000])
+def test_rights_are_those_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_bytes(tmp_path / "written", b"data")
+        (tmp_path / "plain").write_bytes(b"data")
+    finally:
+        os.umask(before)
+    written, plain = ((tmp_path / name).stat().st_mode & 0o777 for name in ("written", "plain"))
+    assert written == plain == 0o666 & ~umask
+
+
 def test_nothing_imports_pickle() -> None:
     package = Path(files.__file__).parent
     found = [

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "leace_fast"
 FLOORS = {
     "_version": 0,
     "_warnings": 0,
+    "_extras": 0,
     "triton_kernels": 0,
     "_ops": 1,
     "_files": 1,

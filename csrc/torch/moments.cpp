@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 #include <optional>
 
 namespace {
@@ -35,6 +36,28 @@ void parallel(int64_t count, int64_t cost, const leace_fast::moments::Work& work
 
 const double* doubles(const Tensor& tensor) { return static_cast<const double*>(tensor.const_data_ptr()); }
 double* mutable_doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
+
+// Raises unless a tensor is one block of memory of these numbers: the kernels take bare pointers.
+void check(const char* name, const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape) {
+  bool fits = tensor.scalar_type() == type && tensor.is_contiguous() && tensor.is_cpu() &&
+              tensor.dim() == static_cast<int64_t>(shape.size());
+  int64_t axis = 0;
+  for (const int64_t size : shape) fits = fits && tensor.size(axis++) == size;
+  STD_TORCH_CHECK(fits, name, " does not fit the rows: wrong dtype, shape or layout");
+}
+
+void check_weight(const std::optional<Tensor>& weight, int64_t rows) {
+  if (weight.has_value()) check("weight", *weight, ScalarType::Double, {rows});
+}
+
+// Labels say where sums are written: one out of range would write elsewhere.
+void check_labels(const Tensor& labels, int64_t rows, int64_t classes) {
+  check("labels", labels, ScalarType::Long, {rows});
+  const auto* values = static_cast<const int64_t*>(labels.const_data_ptr());
+  uint64_t most = 0;  // a negative label is a large one
+  for (int64_t row = 0; row < rows; ++row) most = std::max(most, static_cast<uint64_t>(values[row]));
+  STD_TORCH_CHECK(rows == 0 || most < static_cast<uint64_t>(classes), "a label is out of range");
+}
 
 // Calls `function` with the rows of x, each of which must be contiguous.
 template <typename Function>
@@ -73,6 +96,11 @@ bool all_finite(const Tensor& x, int64_t instruction_set) {
 void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, const Tensor& labels,
                     const std::optional<Tensor>& weight, const Tensor& shift, int64_t instruction_set) {
   const InstructionSet set = leace_fast::moments::with_kernels(instruction_set);
+  STD_TORCH_CHECK(x.dim() == 2 && sums.dim() == 2, "expected rows (n, d) and sums (k, d)");
+  check("sums", sums, ScalarType::Double, {sums.size(0), x.size(1)});
+  for (const auto& part : {total, squares, shift}) check("a vector", part, ScalarType::Double, {x.size(1)});
+  check_weight(weight, x.size(0));
+  check_labels(labels, x.size(0), sums.size(0));
   const leace_fast::moments::ColumnSums of_block{mutable_doubles(total), mutable_doubles(squares)};
   with_rows(x, weight, [&](const auto& rows) {
     constexpr int64_t UNIT = 64;  // columns: a cache line of any dtype, so that no two threads write the same one
@@ -87,6 +115,10 @@ void add_class_sums(Tensor sums, Tensor total, Tensor squares, const Tensor& x, 
 bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& shift,
                        Tensor total, Tensor squares, int64_t instruction_set) {
   const InstructionSet set = leace_fast::moments::with_kernels(instruction_set);
+  STD_TORCH_CHECK(x.dim() == 2, "expected rows (n, d)");
+  check("second", second, ScalarType::Double, {x.size(1), x.size(1)});
+  for (const auto& part : {total, squares, shift}) check("a vector", part, ScalarType::Double, {x.size(1)});
+  check_weight(weight, x.size(0));
   const leace_fast::moments::ColumnSums of_rows{mutable_doubles(total), mutable_doubles(squares)};
   return with_rows(x, weight, [&](const auto& rows) {
     return leace_fast::moments::add_second_moment(rows, doubles(shift), of_rows, mutable_doubles(second),

@@ -146,20 +146,26 @@ def slices(x: Tensor) -> Iterator[slice]:
         yield slice(begin, min(begin + step, len(x)))
 
 
-def class_sums(x: Tensor, labels: Tensor, num_classes: int, weight: Tensor | None, shift: Tensor) -> Tensor:
-    """Return the sums of `w (x - shift)` by label (k, d) in float64: rows (n, d), labels (n,), weight (n,)."""
+def class_sums(
+    x: Tensor, labels: Tensor, num_classes: int, weight: Tensor | None, shift: Tensor, *, ordered: bool = False
+) -> Tensor:
+    """Return the sums of `w (x - shift)` by label (k, d) in float64: rows (n, d), labels (n,), weight (n,).
+
+    With `ordered`, the order of additions is fixed on every device, at the price of a product with all labels.
+    """
     sums = shift.new_zeros(num_classes, len(shift))
     buffer: Tensor | None = None
     for part in slices(x):
         size = part.stop - part.start
         buffer = shift.new_empty(size, len(shift)) if buffer is None else buffer
         rows = buffer[:size].copy_(x[part]).sub_(shift)  # exact for rows narrower than float64
-        _add_by_label(sums, rows, labels[part], None if weight is None else weight[part])
+        _add_by_label(sums, rows, labels[part], None if weight is None else weight[part], ordered)
     return sums
 
 
-def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None) -> None:
-    if len(sums) > FEW_CLASSES:
+def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | None, ordered: bool) -> None:
+    scattered_in_order = rows.device.type == "cpu"
+    if len(sums) > FEW_CLASSES and (scattered_in_order or not ordered):
         sums.index_add_(0, labels, rows if weight is None else rows * weight[:, None])
         return
     members = torch.zeros(len(sums), len(rows), dtype=rows.dtype, device=rows.device)

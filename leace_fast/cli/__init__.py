@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import typer
+from .._extras import optional
+
+with optional("the command line needs typer"):
+    import typer
 
 from ._demo import demo
 from ._doctor import doctor

@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from .._extras import optional
 from ._options import JSON
 
 
@@ -19,10 +20,10 @@ def doctor(as_json: JSON = False) -> None:
         typer.echo(json.dumps(to_json(findings), indent=2))
         return
 
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    with optional("tables need rich"):
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
     table = Table("", "", "", "", box=None, show_header=False, pad_edge=False)
     for finding in findings:
         mark = "[green]yes[/]" if finding.present else "[yellow]no[/]"

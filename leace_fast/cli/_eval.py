@@ -26,7 +26,7 @@ def evaluate(
 ) -> None:
     """Measure what a scrubbed model loses on held-out texts, and what can still be read inside it.
 
-    The probes are trained on the rows that the erasers were fitted on, if data, label and limits are as in scrub.
+    The probes are trained on each other window of the held-out texts, and tested on the rest.
     """
     import dataclasses
 

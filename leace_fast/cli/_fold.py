@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._extras import optional
 from ..erasers import MAX_COST_RATIO
 from ._options import COST, DEVICE, ERASERS, MODEL, check_folder
 from ._running import screen
@@ -55,7 +56,7 @@ def export_lora(
 
 def copy_tokenizer(source: str, out: Path) -> None:
     """Save the tokenizer of a model, if it has one, beside another model."""
-    from transformers import AutoTokenizer
-
+    with optional("tokenizers need transformers"):
+        from transformers import AutoTokenizer
     with suppress(OSError, ValueError):
         AutoTokenizer.from_pretrained(source).save_pretrained(out)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from .._extras import optional
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -57,10 +59,10 @@ def _line(error: Any) -> str:
 
 def screen() -> tuple[Console, Track]:
     """Return a console and a progress bar for its stages."""
-    from rich.console import Console
-
     from .._progress import progress_bars
 
+    with optional("tables need rich"):
+        from rich.console import Console
     console = Console()
     with suppress(ImportError):
         from transformers.utils import logging

@@ -52,7 +52,7 @@ def _metric(sigma_xx: Tensor | None, spread_x: Tensor, error: float) -> Scaling:
         return Scaling(scale, constant)
     inverse = torch.where(constant, 0.0, 1 / scale)
     factor, ridge = factored(sigma_xx * inverse * inverse[:, None], max(4 * len(scale) * EPSILON, error))
-    return Whitening(scale, constant, factor, ridge, 0.0)
+    return Whitening(scale, constant, factor, ridge, 0.0, float(len(scale)))
 
 
 def _complex_factors(

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._extras import optional
+
 Columns = Mapping[str, str]  # those that are needed, each with what to do where one is missing
 
 
@@ -67,10 +69,8 @@ def _read_text_lines(path: Path, columns: Columns | None) -> Iterator[dict[str, 
 
 
 def _read_parquet(path: Path, columns: Columns | None) -> Iterator[dict[str, Any]]:
-    try:
+    with optional("parquet files need pyarrow"):
         from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise ImportError("parquet files need pyarrow: pip install 'leace-fast[hf]'") from error
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(columns, file.schema_arrow.names, str(path))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._extras import optional
 from .._progress import Track, untracked
 from ..data import batched
 from ..models import multiplies
@@ -86,7 +87,8 @@ def load_demo(
     Raises:
         FileNotFoundError: the folder lacks the model or the text.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with optional("the demo needs transformers"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assets = Path(assets)
     for needed in (assets / "model" / "config.json", assets / "held_out.jsonl.gz"):

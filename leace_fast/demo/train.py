@@ -17,12 +17,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .._extras import optional
 from ..data import batched
 from ..evaluation import batch_nats, bits_per_byte
 from ._corpus import ASSETS, Module, is_test, label_characters, save_modules, split_library
 from ._language_model import START_ID, train_tokenizer, windows
+
+with optional("training the demo's model needs transformers"):
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 4000
 CONTEXT = 1024

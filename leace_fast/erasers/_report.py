@@ -16,7 +16,8 @@ class Report:
         dim: width of x.
         rank: rank of the erasure.
         rows: rows that it was fitted on.
-        change: mean squared change of x on the data fitted; by `leace`, were its covariance the shrunk one.
+        change: mean squared change of x on the rows of the metric, which are those fitted if no other was given; by
+            `leace`, were their covariance the shrunk one.
         ridge: added to the diagonal of the correlation matrix.
         shrinkage: weight of the identity in the correlation matrix, 0 for none.
         smallest_eigenvalue: of the correlation matrix that was factored, estimated; 1 if the method needs none.
@@ -25,6 +26,15 @@ class Report:
         cost_ratio: that change over the change of the affine eraser; 1 for the affine eraser itself.
         not_erased: each class or direction that was not erased, and why.
         concepts: what was erased of each of several concepts.
+        expected_leak: nats that a linear classifier is expected to gain over the constant on fresh rows, were all rows
+            independent: what the noise of so many rows leaves.
+        groups: groups that the rows came from, 0 if it was not said.
+        effective_groups: one over the sum of their squared shares.
+        expected_group_leak: nats to gain on a group that was not fitted but is of their population, the noise of rows
+            included; None where the method or the rows do not tell.
+        effective_rank: how many dimensions the rows of the metric fill; None where none was used.
+        contrasts: directions beyond those of the class means, in which classes differ from group to group.
+        front: for 0, 1, ... contrasts: their number, the nats to gain on a fresh group, and the change.
 
     Source: docs/methods.md; `change` and `cost_ratio` as in Belrose et al. 2023, https://arxiv.org/abs/2306.03819,
         equations 2 and 3.
@@ -47,6 +57,13 @@ class Report:
     cost_ratio: float = 1.0
     not_erased: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
+    expected_leak: float = 0.0
+    groups: int = 0
+    effective_groups: float = 0.0
+    expected_group_leak: float | None = None
+    effective_rank: float | None = None
+    contrasts: int = 0
+    front: tuple[tuple[int, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON.
@@ -75,6 +92,7 @@ class Report:
         True
         """
         lists = {name: tuple(values.get(name, ())) for name in ("not_erased", "concepts")}
+        lists["front"] = tuple(tuple(point) for point in values.get("front", ()))
         return cls(**{**values, **lists})
 
     def __str__(self) -> str:
@@ -90,7 +108,19 @@ class Report:
                 if self.error_bound
                 else []
             ),
+            *self._of_fresh_rows(),
             *(f"  {what}" for what in self.concepts),
             *(f"  not erased: {what}" for what in self.not_erased),
         ]
         return "\n".join(lines)
+
+    def _of_fresh_rows(self) -> list[str]:
+        lines = [f"  expected on fresh rows: {self.expected_leak:.2g} nats to gain"] if self.expected_leak else []
+        if self.groups:
+            of_groups = f"  {self.groups:,} groups, as good as {self.effective_groups:.1f}"
+            told = self.expected_group_leak is not None
+            lines.append(of_groups + (f": {self.expected_group_leak:.2g} nats to gain on a fresh one" if told else ""))
+        if self.front:
+            lines.append(f"  {self.contrasts} contrasts; nats to gain on a fresh group, and change, by number:")
+            lines += [f"    {number}: {leak:.3g}, {change:.3g}" for number, leak, change in self.front]
+        return lines

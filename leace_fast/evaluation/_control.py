@@ -28,4 +28,5 @@ def random_like(scrubber: Scrubber, seed: int = 0) -> Scrubber:
         # the Q factor of a Gaussian matrix spans a uniformly distributed subspace
         basis = torch.linalg.qr(basis)[0].to(eraser.device)
         erasers[site] = Eraser(basis, basis.mT, eraser.mean, method="random")
-    return Scrubber(erasers, scrubber.model_id, scrubber.revision, scrubber.config)
+    made = Scrubber(erasers, scrubber.model_id, scrubber.revision, scrubber.config)
+    return made._knowing(scrubber._seen)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax, nll_loss
 
 from ..models import MASK
 from ..statistics import IGNORE
@@ -16,16 +16,20 @@ from ..statistics import IGNORE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS = 512  # logits that are turned into float32 at a time
+ROWS = 512  # tokens whose logits are turned into float32 at a time, fewer of a large vocabulary
+BYTES = 2**25  # of these logits
+
+Head = Callable[[Tensor], Tensor]
 
 
-def summed_losses(logits: Tensor, targets: Tensor, clean: Tensor | None = None) -> Tensor:
+def summed_losses(logits: Tensor, targets: Tensor, clean: Tensor | None = None, head: Head | None = None) -> Tensor:
     """Return the summed nats, the summed divergence from clean logits in nats, and the number of scored tokens.
 
     Args:
         logits: (..., vocabulary), any floating dtype; computed in float32 and summed in float64.
         targets: (...) int64, the token that each place predicts, -100 where it is not scored.
         clean: (..., vocabulary), what another model predicts there; without it, the divergence is 0.
+        head: makes logits of rows; then hidden states (..., dim) came in the place of both.
 
     Returns:
         (3,) float64 on the CPU.
@@ -34,33 +38,42 @@ def summed_losses(logits: Tensor, targets: Tensor, clean: Tensor | None = None) 
     [2.772588..., 0.0, 2.0]
     """
     sums, targets = torch.zeros(3, dtype=torch.float64), targets.to(logits.device)
-    kept = targets != IGNORE
-    pieces = logits[kept].split(ROWS)
-    others: Sequence[Tensor | None] = [None] * len(pieces) if clean is None else clean[kept].split(ROWS)
-    for rows, wanted, other in zip(pieces, targets[kept].split(ROWS), others, strict=True):
-        sums[0] += cross_entropy(rows.float(), wanted, reduction="sum").double().cpu()
-        if other is not None:
-            true, found = log_softmax(other.float(), -1), log_softmax(rows.float(), -1)
+    kept = (targets != IGNORE).nonzero(as_tuple=True)
+    make = head or (lambda rows: rows)
+    width = make(logits[tuple(axis[:1] for axis in kept)]).shape[-1]
+    rows = max(1, min(ROWS, BYTES // (4 * width)))
+    for places in zip(*(axis.split(rows) for axis in kept), strict=True):
+        found = log_softmax(make(logits[places]).float(), -1)
+        wanted = targets[places].to(found.device)
+        sums[0] += nll_loss(found, wanted, reduction="sum").double().cpu()
+        if clean is not None:
+            true = log_softmax(make(clean[places]).float(), -1)
             sums[1] += (true.exp() * (true - found)).sum(dtype=torch.float64).cpu()
         sums[2] += len(wanted)
     return sums
 
 
-def next_token_losses(logits: Tensor, tokens: Tensor, clean: Tensor | None = None) -> Tensor:
+def next_token_losses(logits: Tensor, tokens: Tensor, clean: Tensor | None = None, head: Head | None = None) -> Tensor:
     """Return `summed_losses` where each place of logits (batch, length, vocabulary) predicts the token behind it."""
-    return summed_losses(logits[:, :-1], tokens[:, 1:], None if clean is None else clean[:, :-1])
+    return summed_losses(logits[:, :-1], tokens[:, 1:], None if clean is None else clean[:, :-1], head)
 
 
-def batch_losses(model: nn.Module, batch: Mapping[str, Any], output: Any, clean: Any = None) -> Tensor:
-    """Return `summed_losses` of a model's output on a batch, all 0 where it predicts no token.
+def batch_losses(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    logits: Tensor | None,
+    clean: Tensor | None = None,
+    head: Head | None = None,
+) -> Tensor:
+    """Return `summed_losses` of a model's logits on a batch, all 0 where it predicts no token.
 
     Scored are the tokens that `labels` names or, for a causal model without them, those of `attention_mask`.
     """
-    logits, targets = getattr(output, "logits", None), _targets(model, batch)
-    if targets is None or not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape:
+    targets = _targets(model, batch)
+    if targets is None or logits is None or logits.shape[:-1] != targets.shape:
         return torch.zeros(3, dtype=torch.float64)
     losses = next_token_losses if is_causal(model) else summed_losses
-    return losses(logits, targets, None if clean is None else clean.logits)
+    return losses(logits, targets, clean, head)
 
 
 @torch.no_grad()

@@ -13,7 +13,9 @@ from ._concept import (
     fullest,
     union_of,
 )
+from ._contrasts import MOST_CONTRASTS, Contrasts, check_contrasts, chosen, contrasts_of, crossed_leak
 from ._fitted import check_class, check_count, check_rank, fitted, mean_squared_change, warn_of
+from ._leak import expected, warn_of_leaks, warn_of_narrow
 from ._row_stream import RowStream, Summary
 from ._span import described, span_of
 from ._subspace import concept_subspace
@@ -21,8 +23,10 @@ from ._whitening import EPSILON, Scaling, Shrinkage, Whitening, factored, scalin
 
 __all__ = [
     "Concept",
+    "Contrasts",
     "DEPENDENT",
     "EPSILON",
+    "MOST_CONTRASTS",
     "RowStream",
     "Scaling",
     "Shrinkage",
@@ -31,13 +35,18 @@ __all__ = [
     "absent_of",
     "canonical_columns",
     "check_class",
+    "check_contrasts",
     "check_count",
     "check_moments",
     "check_rank",
+    "chosen",
     "concept_of",
     "concept_subspace",
     "concepts_of",
+    "contrasts_of",
+    "crossed_leak",
     "described",
+    "expected",
     "factored",
     "fitted",
     "fullest",
@@ -46,5 +55,7 @@ __all__ = [
     "span_of",
     "union_of",
     "warn_of",
+    "warn_of_leaks",
+    "warn_of_narrow",
     "whitening_of",
 ]

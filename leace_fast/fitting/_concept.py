@@ -75,6 +75,8 @@ def absent_of(moments: Moments) -> tuple[str, ...]:
         ValueError: non-finite rows were met and are not to be skipped, there are no rows, or rows of one class only.
     """
     check_moments(moments)
+    if moments.num_classes is None and moments.target_dim is None:
+        raise ValueError("the moments hold no labels, expected a concept: make them with num_classes or target_dim")
     moments.check_finite()
     counts = moments.class_counts.tolist()
     if not any(counts):

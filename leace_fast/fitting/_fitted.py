@@ -9,6 +9,7 @@ from torch import Tensor
 from .._warnings import warn
 from ..erasers import Eraser, Report
 from ..statistics import Moments
+from ._leak import expected, warn_of_leaks
 from ._whitening import Whitening
 
 
@@ -71,6 +72,8 @@ def fitted(
             "error_bound": moments.relative_error / white.smallest_eigenvalue,
         }
     )
+    if white is not None:
+        whitened["effective_rank"] = white.effective_rank
     report = Report(
         method=method,
         dim=moments.dim,
@@ -80,5 +83,7 @@ def fitted(
         not_erased=tuple(not_erased or ()),
         concepts=concepts,
         **whitened,
+        **expected([moments], left.shape[1]),
     )
+    warn_of_leaks(report)
     return Eraser(left, right, mean, method=method, report=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,6 +18,7 @@ Shrinkage = Literal["auto"] | bool | float
 ROWS_PER_DIMENSION = 4
 EPSILON = 2.0**-52
 ITERATIONS = 4
+PANEL = 256
 SMALL = 16  # up to here all singular values cost less than a few solves
 
 
@@ -58,11 +60,14 @@ class Whitening(Scaling):
         factor: (d, d) lower triangular K.
         ridge: what was added to the diagonal.
         shrinkage: weight of the identity.
+        effective_rank: squared trace over squared norm of the correlation matrix as it was measured: how many
+            dimensions the rows fill.
     """
 
     factor: Tensor
     ridge: float
     shrinkage: float
+    effective_rank: float
 
     def whiten(self, columns: Tensor) -> Tensor:
         """Return `K^-1 D^-1 columns`."""
@@ -102,14 +107,32 @@ def smallest_eigenvalue(factor: Tensor) -> float:
     return value
 
 
-def scaling_of(moments: Moments) -> Scaling:
-    """Return the scaling of some moments with at least one row."""
+def scaling_of(moments: Moments, concepts: Sequence[Moments] = ()) -> Scaling:
+    """Return the scaling of some moments with at least one row.
+
+    Args:
+        moments: the metric.
+        concepts: whose rows may vary where those of the metric do not; such a column is scaled by theirs.
+    """
+    scale, constant = _deviations(moments)
+    for one in concepts:
+        own, still = _deviations(one)
+        scale, constant = torch.where(constant & ~still, own, scale), constant & still
+    return Scaling(torch.where(constant, 1.0, scale), constant)
+
+
+def _deviations(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation of each column (d,), and which are constant."""
     deviation = moments.variance.sqrt()
-    constant = deviation <= 4 * EPSILON * moments.mean.abs()
-    return Scaling(torch.where(constant, 1.0, deviation), constant)
+    return deviation, deviation <= 4 * EPSILON * moments.mean.abs()
 
 
-def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float | None = None) -> Whitening:
+def whitening_of(
+    moments: Moments,
+    shrinkage: Shrinkage = "auto",
+    ridge: float | None = None,
+    concepts: Sequence[Moments] = (),
+) -> Whitening:
     """Return the whitening of some moments.
 
     Args:
@@ -117,14 +140,17 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
         shrinkage: weight of the identity in the correlation matrix, from 0 to 1; True for the weight of Bodnar et
             al. 2014 (https://arxiv.org/abs/1308.2608); False for none; "auto" for True below 4 rows a dimension.
         ridge: added to the diagonal of the correlation matrix; by default the rounding error of the statistics.
+        concepts: as in `scaling_of`.
 
     Raises:
         ValueError: shrinkage or ridge is out of range.
     """
     d = moments.dim
-    scaling = scaling_of(moments)
+    scaling = scaling_of(moments, concepts)
     correlation = moments.scaled_covariance(torch.where(scaling.constant, 0.0, 1 / scaling.scale))
-    weight = _shrinkage_weight(correlation, moments.effective_count, shrinkage)
+    spread = _spread(correlation)
+    varying = d - int(scaling.constant.sum())
+    weight = _shrinkage_weight(d, spread, moments.effective_count, shrinkage)
     if ridge is not None and not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
     tau = (
@@ -133,7 +159,8 @@ def whitening_of(moments: Moments, shrinkage: Shrinkage = "auto", ridge: float |
     if weight:
         correlation.mul_(1 - weight)
     factor, ridge = factored(correlation, tau)
-    return Whitening(scaling.scale, scaling.constant, factor, ridge, weight)
+    effective_rank = varying**2 / (varying + spread) if varying else 0.0
+    return Whitening(scaling.scale, scaling.constant, factor, ridge, weight, effective_rank)
 
 
 def factored(correlation: Tensor, ridge: float) -> tuple[Tensor, float]:
@@ -154,9 +181,18 @@ def factored(correlation: Tensor, ridge: float) -> tuple[Tensor, float]:
             raise ValueError("the second moment is not that of any data: the moments were damaged or removed too far")
 
 
-def _shrinkage_weight(correlation: Tensor, rows: float, shrinkage: Shrinkage) -> float:
-    """Return the weight of the identity."""
-    d = len(correlation)
+def _spread(correlation: Tensor) -> float:
+    """Return the sum of the squared entries beside the diagonal, of a matrix of which the lower triangle counts."""
+    half = 0.0
+    for begin in range(0, len(correlation), PANEL):  # a triangle is copied by such blocks only, not as a whole
+        rows = correlation[begin : begin + PANEL]
+        own = rows[:, begin : begin + PANEL].tril(-1)
+        half += float(rows[:, :begin].square().sum() + own.square().sum())
+    return 2 * half
+
+
+def _shrinkage_weight(d: int, spread: float, rows: float, shrinkage: Shrinkage) -> float:
+    """Return the weight of the identity, of a correlation matrix (d, d) with such a `_spread`."""
     if shrinkage == "auto":
         shrinkage = rows < ROWS_PER_DIMENSION * d
     if not isinstance(shrinkage, bool):
@@ -165,5 +201,4 @@ def _shrinkage_weight(correlation: Tensor, rows: float, shrinkage: Shrinkage) ->
         return float(shrinkage)
     if not shrinkage:
         return 0.0
-    spread = 2 * float(torch.tril(correlation, -1).square().sum())
     return min(1.0, d * d / rows / spread) if spread > 0 else 1.0

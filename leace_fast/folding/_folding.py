@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, forget_compiled
-from ._agreement import check_agrees, example_of, hooked_output, output_of, share
+from ._agreement import (
+    attached_distance,
+    check_agrees,
+    example_of,
+    hooked_output,
+    output_of,
+    share,
+    told,
+    warn_if_far,
+)
 from ._edits import Edits, add_biases
 from ._plan import Plan, bias_name, plan
 from ._readers import Reader
@@ -31,7 +40,11 @@ class FoldReport:
         readers: names of the modules whose weights changed, by site.
         cost_ratio: mean squared change of x over that of the affine eraser, by site; 1 where the offset was kept.
         leak: the largest share of the concept's covariance that rounded weights still read.
-        difference: norm of the folded model's output less that of the same maps in hooks, over the latter's norm.
+        difference: norm of the folded model's output less that of the same maps in hooks, over the latter's norm. These
+            are the maps that were folded, without the offset where it was lost: it says that the folding is right.
+        from_attached: norm of the folded model's output less that of the attached erasers, which keep every offset,
+            over the norm of what attaching them changes in the output: 0 for the attached model, 1 for the clean one.
+        lost_offset: sites whose linear map took the eraser's place, as their readers have no bias.
         bytes_kept: host memory that the original weights take until `unfold_`.
     """
 
@@ -39,6 +52,8 @@ class FoldReport:
     cost_ratio: dict[str, float]
     leak: float
     difference: float
+    from_attached: float
+    lost_offset: tuple[str, ...]
     bytes_kept: int
 
     def __str__(self) -> str:
@@ -46,8 +61,9 @@ class FoldReport:
         kept = f"; {self.bytes_kept / 2**20:.1f} MiB kept for unfold_" if self.bytes_kept else ""
         return (
             f"folded {len(self.readers)} sites into {count} modules: the weights still read {self.leak:.1e} of the "
-            f"concept's covariance, the output is {self.difference:.1e} from that of the same maps in hooks, the "
-            f"change of x at most {max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
+            f"concept's covariance, the output is {self.difference:.1e} from that of the same maps in hooks, and "
+            f"{told(self.from_attached, self.lost_offset)}; the change of x is at most "
+            f"{max(self.cost_ratio.values()):.4f} of the affine erasers'{kept}"
         )
 
 
@@ -69,7 +85,7 @@ def fold_(
     A site all of whose readers have a bias keeps its offset; at any other the linear map of
     `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
     state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
-    The folded model is then compared with the same maps in hooks on the example.
+    The folded model is then compared with the same maps in hooks on the example, and with the attached erasers.
 
     Args:
         model: changed in place; on any failure it is restored to the bit.
@@ -86,6 +102,9 @@ def fold_(
         TypeError: the model is no module.
         RuntimeError: the folded model does not do what the same maps in hooks do.
 
+    Warns:
+        UserWarning: the output is more than a fifth of the erasers' effect from that of the attached erasers.
+
     >>> model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).double()
     >>> eraser = Eraser(torch.eye(4)[:, :1], torch.eye(4)[:1], torch.ones(4))
     >>> report = fold_(model, {"0": eraser}, torch.randn(3, 4).double())
@@ -97,17 +116,24 @@ def fold_(
     check_not_folded(model)
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
+    lost = tuple(p.site for p in plans if p.lost_offset)
     clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
+    attached = hooked_output(model, erasers, example) if lost else wanted
     edits = Edits()
     with undone_on_error(model, edits):
         leak = _fold_all(model, edits, plans)
         dtypes = {model.get_parameter(reader.parameter).dtype for p in plans for reader in p.readers}
-        difference = check_agrees(dtypes, clean, wanted, output_of(model, example))
+        got = output_of(model, example)
+        difference = check_agrees(dtypes, clean, wanted, got)
+        distance = attached_distance(clean, attached, got)
+        warn_if_far(distance, plans, "add_bias")
     return FoldReport(
         readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
         cost_ratio={p.site: p.cost_ratio for p in plans},
         leak=leak,
         difference=difference,
+        from_attached=distance,
+        lost_offset=lost,
         bytes_kept=remember(model, edits, keep_originals),
     )
 

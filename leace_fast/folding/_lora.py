@@ -22,7 +22,7 @@ from .._files import write_bytes
 from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, tap
 from ._adapter import Adapter, Factors
-from ._agreement import check_agrees, example_of, output_of
+from ._agreement import attached_distance, check_agrees, example_of, hooked_output, output_of, told, warn_if_far
 from ._folding import check_not_folded
 from ._plan import Plan, plan
 from ._readers import Reader
@@ -42,6 +42,9 @@ class LoraReport:
         damage: the most that rounding adds to the mean squared change of a site's rows, relative, on the example.
         cost_ratio: mean squared change of x over that of the affine eraser, by site.
         difference: norm of the output with the adapter less that of the same maps in hooks, over the latter's norm.
+        from_attached: norm of the output with the adapter less that of the attached erasers, which keep every offset,
+            over the norm of what attaching them changes in the output: 0 for the attached model, 1 for the clean one.
+        lost_offset: sites whose linear map took the eraser's place.
     """
 
     folder: Path
@@ -51,13 +54,16 @@ class LoraReport:
     damage: float
     cost_ratio: dict[str, float]
     difference: float
+    from_attached: float
+    lost_offset: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: LoRA of rank {self.rank} on {', '.join(self.target_modules[:8])}"
             f"{' ...' if len(self.target_modules) > 8 else ''}; {self.leak:.1e} of the concept's covariance remains, "
             f"rounding adds {self.damage:.1e} to the change of x, which is at most {max(self.cost_ratio.values()):.4f} "
-            f"of the affine erasers'; the output is {self.difference:.1e} from that of the same maps in hooks"
+            f"of the affine erasers'; the output is {self.difference:.1e} from that of the same maps in hooks, and "
+            f"{told(self.from_attached, self.lost_offset)}"
         )
 
 
@@ -97,6 +103,9 @@ def export_lora(
         TypeError: the model is no module.
         RuntimeError: the adapter does not do what the same maps in hooks do; nothing is written.
 
+    Warns:
+        UserWarning: the output is more than a fifth of the erasers' effect from that of the attached erasers.
+
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3; https://github.com/huggingface/peft.
 
     >>> import tempfile
@@ -119,6 +128,8 @@ def export_lora(
             _check_adaptable(model, p.site, reader)
     clean = output_of(model, example)
     wanted, rows = _hooked(model, plans, example)
+    lost = tuple(p.site for p in plans if p.lost_offset)
+    attached = hooked_output(model, erasers, example) if lost else wanted
     adapters: dict[str, Adapter] = {}
     leak, damage = 0.0, 0.0
     for p in plans:
@@ -134,6 +145,8 @@ def export_lora(
         model.get_parameter(f"{name}.weight").dtype for name in adapters
     }
     difference = check_agrees(kinds, clean, wanted, got)
+    distance = attached_distance(clean, attached, got)
+    warn_if_far(distance, plans, "lora_bias")
     config = _config(model, adapters, lora_bias, base_model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +161,8 @@ def export_lora(
         damage=damage,
         cost_ratio={p.site: p.cost_ratio for p in plans},
         difference=difference,
+        from_attached=distance,
+        lost_offset=lost,
     )
 
 

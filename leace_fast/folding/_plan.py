@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Plan:
     eraser: Eraser
     readers: tuple[Reader, ...]
     cost_ratio: float  # of the form taken over the affine eraser
+    lost_offset: Literal["", "bias", "padding"] = ""  # what readers lack, or what a bias would get wrong
 
 
 def plan(
@@ -52,10 +53,12 @@ def plan(
         _check_foldable(model, site, reading, eraser.dim)
         lacking = next((r.module for r in reading.readers if not (add_bias or reuse_bias and r.bias)), None)
         if eraser.mean is not None and (lacking is not None or reading.scaled):
-            reason = f"{lacking!r}, which takes no bias"
+            lost, reason = "bias", f"{lacking!r}, which takes no bias"
             if reading.scaled:
+                lost = "padding"
                 reason = f"{reading.readers[0].module!r} after a factor, as of a padding mask, which a bias would miss"
-            plans.append(_linear_plan(site, eraser, reading, reason, max_cost_ratio))
+            linear, ratio = _linear_of(site, eraser, reason, max_cost_ratio)
+            plans.append(Plan(site, linear, reading.readers, ratio, lost))
         else:
             plans.append(Plan(site, eraser, reading.readers, eraser.report.cost_ratio if eraser.report else 1.0))
     return plans
@@ -88,12 +91,12 @@ def _check_foldable(model: nn.Module, site: str, reading: Reading, dim: int) -> 
             raise ValueError(f"{reader.module!r} reads {site!r} at width {width}, its eraser has {dim}")
 
 
-def _linear_plan(site: str, eraser: Eraser, reading: Reading, reason: str, max_cost_ratio: float) -> Plan:
-    """The plan of a site whose offset has no place."""
+def _linear_of(site: str, eraser: Eraser, reason: str, max_cost_ratio: float) -> tuple[Eraser, float]:
+    """The map without an offset of a site where it has no place, and its cost over that of the affine one."""
     try:
         ratio, linear = eraser.linear_cost_ratio, eraser.without_offset(max_cost_ratio)
     except ValueError as error:
         raise ValueError(
             f"{site!r} is read by {reason}, and {error}; or attach the scrubber, which keeps every offset"
         ) from error
-    return Plan(site, linear, reading.readers, ratio)
+    return linear, ratio

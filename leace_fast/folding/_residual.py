@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..erasers import Eraser
 from ..models import check_module
-from ._agreement import check_agrees, example_of, hooked_output, output_of, share
+from ._agreement import attached_distance, check_agrees, example_of, hooked_output, output_of, share, warn_if_far
 from ._calls import tensors_in
 from ._edits import Edits, check_weight
 from ._folding import FoldReport, check_not_folded, remember, undone_on_error
@@ -45,7 +45,8 @@ def fold_residual_(
         keep_originals: as in `fold_`.
 
     Returns:
-        As `fold_`; `leak` is the largest share of what the eraser reads that is left at the input of a norm.
+        As `fold_`, the attached model being that of hooks on all that writes; `leak` is the largest share of what the
+        eraser reads that is left at the input of a norm.
 
     Raises:
         ValueError: something else writes to the stream, or a writer is also read elsewhere; it is named.
@@ -80,13 +81,18 @@ def fold_residual_(
         for writer in writers:
             _fold(model, edits, acts[writer.module], writer)
         dtypes = {model.get_parameter(writer.parameter).dtype for writer in writers}
-        difference = check_agrees(dtypes, clean, wanted, output_of(model, example))
+        got = output_of(model, example)
+        difference = check_agrees(dtypes, clean, wanted, got)
+        distance = attached_distance(clean, wanted, got)
         leak = _check_erased(eraser, dtypes, before, _norm_inputs(model, stream.norms, example))
+        warn_if_far(distance, (), "")
     return FoldReport(
         readers={STREAM: tuple(dict.fromkeys(writer.module for writer in writers))},
         cost_ratio={STREAM: 1.0},
         leak=leak,
         difference=difference,
+        from_attached=distance,
+        lost_offset=(),
         bytes_kept=remember(model, edits, keep_originals),
     )
 

@@ -16,6 +16,8 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
 
     Other classes have no say. The map has no offset, so that it fits weights without a bias.
 
+    Take care: it is about the origin, as `mean_projection`: what the mean of x has along v is dropped too.
+
     Args:
         moments: statistics of (x, labels), with classes.
         positive, negative: the classes with and without the concept, as refused and answered requests.
@@ -27,7 +29,7 @@ def difference_in_means(moments: Moments, positive: int = 1, negative: int = 0) 
     Warns:
         UserWarning: a class has no rows.
 
-    Guarantees: two class means equal; no offset.
+    Guarantees: two class means equal; no offset, so that a mean far from the origin is dropped too.
 
     Source: Arditi et al. 2024, https://arxiv.org/abs/2406.11717, equations 2 and 4.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .._extras import optional
 from ..erasers import Eraser, Report
 from ..fitting import RowStream, Summary
 
@@ -56,10 +57,8 @@ def null_spaces(
 
 def _classifier(rows: RowStream, summary: Summary, dropped: Tensor, loss: str, seed: int) -> tuple[Tensor, float]:
     """Return a classifier's weights (m, d), in the units of x, and its accuracy on the rows it was fitted on."""
-    try:
+    with optional("INLP on rows needs scikit-learn"):
         from sklearn.linear_model import SGDClassifier
-    except ImportError as error:
-        raise ImportError("INLP on rows needs scikit-learn: pip install 'leace-fast[audit]'") from error
     classes = (summary.counts > 0).nonzero().flatten().numpy()
     scale = torch.where(summary.deviation > 0, summary.deviation, 1.0)
 

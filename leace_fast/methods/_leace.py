@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..erasers import MAX_COST_RATIO, Eraser, Report
 from ..fitting import (
+    MOST_CONTRASTS,
+    Concept,
+    Contrasts,
     Shrinkage,
     Whitening,
     canonical_columns,
+    check_contrasts,
+    check_moments,
     check_rank,
+    chosen,
     concept_of,
     concepts_of,
+    contrasts_of,
+    crossed_leak,
     described,
+    expected,
     fullest,
     span_of,
     union_of,
     warn_of,
+    warn_of_leaks,
+    warn_of_narrow,
     whitening_of,
 )
-from ..statistics import Moments
+from ..statistics import Cells, Moments
 
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 
@@ -31,6 +44,8 @@ def leace(
     moments: Moments | Sequence[Moments],
     *,
     rank: int | None = None,
+    metric: Moments | None = None,
+    contrasts: Contrasts = 0,
     affine: bool = True,
     shrinkage: Shrinkage = "auto",
     ridge: float | None = None,
@@ -46,6 +61,11 @@ def leace(
         moments: statistics of (x, labels); or several, of the same x with the labels of several concepts: all of
             them are erased. Mean and covariance of x are then those of the moments with the most rows.
         rank: erase only so many directions, those of the largest canonical correlation.
+        metric: statistics of the rows that the eraser will act on, labelled or not: their mean and covariance say what
+            least change is. None for those of `moments`. The class means of `moments` are made equal all the same.
+        contrasts: so many directions more, in which the classes differ from group to group: less is left on groups
+            that were not fitted, more is changed. "auto" for as few as take away half of what 20 would, cross-fitted
+            over groups; `report.front` shows the choice. They need rows with groups.
         affine: True keeps the mean; False gives the best map without an offset, which fits weights without a bias.
         shrinkage: weight of the identity in the correlation matrix, 0 to 1; True for that of Bodnar et al. 2014
             (https://arxiv.org/abs/1308.2608), False for none, "auto" for True below 4 rows a dimension. It moves the
@@ -57,10 +77,12 @@ def leace(
 
     Raises:
         TypeError: `moments` are no `Moments`.
-        ValueError: no rows, one class only, non-finite rows, or an option out of range.
+        ValueError: no rows, one class only, non-finite rows, an option out of range, a metric of another width or on
+            another device, or contrasts without groups or beside a rank.
 
     Warns:
-        UserWarning: a class or a direction was not erased; `report.not_erased` says which and why.
+        UserWarning: a class or a direction was not erased, and `report.not_erased` says which and why; rows or groups
+            are too few for fresh ones to be erased too, and how many would do; the metric's rows fill few dimensions.
 
     Guarantees: class means equal; of all affine maps that do this, least change; mean kept.
 
@@ -81,19 +103,14 @@ def leace(
     """
     check_rank(rank)
     every = concepts_of(moments)
-    main = fullest(every)
+    cells = check_contrasts(contrasts, every, rank)
     concepts = [concept_of(one) for one in every]
-    concept = union_of(concepts)
-    white = whitening_of(main, shrinkage, ridge)
-    span = span_of(concept, white)
-    basis, left = span.basis, span.left
-    incomplete = [*concept.absent, *span.unresolved]
-    not_erased = list(incomplete)
-    if rank is not None and rank < span.rank:
-        not_erased.append(f"{span.rank - rank} of {span.rank} directions: rank={rank} was asked for")
-        canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
-        turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
-        basis, left = basis @ turn, left @ turn
+    main = fullest(every) if metric is None else _metric(metric, every[0])
+    white = whitening_of(main, shrinkage, ridge, () if metric is None else every)
+    directions, incomplete = _directions(every, concepts, white, rank)
+    if cells:
+        directions = _with_contrasts(directions, cells, white, contrasts)
+    basis, left = directions.basis, directions.left
 
     mean = main.mean
     right = refined(white.readers(basis), left)
@@ -105,29 +122,113 @@ def leace(
         right = refined(_without_mean(basis, whitened_mean, white), left)
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
-        if ratio > max_cost_ratio:
-            raise ValueError(
-                f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most "
-                f"{max_cost_ratio} is allowed: use affine=True, or raise max_cost_ratio"
-            )
+        _check_cost(ratio, max_cost_ratio)
     if incomplete:
-        warn_of(not_erased)
+        warn_of(directions.not_erased)
     report = Report(
         method="leace",
         dim=main.dim,
         rank=basis.shape[1],
-        rows=main.count,
+        rows=fullest(every).count,
         change=change,
         ridge=white.ridge,
         shrinkage=white.shrinkage,
         smallest_eigenvalue=white.smallest_eigenvalue,
         error_bound=main.relative_error / white.smallest_eigenvalue,
+        effective_rank=white.effective_rank,
         cost_ratio=ratio,
-        not_erased=tuple(not_erased),
-        concepts=described(concepts, white) if rank is None else (),
+        not_erased=directions.not_erased,
+        concepts=directions.concepts,
+        contrasts=directions.contrasts,
+        front=directions.front,
+        **directions.fresh,
     )
+    warn_of_leaks(report)
+    warn_of_narrow(white)
     solve = white.readers(whitened_mean)[0] if affine else None
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
+
+
+def _metric(metric: object, moments: Moments) -> Moments:
+    """Return the moments that least change is measured by; raise if they are not of rows like those of the concept."""
+    check_moments(metric)
+    assert isinstance(metric, Moments)
+    metric.check_finite()
+    for name in ("dim", "device"):
+        if getattr(metric, name) != getattr(moments, name):
+            raise ValueError(
+                f"the metric has {name} {getattr(metric, name)}, expected {getattr(moments, name)} as the concept's "
+                "moments have"
+            )
+    if not metric.count:
+        raise ValueError("the metric holds no rows: call update(x) first")
+    return metric
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What is erased, and what the report says of it.
+
+    Attributes:
+        basis: (d, r) orthonormal, whitened.
+        left: (d, r) the same in the units of x.
+        fresh: what is expected of fresh rows.
+        contrasts: how many of the directions are contrasts.
+        not_erased, concepts, front: as in `Report`.
+    """
+
+    basis: Tensor
+    left: Tensor
+    fresh: dict[str, Any]
+    not_erased: tuple[str, ...]
+    concepts: tuple[str, ...]
+    contrasts: int = 0
+    front: tuple[tuple[int, float, float], ...] = ()
+
+
+def _directions(
+    every: Sequence[Moments], concepts: Sequence[Concept], white: Whitening, rank: int | None
+) -> tuple[Directions, bool]:
+    """Return those of the class means, all or the strongest, and whether a class or a direction is not among them."""
+    concept = union_of(concepts)
+    span = span_of(concept, white)
+    basis, left = span.basis, span.left
+    incomplete = not_erased = (*concept.absent, *span.unresolved)
+    if rank is not None and rank < span.rank:
+        not_erased = (*incomplete, f"{span.rank - rank} of {span.rank} directions: rank={rank} was asked for")
+        canonical = torch.cat([white.whiten(canonical_columns(one)) for one in every], 1)
+        turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
+        basis, left = basis @ turn, left @ turn
+    lines = described(concepts, white) if rank is None else ()
+    fresh = expected(every, basis.shape[1], white, basis)
+    return Directions(basis, left, fresh, not_erased, lines), bool(incomplete)
+
+
+def _with_contrasts(found: Directions, cells: Sequence[Cells], white: Whitening, wanted: Contrasts) -> Directions:
+    """Return directions with the contrasts that are wanted, and the front of leak against change.
+
+    The level of the leak is that of the jackknife without contrasts, which is right; how it falls is cross-fitted. The
+    groups that gave the contrasts know nothing of what these leave on others.
+    """
+    most = MOST_CONTRASTS if wanted == "auto" else wanted
+    every = contrasts_of(cells, white, found.basis, most)
+    rest = crossed_leak(cells, white, most)[: every.shape[1] + 1]
+    number = chosen(rest) if wanted == "auto" else every.shape[1]
+    columns = white.unwhiten(every)
+    changes = float(found.left.square().sum()) + torch.cat([columns.new_zeros(1), columns.square().sum(0).cumsum(0)])
+    level = found.fresh["expected_group_leak"] / rest[0] if rest[0] else 0.0
+    front = tuple(
+        (i, level * leak, change) for i, (leak, change) in enumerate(zip(rest, changes.tolist(), strict=False))
+    )
+    leak = front[min(number, len(front) - 1)][1]
+    return replace(
+        found,
+        basis=torch.cat([found.basis, every[:, :number]], 1),
+        left=torch.cat([found.left, columns[:, :number]], 1),
+        fresh=found.fresh | {"expected_group_leak": leak},
+        contrasts=number,
+        front=front,
+    )
 
 
 def refined(right: Tensor, left: Tensor) -> Tensor:
@@ -145,6 +246,14 @@ def refined(right: Tensor, left: Tensor) -> Tensor:
     units = torch.where(units > 0, units, 1.0)
     step = rest.float() @ (right / units).float()
     return torch.addcmul(right, step.double(), units)
+
+
+def _check_cost(ratio: float, most: float) -> None:
+    if ratio > most:
+        raise ValueError(
+            f"without an offset the eraser changes x {ratio:.3g} times as much as the affine one, at most {most} is "
+            "allowed: use affine=True, or raise max_cost_ratio"
+        )
 
 
 def _without_mean(basis: Tensor, mean: Tensor, white: Whitening) -> Tensor:

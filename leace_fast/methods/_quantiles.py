@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .._extras import optional
 from ..erasers import Eraser, QuantileNormalizer, Report
 from ..fitting import RowStream, Summary, check_count, warn_of
 
@@ -62,6 +63,10 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
 
     Nothing else changes, and doing it with the labels exchanged undoes it.
 
+    Take care: a row keeps its rank among those of its class. Where positions are pooled of which few tell the class,
+    the other class has ordinary rows at that rank: the distributions and their means change places, and the rows that
+    told the class do not (the second example). `switch`, or `leace(moments).scaled(2.0)`, reflects every row.
+
     Args:
         batches: (x, y) with integer labels of two classes, -100 for rows to leave out; gone over three times.
         direction: as in `median`.
@@ -71,7 +76,7 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
         TypeError, ImportError: as in `median`.
         ValueError: more than two classes have rows, or as in `median`.
 
-    Guarantees: distributions along the direction exchanged.
+    Guarantees: distributions along the direction exchanged, ranks within a class kept.
 
     Source: the optimal map on a line, `F_other^-1(F_own(u))`, docs/methods.md; quantiles as in `median`.
 
@@ -80,6 +85,15 @@ def swap(batches: Batches, direction: Tensor | None = None, *, points: int = POI
     >>> out = swap([(x, y)])(x, y)
     >>> bool(out[y == 0].mean() > 3), bool(out[y == 1].mean() < 1)
     (True, True)
+    >>> from leace_fast import Moments
+    >>> from leace_fast.methods import switch
+    >>> y = torch.arange(10_000) % 2
+    >>> x = torch.randn(10_000, 4, generator=torch.Generator().manual_seed(0))
+    >>> tells = torch.arange(10_000) % 10 < 2  # a fifth of the positions: their class is the sign of column 0
+    >>> x[tells, 0] += 6 * (2.0 * y[tells] - 1)
+    >>> swapped, reflected = swap([(x, y)])(x, y), switch(Moments(4, 2).update(x, y))(x)
+    >>> [float((out * x < 0)[tells, 0].float().mean()) for out in (swapped, reflected)]  # share that changed sides
+    [0.0, 1.0]
     """
     rows = RowStream(batches)
     summary = rows.summary()
@@ -175,10 +189,8 @@ class _Sketches:
     """KLL sketches of each class and coordinate."""
 
     def __init__(self, classes: int, coordinates: int) -> None:
-        try:
+        with optional("quantiles need datasketches"):
             from datasketches import vector_of_kll_floats_sketches  # pyright: ignore[reportAttributeAccessIssue]
-        except ImportError as error:
-            raise ImportError("quantiles need datasketches: pip install 'leace-fast[quantiles]'") from error
         self._sketches = [vector_of_kll_floats_sketches(SKETCH_SIZE, coordinates) for _ in range(classes)]
 
     def update(self, x: Tensor, y: Tensor) -> None:

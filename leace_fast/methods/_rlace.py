@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..erasers import Eraser, Report
-from ..fitting import RowStream, Summary, check_count, check_rank
+from ..fitting import EPSILON, RowStream, Summary, check_count, check_rank
 
 MOMENTUM = (0.9, 0.999)  # of Adam
 REACH_MOMENTUM = 0.95  # the gradient by P is small and noisy: it is taken over some twenty batches
@@ -24,30 +24,34 @@ def rlace(
     classifier_rate: float = 0.02,
     projection_rate: float = 1.0,
 ) -> Eraser:
-    """Return the orthogonal projection about the mean, of a given rank, that makes the best logistic classifier worst.
+    """Return the projection, orthogonal in standardised columns, that makes the best logistic classifier worst.
 
-    `max over P, min over (W, b) of the logistic loss of ((I - P)(x - mean)) W' + b`, P in the Fantope (eigenvalues from
-    0 to 1 that sum to at most the rank), by alternating gradient steps on one batch each. P is kept as `V diag(w) V'`:
-    a step adds a matrix of rank 2k, so that the projection onto the Fantope takes the eigenvectors of a small core.
-    The game starts from its solution for squares, the leading directions of the class means, and at the end the mean
-    of P over the last half of the steps is rounded to its leading eigenvectors.
+    `max over P, min over (W, b) of the logistic loss of ((I - P) D^-1 (x - m)) W' + b`: m the mean, D the standard
+    deviations of the columns, so that a massive one counts like any other, P in the Fantope (eigenvalues from 0 to 1
+    that sum to at most the rank). In the columns of x it is the oblique projection `x - D B B' D^-1 (x - m)`, B
+    orthonormal.
 
-    It has no closed form and no guarantee. From `rank` = classes - 1 on its optimum is that of `orth`, which has both.
+    From as many directions as the class means span (mostly classes - 1) on, equal class means are the optimum: no
+    classifier is then better than the constant. That closed form is returned, which is `orth` in these columns. Below,
+    alternating gradient steps on one batch each start from its leading directions, and the mean of P over the last half
+    of the steps is rounded to its leading eigenvectors. P is kept as `V diag(w) V'`: a step adds a matrix of rank 2k,
+    so that the projection onto the Fantope takes the eigenvectors of a small core.
 
     Args:
         batches: (x, y) with integer labels, -100 for rows to leave out; gone over again and again.
-        rank: dimension of what is dropped.
-        steps: batches used in all.
-        classifier_rate: step of the classifier (Adam), in units of the rows' overall deviation.
+        rank: dimension of what is dropped, at most that of what the class means span.
+        steps: batches used in all, below full rank.
+        classifier_rate: step of the classifier (Adam), in units of the columns' deviations.
         projection_rate: first step of the projection, in units of the spread of the class means; it falls as 1/sqrt.
 
     Raises:
         TypeError: batches can be gone over once only, or hold no tensors.
         ValueError: rank or another option is out of range, or there are rows of one class only.
 
-    Guarantees: none; near orth at full rank.
+    Guarantees: class means equal at full rank, nothing below; mean kept.
 
-    Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1.
+    Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1, of standardised columns;
+        the optimum at full rank: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, theorem 3.1.
 
     >>> y = torch.arange(2000) % 2
     >>> x = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
@@ -66,39 +70,80 @@ def rlace(
     dim = len(summary.mean)
     if rank > dim:
         raise ValueError(f"rank is {rank}, expected at most the width {dim}")
-    scale = float(summary.deviation.square().mean().sqrt())
     classes = (summary.counts > 0).nonzero().flatten()
-    position = torch.full((len(summary.counts),), -1).scatter(0, classes, torch.arange(len(classes)))
-
-    signal = _signal(summary, classes) / scale
-    vectors, values, _ = torch.linalg.svd(signal, full_matrices=False)
-    projection = LowRank(vectors[:, :rank], (values[:rank] > 1e-9 * values[:1]).to(values))
-    average, reach = LowRank.zero(dim, summary.mean), torch.zeros_like(signal)
-    classifier = _Classifier(summary, classes, classifier_rate)
-    for step, (x, y) in zip(range(steps), _again(rows), strict=False):
-        x = (x - summary.mean) / scale
-        labels = position.to(y.device)[y]
-        weight = classifier.weight
-        # The gradient by P is -(x' G W + its transpose) / 2, with G that of the loss by the logits.
-        reach = reach.lerp(x.mT @ classifier.step(projection.off(x), labels), 1 - REACH_MOMENTUM)
-        rate = projection_rate / (1 + step / 50) ** 0.5
-        length = float(values.norm() * torch.linalg.matrix_norm(weight))
-        if length > 0:
-            projection = projection.ascended(reach, weight, rate / length).onto_fantope(rank)
-        if step >= steps // 2:
-            average = average.mixed(projection, 1 / (step - steps // 2 + 1), 4 * rank + 2 * len(classes))
-    basis = average.basis[:, :rank]
-    if basis.shape[1] < rank:
-        raise ValueError(f"the game found {basis.shape[1]} directions to drop, {rank} were asked for: ask for fewer")
-    change = sum(float(((x - summary.mean) @ basis).square().sum()) for x, _ in rows) / summary.rows
-    report = Report("rlace", dim, rank, summary.rows, change, not_erased=("a game on the rows gives no guarantee",))
-    return Eraser(basis, basis.mT, summary.mean, method="rlace", report=report)
+    scale = _scale(summary)
+    vectors, values = _signal(summary, classes, scale)
+    full = len(values)
+    if rank > full:
+        raise ValueError(f"the class means give {full} directions to drop, {rank} were asked for: ask for fewer")
+    if rank == full:
+        basis, not_erased = vectors, ()
+    else:
+        game = _Game(summary, classes, scale, float(values.norm()))
+        basis = game.played(rows, vectors[:, :rank], steps, classifier_rate, projection_rate)
+        not_erased = (f"{full - rank} of {full} directions: rank={rank} was asked for", "a game gives no guarantee")
+    left, right = basis * torch.where(scale.isinf(), 0.0, scale)[:, None], (basis / scale[:, None]).mT
+    change = sum(float(((x - summary.mean) @ right.mT @ left.mT).square().sum()) for x, _ in rows) / summary.rows
+    report = Report("rlace", dim, rank, summary.rows, change, not_erased=not_erased)
+    return Eraser(left, right, summary.mean, method="rlace", report=report)
 
 
-def _signal(summary: Summary, classes: Tensor) -> Tensor:
-    """Return the differences of class means (d, k), each by the square root of its class's share."""
+def _scale(summary: Summary) -> Tensor:
+    """Return the deviation of each column (d,), infinite for a constant one, which is left alone."""
+    constant = summary.deviation <= 4 * EPSILON * summary.mean.abs()
+    return torch.where(constant, torch.inf, summary.deviation)
+
+
+def _signal(summary: Summary, classes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis (d, r) of the differences of class means in deviations, and their spread (r,) on it.
+
+    The largest come first; each class counts by its share.
+    """
     shares = (summary.counts[classes] / summary.rows).to(summary.mean)
-    return ((summary.class_means[classes] - summary.mean) * shares.sqrt()[:, None]).mT
+    differences = ((summary.class_means[classes] - summary.mean) / scale * shares.sqrt()[:, None]).mT
+    vectors, values, _ = torch.linalg.svd(differences, full_matrices=False)
+    kept = values > 1e-9 * values[:1]
+    return vectors[:, kept], values[kept]
+
+
+@dataclass(frozen=True)
+class _Game:
+    """The game of a projection against a classifier, on rows about their mean in units of `scale` (d,).
+
+    `classes` are those that have rows, and `spread` is the size of what their means differ by.
+    """
+
+    summary: Summary
+    classes: Tensor
+    scale: Tensor
+    spread: float
+
+    def played(
+        self, rows: RowStream, start: Tensor, steps: int, classifier_rate: float, projection_rate: float
+    ) -> Tensor:
+        """Return the directions (d, rank) that so many batches lead to from those of the start (d, rank)."""
+        (dim, rank), count = start.shape, len(self.classes)
+        position = torch.full((len(self.summary.counts),), -1).scatter(0, self.classes, torch.arange(count))
+        projection = LowRank(start, start.new_ones(rank))
+        average, reach = LowRank.zero(dim, start), start.new_zeros(dim, count)
+        classifier = _Classifier(self.summary, self.classes, classifier_rate)
+        for step, (x, y) in zip(range(steps), _again(rows), strict=False):
+            x = (x - self.summary.mean) / self.scale
+            labels = position.to(y.device)[y]
+            weight = classifier.weight
+            # The gradient by P is -(x' G W + its transpose) / 2, with G that of the loss by the logits.
+            reach = reach.lerp(x.mT @ classifier.step(projection.off(x), labels), 1 - REACH_MOMENTUM)
+            rate = projection_rate / (1 + step / 50) ** 0.5
+            length = self.spread * float(torch.linalg.matrix_norm(weight))
+            if length > 0:
+                projection = projection.ascended(reach, weight, rate / length).onto_fantope(rank)
+            if step >= steps // 2:
+                average = average.mixed(projection, 1 / (step - steps // 2 + 1), 4 * rank + 2 * count)
+        basis = average.basis[:, :rank]
+        if basis.shape[1] < rank:
+            found = basis.shape[1]
+            raise ValueError(f"the game found {found} directions to drop, {rank} were asked for: ask for fewer")
+        return basis
 
 
 def _again(rows: RowStream) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ._batch_labels import MASK, BatchLabels, decoder_sites
-from ._groups import GROUPS
+from ._groups import PLACES
 from ._hooks import acts_of, add_act, forget_compiled, tap, tapped
 from ._identity import Identity, on_hub
 from ._modules import (
+    GROUPS,
     LABELS,
     check_inputs,
     check_module,
+    describe,
     device_of,
     evaluating,
     has_weight,
@@ -21,6 +23,8 @@ from ._modules import (
     multiplies,
     run_example,
     submodules,
+    with_groups,
+    without_labels,
 )
 from ._recording import record
 from ._retyping import put_on, take_off, wears
@@ -33,6 +37,7 @@ __all__ = [
     "Identity",
     "LABELS",
     "MASK",
+    "PLACES",
     "Site",
     "acts_of",
     "add_act",
@@ -40,6 +45,7 @@ __all__ = [
     "check_inputs",
     "check_module",
     "decoder_sites",
+    "describe",
     "device_of",
     "evaluating",
     "find_sites",
@@ -61,4 +67,6 @@ __all__ = [
     "tap",
     "tapped",
     "wears",
+    "with_groups",
+    "without_labels",
 ]

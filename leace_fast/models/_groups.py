@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ._modules import LISTS, has_weight, is_norm
 
-GROUPS = ("residual", "attention_out", "mlp_out")
+PLACES = ("residual", "attention_out", "mlp_out")
 ATTENTION = ("attention", "attn")  # in the names of its types and modules
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
+GROUPS = "concept_groups"  # the key of the groups (texts, speakers) that they belong to; no model sees it either
 LISTS = (nn.ModuleList, nn.Sequential)
 
 
@@ -42,13 +43,39 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a model takes of a batch: all but the concept's labels, the tensors on a device.
+    """What a model takes of a batch: all but the concept's labels and groups, the tensors on a device.
 
     >>> inputs_of({"x": torch.ones(1), "concept_labels": torch.zeros(1)}, torch.device("cpu"))
     {'x': tensor([1.])}
     """
-    kept = {name: value for name, value in batch.items() if name != LABELS}
+    kept = without_labels(batch)
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+
+def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without the concept's labels and groups."""
+    return {name: value for name, value in batch.items() if name not in (LABELS, GROUPS)}
+
+
+def with_groups(batch: Mapping[str, Any], groups: str, index: int) -> Mapping[str, Any]:
+    """A batch whose groups stand under `GROUPS`, and under no other name that a model would be given.
+
+    Args:
+        batch: inputs by name.
+        groups: the name of the entry that holds its groups.
+        index: number of the batch, for the error.
+
+    Raises:
+        ValueError: the entry has a name of its own, and the batch lacks it.
+
+    >>> with_groups({"x": 1, "speaker": 2}, "speaker", 0)
+    {'x': 1, 'concept_groups': 2}
+    """
+    if groups == GROUPS:
+        return batch
+    if groups not in batch:
+        raise ValueError(f"batch {index} has no {groups!r}, which groups names: it has {', '.join(batch)}")
+    return {**{name: value for name, value in batch.items() if name != groups}, GROUPS: batch[groups]}
 
 
 def multiplies(dtype: torch.dtype) -> bool:
@@ -77,7 +104,7 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
         if isinstance(example, Tensor):
             return model(example)
         if isinstance(example, Mapping):
-            return model(**{name: value for name, value in example.items() if name != LABELS})
+            return model(**without_labels(example))
     raise TypeError(f"example must be a batch (a dict) or a tensor, got {describe(example)}")
 
 

@@ -14,7 +14,7 @@ from .._warnings import warn
 from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
-from ._modules import LABELS
+from ._modules import GROUPS, LABELS
 from ._sites import Site, resolve_sites
 
 
@@ -32,7 +32,8 @@ def record(
 
     Each call takes the batch's `concept_labels`, which the model does not see: integers (batch, length) with -100
     for tokens to leave out, or (batch,) for all tokens of a sequence; real-valued with `target_dim`: (batch,
-    length, target_dim) or (batch, target_dim). Tokens that `attention_mask` (batch, length) masks are left out.
+    length, target_dim) or (batch, target_dim). Tokens that `attention_mask` (batch, length) masks are left out. With
+    `concept_groups`, integers (batch,) or (batch, length), the class sums of each group are kept too.
     The outputs of all sites are held until the forward pass ends, then added at once: a pass that fails adds
     nothing. Erasers that are attached around the block have acted on what is recorded. On a GPU the rows of each site
     are copied as it runs, and their products are taken on a stream of their own, beside the next pass.
@@ -61,6 +62,8 @@ def record(
     """
     options = {"num_classes": num_classes, "target_dim": target_dim, "per_class": per_class, "nonfinite": nonfinite}
     Moments(1, **options)  # says what is wrong with the options before anything runs
+    if num_classes is None and target_dim is None:
+        raise ValueError("record got neither num_classes nor target_dim, expected one of them")
     with ExitStack() as stack:
         recorder = _Recorder(model, sites, options, stack)
         stack.callback(recorder.aside.join)
@@ -87,6 +90,7 @@ class _Recorder:
         self.decoder: set[str] = set()
         self.held: dict[str, tuple[Tensor, int | None] | None] = {}  # None: staged by its moments
         self.batch: BatchLabels | None = None
+        self.groups: BatchLabels | None = None
         self.busy = False
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,10 +104,12 @@ class _Recorder:
             )
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
+        groups = kwargs.pop(GROUPS, None)
         example = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
         device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
         # Where kernels take the rows, they count what is no label and no mask: nothing waits for the device here.
         batch = BatchLabels(labels, example, self.options["target_dim"], look=not serves(device))
+        self.groups = None if groups is None else BatchLabels(groups, example, name=GROUPS)
         self._check(batch)
         if not self.sites:
             self.busy = True
@@ -128,12 +134,14 @@ class _Recorder:
             x, version = kept
             if version is not None and x._version != version:
                 raise RuntimeError(f"the model changed the output of {site.name!r} in place: it cannot be recorded")
-            rows.append((self._moments_of(site.name, x), x, *batch.rows(site.name, x, site.name in self.decoder)))
+            decoder = site.name in self.decoder
+            groups = None if self.groups is None else self.groups.rows(site.name, x, decoder)[0]
+            rows.append((self._moments_of(site.name, x), x, *batch.rows(site.name, x, decoder), groups))
         # nothing can be wrong with the rows from here on: all sites are added to, or none; tensors made in inference
         # mode could not be updated outside of it
         with torch.inference_mode(False), torch.no_grad():
-            for moments, x, labels, mask in rows:
-                moments.update(x, labels, mask=mask)
+            for moments, x, labels, mask, groups in rows:
+                moments.update(x, labels, mask=mask, groups=groups)
             for moments in [self.made[name] for name, kept in held.items() if kept is None]:
                 with self.aside.on(moments.device):
                     moments._commit()
@@ -166,7 +174,7 @@ class _Recorder:
             return
         if name in self.held:
             raise ValueError(f"{name!r} ran twice in one forward pass: record sites that run once")
-        if serves(output.device) and output.dtype in GPU_ROW_DTYPES:
+        if self.groups is None and serves(output.device) and output.dtype in GPU_ROW_DTYPES:
             rows = self.batch.rows(name, output, name in self.decoder)
             self._moments_of(name, output)._stage(output.detach(), *rows)
             self.held[name] = None

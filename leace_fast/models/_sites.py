@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._groups import GROUPS, find_places
+from ._groups import PLACES, find_places
 from ._modules import is_norm, items_of, run_example, unknown
+from ._sequences import traced_on_few
 from ._trace import Trace
 
-EXPECTED = f"norms, {', '.join(GROUPS)}, names of modules or patterns"
+EXPECTED = f"norms, {', '.join(PLACES)}, names of modules or patterns"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ def find_sites(
     """The sites of `model`, in the order in which one forward pass on `example` runs them.
 
     Args:
-        model: any module; it is run once, in evaluation mode and without gradients, and left as it was.
-        example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped.
+        model: any module; it is run in evaluation mode and without gradients, and left as it was.
+        example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped. Of a
+            batch its first two sequences are run, and all where these fail, miss a module with weights, or cannot be
+            told from the rest; of each group of places, one pass more.
         sites: "norms" (every norm whose output a linear layer of the layer stack reads: the inputs of attention
             and MLP, not the narrower space inside a low-rank attention), "residual" (the layers' outputs),
             "attention_out" or "mlp_out" (what these add to it), a module's name, a pattern such as
@@ -64,23 +67,7 @@ def find_sites(
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
         raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")
-    wanted = _without_groups(model, example, wanted)
-    names = {module: name for name, module in model.named_modules()}
-    for name in wanted:
-        if name != "norms" and not _matching(name, names.values()):
-            raise ValueError(f"{unknown('site', name, names.values())}; expected {EXPECTED}")
-    named = {module for name in wanted for module in _matching(name, names.values())}
-    trace = Trace(model, example, lambda name, module: is_norm(module) or name in named)
-    norms = _norms_of_layers(trace, names)
-    chosen: set[str] = set()
-    for name in wanted:
-        chosen |= norms if name == "norms" else _named(trace, name, set(names.values()))
-    if not chosen:
-        raise ValueError(
-            f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}; choose "
-            f"sites={', '.join(map(repr, GROUPS))} or modules by name"
-        )
-    return [_site(trace, name) for name in trace.widths if name in chosen]
+    return traced_on_few(model, example, lambda few: _found(model, few, wanted))
 
 
 def resolve_sites(
@@ -104,11 +91,32 @@ def resolve_sites(
     return find_sites(model, example, wanted)
 
 
+def _found(model: nn.Module, example: Mapping[str, Any] | Tensor, wanted: list[str]) -> list[Site]:
+    """The sites that one pass on an example shows, as `find_sites`."""
+    wanted = _without_groups(model, example, wanted)
+    names = {module: name for name, module in model.named_modules()}
+    for name in wanted:
+        if name != "norms" and not _matching(name, names.values()):
+            raise ValueError(f"{unknown('site', name, names.values())}; expected {EXPECTED}")
+    named = {module for name in wanted for module in _matching(name, names.values())}
+    trace = Trace(model, example, lambda name, module: is_norm(module) or name in named)
+    norms = _norms_of_layers(trace, names)
+    chosen: set[str] = set()
+    for name in wanted:
+        chosen |= norms if name == "norms" else _named(trace, name, set(names.values()))
+    if not chosen:
+        raise ValueError(
+            f"no norm of this {type(model).__name__} is read by a layer of its stack; {trace.seen()}; choose "
+            f"sites={', '.join(map(repr, PLACES))} or modules by name"
+        )
+    return [_site(trace, name) for name in trace.widths if name in chosen]
+
+
 def _without_groups(model: nn.Module, example: Any, wanted: list[str]) -> list[str]:
     """Names and patterns, those of a group in its place."""
-    groups = [name for name in wanted if name in GROUPS]
+    groups = [name for name in wanted if name in PLACES]
     places = [find_places(model, group, lambda: run_example(model, example)) for group in groups]
-    return [name for name in wanted if name not in GROUPS] + [name for found in places for name in found]
+    return [name for name in wanted if name not in PLACES] + [name for found in places for name in found]
 
 
 def _norms_of_layers(trace: Trace, names: dict[nn.Module, str]) -> set[str]:

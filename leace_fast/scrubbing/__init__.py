@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ._replay import without_cache
 from ._scrub import scrub
 from ._scrubber import Scrubber
+from ._seen import Seen
 
 __all__ = [
     "Scrubber",
+    "Seen",
     "scrub",
+    "without_cache",
 ]

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from .._files import write_bytes
 from ..erasers import Eraser
 from ..statistics import Moments
+from ._reading import SiteMoments
 
 INDEX = "checkpoint.json"
 SAMPLED = 16  # values of each parameter that tell one model from another
@@ -74,12 +75,13 @@ class Checkpoint:
         self._write()
 
     def moments(
-        self, concepts: Sequence[str], device_at: Callable[[str], torch.device]
-    ) -> tuple[int, dict[str, dict[str, Moments]]]:
-        """The number of the last batch that was taken in, -1 if none was, and the statistics by site and concept.
+        self, concepts: Sequence[str], others: bool, device_at: Callable[[str], torch.device]
+    ) -> tuple[int, dict[str, SiteMoments]]:
+        """The number of the last batch that was taken in, -1 if none was, and the statistics by site.
 
         Args:
             concepts: their names.
+            others: whether rows without labels were kept too.
             device_at: where those of a site go on.
         """
         batch = self.index["batch"]
@@ -87,24 +89,34 @@ class Checkpoint:
             return batch, {}
         folder, found = self.folder / f"batch-{batch}", {}
         for number, site in enumerate(self.facts["sites"]):
-            paths = {name: folder / f"{number}-{quote(name, safe='')}.safetensors" for name in concepts}
-            found[site] = {name: Moments.load(path, device=device_at(site)) for name, path in paths.items()}
+            device = device_at(site)
+            by_name = {name: Moments.load(_file(folder, number, name), device=device) for name in concepts}
+            found[site] = SiteMoments(by_name, Moments.load(_file(folder, number), device=device) if others else None)
         return batch, found
 
-    def add_moments(self, batch: int, moments: Mapping[str, Mapping[str, Moments]]) -> None:
+    def add_moments(self, batch: int, moments: Mapping[str, SiteMoments]) -> None:
         """Keep the statistics as they are after a batch."""
         folder, before = self.folder / f"batch-{batch}", self.index["batch"]
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for number, site in enumerate(self.facts["sites"]):
-            for name, each in moments[site].items():
-                each.save(folder / f"{number}-{quote(name, safe='')}.safetensors")
+            for name, each in moments[site].concepts.items():
+                each.save(_file(folder, number, name))
+            if (others := moments[site].others) is not None:
+                others.save(_file(folder, number))
         self.index["batch"] = batch
         self._write()  # from here on the new folder counts
         shutil.rmtree(self.folder / f"batch-{before}", ignore_errors=True)
 
     def _write(self) -> None:
         write_bytes(self.folder / INDEX, json.dumps(self.index, indent=1).encode())
+
+
+def _file(folder: Path, site: int, concept: str | None = None) -> Path:
+    """The file of a site's statistics of a concept, or of the rows without labels."""
+    return folder / (
+        f"{site}.others.safetensors" if concept is None else f"{site}-{quote(concept, safe='')}.safetensors"
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -18,9 +18,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from .._files import write_bytes
 from ..erasers import Eraser
 from ..models import Identity, on_hub
+from ._seen import Seen
 
 FORMAT_VERSION = 1
 INDEX = "scrubber.json"
+SEEN = "seen.bin"  # no site's file is called so
 TAGS = ["concept-erasure"]
 CARD = """# Erasers{of}
 
@@ -36,8 +38,13 @@ with scrubber.attached(model):
 """
 
 
-def write_folder(folder: str | os.PathLike[str], erasers: Mapping[str, Eraser], identity: Identity) -> None:
-    """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums."""
+def write_folder(
+    folder: str | os.PathLike[str], erasers: Mapping[str, Eraser], identity: Identity, seen: Seen | None
+) -> None:
+    """Write one safetensors file a site, `seen.bin`, and `scrubber.json`, which comes last and names their checksums.
+
+    Without `seen`, what the erasers were fitted on is not known, and there is no such file.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sites = {}
@@ -52,26 +59,32 @@ def write_folder(folder: str | os.PathLike[str], erasers: Mapping[str, Eraser], 
         "config": identity.config,
         "sites": list(sites.items()),
     }
+    if seen is not None:
+        data = seen.to_bytes()
+        write_bytes(folder / SEEN, data)
+        index["seen"] = hashlib.sha256(data).hexdigest()
     write_bytes(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}, indent=1).encode())
 
 
-def read_folder(folder: Path, device: torch.device | str) -> tuple[dict[str, Eraser], Identity]:
+def read_folder(folder: Path, device: torch.device | str) -> tuple[dict[str, Eraser], Identity, Seen | None]:
     """Read what `write_folder` wrote, to the bit.
 
     Raises:
-        FileNotFoundError: the folder holds no scrubber, or lacks the file of a site.
+        FileNotFoundError: the folder holds no scrubber, or lacks a file that belongs to it.
         ValueError: a file is damaged, belongs to another save, or has a later format.
     """
     index = _read_index(folder)
     erasers = {}
     for site, digest in index["sites"]:
-        path = folder / file_name(site)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, which {INDEX} names: fetch the whole folder again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
-        erasers[site] = Eraser.load(path, device=device)
-    return erasers, Identity(index["model_id"], index["revision"], index.get("config") or {})
+        _checked(folder / file_name(site), digest)
+        erasers[site] = Eraser.load(folder / file_name(site), device=device)
+    seen = None
+    if digest := index.get("seen"):
+        try:
+            seen = Seen.from_bytes(_checked(folder / SEEN, digest))
+        except ValueError as error:
+            raise ValueError(f"{folder / SEEN} cannot be read ({error}): write the folder again") from error
+    return erasers, Identity(index["model_id"], index["revision"], index.get("config") or {}), seen
 
 
 def find_folder(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
@@ -89,7 +102,7 @@ def find_folder(source: str | os.PathLike[str], options: Mapping[str, Any]) -> P
     try:
         index = _read_index(Path(hf_hub_download(source, INDEX, **options)).parent)
         # the names are plain: `file_name` leaves nothing that a pattern would mean
-        names = [file_name(site) for site, _ in index["sites"]]
+        names = [file_name(site) for site, _ in index["sites"]] + ([SEEN] if index.get("seen") else [])
         return Path(snapshot_download(source, allow_patterns=[INDEX, *names], **options))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"{source} is no folder here, and the hub gives no {INDEX} for it: {error}") from error
@@ -99,6 +112,7 @@ def push_folder(
     repo_id: str,
     erasers: Mapping[str, Eraser],
     identity: Identity,
+    seen: Seen | None,
     token: str | bool | None,
     private: bool | None,
     **commit: Any,
@@ -107,7 +121,7 @@ def push_folder(
 
     Args:
         repo_id: `owner/name`.
-        erasers, identity: what is written.
+        erasers, identity, seen: what is written.
         token: of the hub; None for the one that is logged in.
         private: whether a new repository is private; None for the owner's default.
         commit: as `HfApi.upload_folder` takes it.
@@ -115,7 +129,7 @@ def push_folder(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        write_folder(folder, erasers, identity)
+        write_folder(folder, erasers, identity, seen)
         _card(repo_id, len(erasers), identity.model_id).save(Path(folder) / "README.md")
         return api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
 
@@ -123,6 +137,16 @@ def push_folder(
 def file_name(site: str) -> str:
     """The name of a site's file."""
     return quote(site, safe="") + ".safetensors"
+
+
+def _checked(path: Path, digest: str) -> bytes:
+    """The bytes of a file of the folder, if they are those of this save."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, which {INDEX} names: fetch the whole folder again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
+    return data
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

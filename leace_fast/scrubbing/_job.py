@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +14,24 @@ from torch import Tensor, nn
 from .._progress import Track
 from ..erasers import Eraser
 from ..methods import METHODS
-from ..models import BatchLabels, decoder_sites, device_of, inputs_of, resolve_sites
+from ..models import (
+    GROUPS,
+    LABELS,
+    BatchLabels,
+    decoder_sites,
+    device_of,
+    inputs_of,
+    resolve_sites,
+    with_groups,
+)
 from ..statistics import Moments
 from ._checkpoint import Checkpoint, Digest, fingerprint
 from ._concepts import Concepts
+from ._reading import Reading, SiteMoments
 from ._replay import without_cache
+from ._seen import Seen
 
-Fit = Callable[[Any], Eraser]
+Fit = Callable[..., Eraser]
 
 
 @dataclass
@@ -28,12 +40,16 @@ class Job:
 
     Attributes:
         model: the model, which is left as it was.
-        fit: makes an eraser of the moments of one concept, or of a list of those of several.
+        fit: makes an eraser of the moments of one concept, or of a list of those of several; and of a `metric`.
         concepts: what the batches label.
         track: shows progress.
         folder: of the checkpoint, None for none.
         facts: what tells a checkpoint of this call from others: the mode, the name of the method, the sites.
+        neutral: batches without labels, which count in the metric.
+        all_rows: whether rows without labels count in the metric; where `fit` takes one.
+        groups: the name of the batches' entry of groups.
         decoder: those of the sites that lie in the decoder of an encoder-decoder.
+        seen: what it is fitted on.
     """
 
     model: nn.Module
@@ -42,7 +58,40 @@ class Job:
     track: Track
     folder: str | os.PathLike[str] | None
     facts: dict[str, Any]
+    neutral: Iterable[Mapping[str, Any]] = ()
+    all_rows: bool = True
+    groups: str = GROUPS
     decoder: set[str] = field(default_factory=set)
+    seen: Seen = field(default_factory=Seen)
+
+    def __post_init__(self) -> None:
+        takes_metric = "metric" in inspect.signature(self.fit).parameters
+        if self.neutral and not takes_metric:
+            raise ValueError(f"the method {self.facts['method']!r} has no metric that neutral batches could count in")
+        self.all_rows = self.all_rows and takes_metric
+
+    def read(self, batch: Any, index: int) -> tuple[dict[str, Any], Reading]:
+        """A batch with its groups in their place, and what it says of its rows.
+
+        Raises:
+            ValueError, TypeError: it has no labels or groups, or not of this shape, kind or concepts; names the batch.
+        """
+        labels = self.labels(batch, index)
+        batch = with_groups(batch, self.groups, index)
+        try:
+            return dict(batch), Reading.of(f"batch {index}", batch, labels)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"in batch {index}: {error}") from None
+
+    def read_neutral(self, batch: Any, index: int) -> tuple[dict[str, Any], Reading]:
+        """The same of a batch that counts in the metric alone: labels that it may have do not count."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"neutral batch {index} is a {type(batch).__name__}, expected the model's inputs by name")
+        bare = {name: value for name, value in batch.items() if name not in (LABELS, GROUPS, self.groups)}
+        try:
+            return bare, Reading.of(f"neutral batch {index}", bare, {})
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"in neutral batch {index}: {error}") from None
 
     def labels(self, batch: Any, index: int) -> dict[str, BatchLabels]:
         """The labels of a batch by concept; a method of ours that takes one concept is refused where there are more."""
@@ -65,34 +114,36 @@ class Job:
         """What the model takes of a batch."""
         return without_cache(self.model, inputs_of(batch, device_of(self.model)))
 
-    def add(
-        self, moments: Mapping[str, Moments], site: str, index: int, x: Tensor, labels: Mapping[str, BatchLabels]
-    ) -> None:
+    def moments(self, dim: int, device: torch.device) -> SiteMoments:
+        """Empty moments of a site for rows of a width."""
+        others = Moments(dim, device=device) if self.all_rows else None
+        return SiteMoments(self.concepts.moments(dim, device), others)
+
+    def add(self, moments: SiteMoments, site: str, x: Tensor, reading: Reading) -> None:
         """Add a batch's activations at a site.
 
         Raises:
             ValueError: some are not finite.
         """
-        for name, each in moments.items():
-            before = each.skipped
-            rows, mask = labels[name].rows(site, x, site in self.decoder)
-            each.update(x, rows, mask=mask)
-            if each.skipped > before:
-                raise ValueError(
-                    f"{each.skipped - before} activations at {site!r} are not finite in batch {index}: leave the batch "
-                    "out, run the model in a dtype with more range, or choose other sites"
-                )
+        before = sum(each.skipped for each in moments.every)
+        moments.add(x, reading, site, site in self.decoder)
+        if wrong := sum(each.skipped for each in moments.every) - before:
+            raise ValueError(
+                f"{wrong} activations at {site!r} are not finite in {reading.where}: leave the batch out, run the "
+                "model in a dtype with more range, or choose other sites"
+            )
 
-    def eraser(self, site: str, moments: Mapping[str, Moments]) -> Eraser:
+    def eraser(self, site: str, moments: SiteMoments) -> Eraser:
         """Fit the eraser of a site.
 
         Raises:
             ValueError: the method refuses the moments.
             TypeError: it returns no eraser.
         """
-        every = list(moments.values())
+        every = list(moments.concepts.values())
+        metric = moments.metric
         try:
-            eraser = self.fit(every[0] if len(every) == 1 else every)
+            eraser = self.fit(every[0] if len(every) == 1 else every, **({} if metric is None else {"metric": metric}))
         except ValueError as error:
             raise ValueError(f"at {site!r}: {error}") from error
         if not isinstance(eraser, Eraser):

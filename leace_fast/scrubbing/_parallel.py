@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..erasers import Eraser
-from ..models import BatchLabels, evaluating, tap
-from ..statistics import Moments
+from ..models import evaluating, tap
 from ._checkpoint import Checkpoint, Digest
 from ._job import Job
+from ._reading import Reading, SiteMoments
 from ._replay import Stop
 
 SAVED_EVERY = 64  # batches between two checkpoints
@@ -32,14 +32,17 @@ def scrub_in_parallel(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     if first is None:
         raise ValueError("got no batches, expected some to fit on")
     _learn_classes(job, batches, first[1])
-    names = job.find(first[1], sites)
+    names = job.find(job.read(first[1], 0)[0], sites)
     digest = Digest()
     digest.add(first[1])
     gathered = _Gathered(job, names, job.checkpoint(digest))
     with torch.no_grad(), evaluating(job.model), tap(job.model, names, gathered.at_site):
         for index, batch in chain([first], stream):
-            gathered.run(index, batch)
-    job.concepts.check_classes(gathered.moments[names[0]])
+            gathered.run(*job.read(batch, index))
+            job.seen.add(batch)  # those too that a checkpoint holds already
+        for index, batch in enumerate(job.track(job.neutral, "neutral") if job.neutral else ()):
+            gathered.run(*job.read_neutral(batch, index))
+    job.concepts.check_classes(gathered.moments[names[0]].concepts)
     return {site: job.eraser(site, gathered.moments[site]) for site in job.track(names, "fit")}
 
 
@@ -57,30 +60,32 @@ class _Gathered:
 
     def __init__(self, job: Job, names: Sequence[str], saved: Checkpoint | None) -> None:
         self.job, self.last, self.saved = job, names[-1], saved
-        self.moments: dict[str, dict[str, Moments]] = {}  # by site and concept
-        self.done = -1  # number of the last batch that is in them
+        self.moments: dict[str, SiteMoments] = {}
+        self.done = -1  # number of the last batch that is in them, neutral ones counted on
         if saved:
-            self.done, self.moments = saved.moments(list(job.concepts.options), job.device_at)
-        self.index = 0
-        self.labels: dict[str, BatchLabels] = {}  # of the batch that runs
+            self.done, self.moments = saved.moments(list(job.concepts.options), job.all_rows, job.device_at)
+        self.number = -1  # of the batch that runs
+        self.reading: Reading | None = None
 
-    def run(self, index: int, batch: Mapping[str, Any]) -> None:
-        """Take in a batch, unless the checkpoint holds it already."""
-        if index <= self.done:
+    def run(self, batch: Mapping[str, Any], reading: Reading) -> None:
+        """Take in the next batch, unless the checkpoint holds it already."""
+        self.number += 1
+        if self.number <= self.done:
             return
-        self.index, self.labels = index, self.job.labels(batch, index)
+        self.reading = reading
         try:
             self.job.model(**self.job.inputs(batch))
         except Stop:
-            if self.saved and (index + 1) % SAVED_EVERY == 0:
-                self.saved.add_moments(index, self.moments)
+            if self.saved and (self.number + 1) % SAVED_EVERY == 0:
+                self.saved.add_moments(self.number, self.moments)
         else:
-            raise ValueError(f"{self.last!r} did not run on batch {index}: leave it out of the sites")
+            raise ValueError(f"{self.last!r} did not run on {reading.where}: leave it out of the sites")
 
     def at_site(self, site: str, x: Tensor) -> None:
         """Add what a site of the batch that runs gives out."""
         if site not in self.moments:
-            self.moments[site] = self.job.concepts.moments(x.shape[-1], x.device)
-        self.job.add(self.moments[site], site, self.index, x, self.labels)
+            self.moments[site] = self.job.moments(x.shape[-1], x.device)
+        assert self.reading is not None, "a batch runs"
+        self.job.add(self.moments[site], site, x, self.reading)
         if site == self.last:
             raise Stop

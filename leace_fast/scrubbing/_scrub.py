@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import nn
 
 from .._progress import Track, progress_bars
 from ..methods import moments_method
-from ..models import Site, check_inputs
+from ..models import GROUPS, Site, check_inputs, describe
 from ._buffer import Buffer
 from ._concepts import Classes, Concepts
 from ._job import Fit, Job
@@ -30,6 +31,9 @@ def scrub(
     buffer: int | str = "8GiB",
     *,
     num_classes: Classes = None,
+    groups: str = GROUPS,
+    metric: Literal["all", "labelled"] = "all",
+    neutral: Iterable[Mapping[str, Any]] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     track: Track | None = None,
 ) -> Scrubber:
@@ -45,13 +49,21 @@ def scrub(
         model: any module; it is left as it was.
         batches: the model's inputs by name, with `concept_labels`: integers (batch, length) with -100 for tokens to
             leave out, or (batch,) for whole sequences; real-valued with one axis more; or several such concepts by
-            name, whose union is erased. Tokens that `attention_mask` (batch, length) masks are left out.
+            name, whose union is erased. Tokens that `attention_mask` (batch, length) masks are left out. Where they
+            have `concept_groups`, integers (batch,) or (batch, length) that number the text, speaker or module of each
+            sequence or token, each eraser's report says what to expect of others.
         sites: as in `find_sites`; or what it returned.
-        method: a name in `METHODS` or a function from `Moments` (several concepts: a list of them) to `Eraser`.
+        method: a name in `METHODS` or a function from `Moments` (several concepts: a list of them) to `Eraser`; one
+            that takes `metric` is given it. `functools.partial(leace, contrasts=5)` sets an option.
         mode: "sequential" or "parallel".
         buffer: memory in which passes wait, in bytes or such as "8GiB"; beyond it, a temporary file. Sequential only.
         num_classes: number of classes, by name for several concepts; None to take it from the labels, which a stream
             that can be read once does not allow in parallel mode.
+        groups: the name of the batches' entry of groups, if it has another.
+        metric: the rows on which "least change" is measured, by methods that have a metric: "all" that
+            `attention_mask` keeps, labelled or not, or those that are "labelled". Where labels are few or of one kind
+            of text, a model that was scrubbed on these alone may lose much on all other text.
+        neutral: further batches of the model's inputs, of ordinary text, that count in the metric alone.
         checkpoint: a folder in which each fitted eraser (parallel: the statistics, every 64 batches) is kept; the same
             call goes on from there after an interruption, to the same bits as without one.
         track: `track(items, stage)` returns the items and may show progress; None for bars on a terminal.
@@ -78,11 +90,40 @@ def scrub(
     check_inputs(model, batches)
     if mode not in ("sequential", "parallel"):
         raise ValueError(f'mode is {mode!r}, expected "sequential" or "parallel"')
+    if metric not in ("all", "labelled"):
+        raise ValueError(f'metric is {metric!r}, expected "all" or "labelled"')
     fit = method if callable(method) else moments_method(method)
-    name = method if isinstance(method, str) else getattr(method, "__name__", "custom")
-    facts = {"mode": mode, "method": name}
-    job = Job(model, fit, Concepts(num_classes), track or progress_bars(), checkpoint or None, facts)
+    facts = {"mode": mode, "method": _name(method), "metric": metric, "groups": groups}
+    job = Job(
+        model,
+        fit,
+        Concepts(num_classes),
+        track or progress_bars(),
+        checkpoint or None,
+        facts,
+        neutral=_batches(neutral),
+        all_rows=metric == "all",
+        groups=groups,
+    )
     if mode == "parallel":
-        return Scrubber.of_model(model, scrub_in_parallel(job, batches, sites))
+        return Scrubber.of_model(model, scrub_in_parallel(job, batches, sites))._knowing(job.seen)
     with Buffer(buffer) as store:
-        return Scrubber.of_model(model, scrub_in_sequence(job, batches, sites, store))
+        return Scrubber.of_model(model, scrub_in_sequence(job, batches, sites, store))._knowing(job.seen)
+
+
+def _name(method: str | Fit) -> str:
+    """The name of a method, with the options that `functools.partial` has set."""
+    if isinstance(method, str):
+        return method
+    name, options = getattr(method, "__name__", "custom"), ""
+    if isinstance(method, functools.partial):
+        name = getattr(method.func, "__name__", "custom")
+        options = ", ".join(f"{key}={value!r}" for key, value in sorted(method.keywords.items()))
+    return f"{name}({options})" if options else name
+
+
+def _batches(neutral: Any) -> Any:
+    """Neutral batches, none where there are none; TypeError for one batch in the place of many."""
+    if isinstance(neutral, (Mapping, torch.Tensor)):
+        raise TypeError(f"neutral is {describe(neutral)}, expected several batches: for one, pass [batch]")
+    return () if neutral is None else neutral

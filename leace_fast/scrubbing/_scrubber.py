@@ -16,13 +16,17 @@ from ..erasers import MAX_COST_RATIO, Eraser
 from ..folding import FoldReport, LoraReport, export_lora, fold_, unfold_
 from ..models import Identity, check_module
 from ._folder import find_folder, push_folder, read_folder, write_folder
+from ._seen import Seen
 
 
 class Scrubber(Mapping[str, Eraser]):
     """Erasers by site, for one model; a mapping that does not change.
 
+    One that `scrub` fitted keeps a hash of each sequence that it was fitted on, by which `evaluate` refuses to probe
+    these; so do the files. Whoever has a sequence can test with it whether it was used.
+
     Args:
-        erasers: at least one eraser by the name of its site.
+        erasers: at least one eraser by the name of its site; of a `Scrubber`, its hashes are taken over.
         model_id: name or path of the model that they were fitted on.
         revision: revision of that model.
         config: what defines that model; one that differs is refused.
@@ -53,6 +57,7 @@ class Scrubber(Mapping[str, Eraser]):
                 raise TypeError(f"got {site!r}: {type(eraser).__name__}, expected the name of a site and an Eraser")
         self._erasers = {site: eraser.with_site(site) for site, eraser in erasers.items()}
         self.model_id, self.revision, self.config = model_id, revision, dict(config or {})
+        self._seen: Seen | None = erasers._seen if isinstance(erasers, Scrubber) else None
         self._attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
 
     @classmethod
@@ -91,9 +96,14 @@ class Scrubber(Mapping[str, Eraser]):
                 "if they are meant for it, attach Scrubber(dict(scrubber))"
             )
 
+    def _knowing(self, seen: Seen | None) -> Scrubber:
+        """This scrubber, which from now on knows what it was fitted on; None for what is not known."""
+        self._seen = seen
+        return self
+
     def __reduce__(self) -> Any:
         # a copy, or what another process gets, is attached to nothing
-        return Scrubber, (self._erasers, self.model_id, self.revision, self.config)
+        return Scrubber, (self._erasers, self.model_id, self.revision, self.config), {"_seen": self._seen}
 
     def __getitem__(self, site: str) -> Eraser:
         return self._erasers[site]
@@ -120,7 +130,7 @@ class Scrubber(Mapping[str, Eraser]):
             ValueError: dtype is neither float32 nor float64.
         """
         moved = {site: eraser.to(device, dtype) for site, eraser in self.items()}
-        return Scrubber(moved, self.model_id, self.revision, self.config)
+        return Scrubber(moved, self.model_id, self.revision, self.config)._knowing(self._seen)
 
     @contextmanager
     def attached(self, model: nn.Module, fuse: bool = False) -> Iterator[nn.Module]:
@@ -281,7 +291,7 @@ class Scrubber(Mapping[str, Eraser]):
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write one safetensors file a site and `scrubber.json`, which comes last and names their checksums.
+        """Write one safetensors file a site, hashes of what it was fitted on, and `scrubber.json`, which comes last.
 
         Args:
             folder: made if it does not exist.
@@ -289,7 +299,7 @@ class Scrubber(Mapping[str, Eraser]):
         Raises:
             OSError: the folder cannot be made or written to.
         """
-        write_folder(folder, self, self.identity)
+        write_folder(folder, self, self.identity, self._seen)
 
     @classmethod
     def from_pretrained(
@@ -332,8 +342,8 @@ class Scrubber(Mapping[str, Eraser]):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        erasers, identity = read_folder(find_folder(source, options), device)
-        return cls(erasers, identity.model_id, identity.revision, identity.config)
+        erasers, identity, seen = read_folder(find_folder(source, options), device)
+        return cls(erasers, identity.model_id, identity.revision, identity.config)._knowing(seen)
 
     def push_to_hub(
         self,
@@ -359,4 +369,4 @@ class Scrubber(Mapping[str, Eraser]):
             huggingface_hub.errors.HfHubHTTPError: the hub refuses, as without a token that may write there.
         """
         commit = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
-        return push_folder(repo_id, self, self.identity, token, private, **commit)
+        return push_folder(repo_id, self, self.identity, self._seen, token, private, **commit)

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..erasers import Eraser
-from ..models import BatchLabels
-from ..statistics import Moments
 from ._buffer import Buffer, give_back_memory
 from ._checkpoint import Digest
 from ._job import Job
+from ._reading import Reading, SiteMoments
 from ._replay import Replay
 from ._stored import Batch
 
-Stored = list[tuple[Batch, dict[str, BatchLabels]]]
+Stored = list[tuple[Batch, Reading]]
 
 
 def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any, buffer: Buffer) -> dict[str, Eraser]:
@@ -30,15 +29,21 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     names: list[str] = []
     digest = Digest()
     for index, batch in enumerate(job.track(batches, "read")):
-        labels = job.labels(batch, index)
+        batch, reading = job.read(batch, index)
+        job.seen.add(batch)
         if job.folder is not None:
             digest.add(batch)
         if not names:
             names = job.find(batch, sites)
-        stored.append((Batch(batch, buffer), labels))
+        stored.append((Batch(batch, buffer), reading))
     if not stored:
         raise ValueError("got no batches, expected some to fit on")
-    job.concepts.count(labels for _, labels in stored)
+    job.concepts.count(reading.labels for _, reading in stored)
+    for index, batch in enumerate(job.track(job.neutral, "read neutral") if job.neutral else ()):
+        batch, reading = job.read_neutral(batch, index)
+        if job.folder is not None:
+            digest.add(batch)
+        stored.append((Batch(batch, buffer), reading))
     erasers: dict[str, Eraser] = {}
     saved = job.checkpoint(digest)
     replay = Replay(job.model, names, lambda site, x: erasers[site](x), buffer)
@@ -55,11 +60,12 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
 
 def _fit_site(job: Job, replay: Replay, stored: Sequence[Any], site: str, keep: bool) -> Eraser:
     """Run all batches to a site, where they wait if `keep`, and fit on what they have there."""
-    moments: dict[str, Moments] = {}
-    for index, (batch, labels) in enumerate(job.track(stored, site)):
+    moments: SiteMoments | None = None
+    for batch, reading in job.track(stored, site):
         x = replay.run(batch, site, keep=keep)
-        moments = moments or job.concepts.moments(x.shape[-1], x.device)
-        job.add(moments, site, index, x, labels)
+        moments = moments or job.moments(x.shape[-1], x.device)
+        job.add(moments, site, x, reading)
         if x.device.type == "cpu":
             give_back_memory()
+    assert moments is not None, "there is a batch"
     return job.eraser(site, moments)

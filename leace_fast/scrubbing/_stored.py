@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..models import LABELS
+from ..models import without_labels
 from ._buffer import Buffer, Slot
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -48,7 +48,7 @@ class Batch:
     """A stored batch, and what its forward pass has left so far."""
 
     def __init__(self, inputs: Mapping[str, Any], buffer: Buffer) -> None:
-        leaves, spec = pytree.tree_flatten({name: value for name, value in inputs.items() if name != LABELS})
+        leaves, spec = pytree.tree_flatten(without_labels(inputs))
         self.inputs = Kept([buffer.put(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
         self.kept: dict[str, Kept] = {}
         self.passed: set[str] = set()  # layers whose output nobody reads any more

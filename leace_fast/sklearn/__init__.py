@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._extras import optional
 from ..methods import METHODS
-from ._made import name_of, transformer_of
+
+with optional("transformers of X need scikit-learn"):
+    from ._made import name_of, transformer_of
 from ._rlace import RlaceTransformer
 from ._splince import SplinceTransformer
 from ._switch import SwitchTransformer

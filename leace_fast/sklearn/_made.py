@@ -129,7 +129,11 @@ def _constructor(name: str, options: list[Parameter]) -> Any:
     signature = inspect.Signature([itself, *(one.replace(kind=Parameter.KEYWORD_ONLY) for one in options)])
 
     def __init__(self: Any, **given: Any) -> None:
-        bound = signature.bind(self, **given)  # raises TypeError as a call does
+        try:
+            bound = signature.bind(self, **given)
+        except TypeError as error:
+            expected = ", ".join(one.name for one in options) or "none"
+            raise TypeError(f"{name}.__init__() {error}; its options are {expected}") from None
         bound.apply_defaults()
         vars(self).update({name: value for name, value in bound.arguments.items() if name != "self"})
 

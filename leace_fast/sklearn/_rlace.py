@@ -10,11 +10,14 @@ from ._base import ConceptTransformer
 
 
 class RlaceTransformer(ConceptTransformer):
-    """Drops from X the directions without which the best logistic classifier of y does worst.
+    """Drops from standardised X the directions without which the best logistic classifier of y does worst.
+
+    Columns count alike, whatever their units. With as many directions as the class means span it is a closed form that
+    makes these equal, and no batch is needed.
 
     Args:
-        rank: number of directions.
-        steps: batches used in all.
+        rank: number of directions, at most that of what the class means span: classes - 1 or fewer.
+        steps: batches used in all, with fewer directions than that.
         batch_size: rows in a batch.
         random_state: seed of the order of the rows.
 
@@ -26,7 +29,8 @@ class RlaceTransformer(ConceptTransformer):
     >>> import numpy as np
     >>> X, y = np.random.default_rng(0).normal(size=(400, 4)), np.arange(400) % 2
     >>> X[:, 2] += 4 * y
-    >>> bool(abs(RlaceTransformer(steps=300).fit(X, y).eraser_.left[2, 0]) > 0.95)
+    >>> eraser = RlaceTransformer().fit(X, y).eraser_
+    >>> bool(abs(eraser.left[2, 0]) > 10 * abs(eraser.left[:2]).max())
     True
     """
 
@@ -47,7 +51,8 @@ class RlaceTransformer(ConceptTransformer):
             concept: in place of y, where y is something else.
 
         Raises:
-            ValueError: no concept is given, it has one class only, a number is not finite, or rank exceeds d.
+            ValueError: no concept is given, it has one class only, a number is not finite, or rank exceeds what the
+                class means span.
 
         Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, algorithm 1.
 

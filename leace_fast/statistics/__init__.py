@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._checks import check_shapes
+from ._group_sums import Cells
 from ._kernels import GPU_ROW_DTYPES, serves
 from ._kind import Kind
 from ._moments import Moments
@@ -11,6 +12,7 @@ from ._streams import Aside
 
 __all__ = [
     "Aside",
+    "Cells",
     "GPU_ROW_DTYPES",
     "IGNORE",
     "Kind",

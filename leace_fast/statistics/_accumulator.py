@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ._block_sums import relative_error
 from ._checks import check_rows, check_shapes
 from ._device import DeviceRows
+from ._group_sums import GroupSums
 from ._kernels import GPU_ROW_DTYPES, serves
 from ._kind import Kind
 from ._rows import Rows
@@ -27,12 +30,24 @@ class Accumulator:
     def __init__(self, kind: Kind, state: State, tally: Tally) -> None:
         self.kind, self.state, self.tally = kind, state, tally
         self.device = state.shift.device  # "cuda" is the GPU that was current, from now on
+        self.groups: GroupSums | None = None  # once rows with groups came
         self.staged: Rows | None = None
         self.on_device: DeviceRows | None = None
 
-    def add(self, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
         """Add rows, as `Moments.update`."""
+        self.check_grouped(groups is not None)
         if serves(self.device) and getattr(x, "dtype", None) in GPU_ROW_DTYPES:
+            if groups is not None:
+                self._add_grouped(x, y, mask, weight, groups)
+                return
             parts = check_shapes(self.kind, x, y, mask, weight)
             waiting = self.rows_on_device()
             waiting.add(self.state, *parts)
@@ -40,7 +55,8 @@ class Accumulator:
             return
         if self.on_device is not None:
             self.on_device.join(self.state)
-        rows, skipped = check_rows(self.kind, self.device, x, y, mask, weight)
+        rows, skipped = check_rows(self.kind, self.device, x, y, mask, weight, groups)
+        self._begin_groups(rows)
         self.tally.skipped += skipped
         if len(rows) and rows.x.dtype != torch.float64:
             self.tally.note_error(relative_error(rows.x))
@@ -80,6 +96,7 @@ class Accumulator:
         """Return one that shares nothing with this."""
         on_device = None if self.on_device is None else self.on_device.copy(self.state)
         twin = Accumulator(self.kind, self.state.copy(), self.tally.copy())
+        twin.groups = None if self.groups is None else self.groups.copy()
         twin.staged = None if self.staged is None else self.staged.copy()
         twin.on_device = on_device
         return twin
@@ -95,6 +112,7 @@ class Accumulator:
     @torch.inference_mode(False)
     def stage(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
         """Copy rows that the kernels can take; they do not count before `commit`, and are dropped by the next call."""
+        self.check_grouped(False)
         parts = check_shapes(self.kind, x, y, mask)
         self.rows_on_device().stage(self.state, *parts)
 
@@ -127,6 +145,43 @@ class Accumulator:
 
     def _absorb(self, rows: Rows) -> None:
         self.state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
+        self._absorb_groups(rows)
+
+    def _absorb_groups(self, rows: Rows) -> None:
+        if self.groups is not None and rows.groups is not None and rows.labels is not None:
+            self.groups.add(rows.x, rows.labels, rows.groups, rows.weight, self.state.shift)
+
+    def _add_grouped(self, x: Tensor, y: Any, mask: Any, weight: Any, groups: Tensor) -> None:
+        """Add rows on a GPU with their groups; this waits for the device, as the groups have to be known here."""
+        rows, skipped = check_rows(self.kind, self.device, x, y, mask, weight, groups)
+        self._begin_groups(rows)
+        self.tally.skipped += skipped
+        if len(rows) and rows.labels is not None:
+            waiting = self.rows_on_device()
+            waiting.add(self.state, rows.x, rows.labels, None, rows.weight)
+            self.tally.note_error(waiting.relative_error)
+            if self.state.is_empty:
+                waiting.flush(self.state)
+            self._absorb_groups(rows)
+
+    def _begin_groups(self, rows: Rows) -> None:
+        if rows.groups is not None and self.groups is None and len(rows):
+            self.groups = GroupSums(self.kind.dim, self.kind.num_classes or 1, self.device)
+
+    def check_grouped(self, given: bool) -> None:
+        """Raise ValueError for groups where others came without, or the reverse; or where there are no classes."""
+        if given and self.kind.num_classes is None:
+            raise ValueError("groups= needs classes: make the moments with num_classes")
+        if given == (self.groups is not None) or not self.has_rows:
+            return
+        had = "no groups" if given else "groups"
+        raise ValueError(f"the rows so far came with {had}: give groups= in every call of update, or in none")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows came; on a GPU, also those that may turn out to be none."""
+        waits = self.on_device is not None and not self.on_device.is_read
+        return bool(self.staged) or waits or not self.state.is_empty
 
     @torch.inference_mode(False)
     def _take_in(self) -> None:

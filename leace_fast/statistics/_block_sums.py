@@ -48,6 +48,17 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
     sums += added
 
 
+def cell_sums(x: Tensor, cell: Tensor, count: int, weight: Tensor | None, shift: Tensor) -> Tensor:
+    """Return the sums of `w (x - shift)` (count, d) float64 of rows x (n, d) by cell (n,) int64, in a fixed order."""
+    if not has_kernel(x):
+        return reference.class_sums(x, cell, count, weight, shift, ordered=True)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    added = shift.new_zeros(count, len(shift))
+    total, squares = shift.new_zeros(2, len(shift))
+    torch.ops.leace_fast.add_class_sums.default(added, total, squares, x, cell, weight, shift, LEVEL)
+    return added
+
+
 def all_finite(x: Tensor) -> bool:
     """Tell whether rows (n, d) hold neither NaN nor Inf."""
     if has_kernel(x) and x.stride(1) == 1:

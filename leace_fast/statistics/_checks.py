@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._ops import ROW_DTYPES
 from ._block_sums import all_finite
+from ._group_sums import MOST_GROUP
 from ._kind import Kind
 from ._rows import IGNORE, Rows
 
@@ -17,13 +18,13 @@ MOST_VALUE = 1e150  # of a float64 row: its square must stay finite
 
 
 def check_shapes(
-    kind: Kind, x: Tensor, y: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    kind: Kind, x: Tensor, y: Tensor | None, mask: Tensor | None = None, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return x, y, mask and weight as tensors whose shapes and dtypes fit; no value is looked at.
 
     Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
     """
-    x, y = _tensor("x", x), _tensor("y", y)
+    x = _tensor("x", x)
     if x.dtype not in ROW_DTYPES:
         raise TypeError(
             f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"
@@ -31,10 +32,11 @@ def check_shapes(
     if x.ndim == 0 or x.shape[-1] != kind.dim:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {kind.dim}): its last dimension must be dim")
     lead = x.shape[:-1]
-    if kind.num_classes is not None:
-        _check_labels(y, lead, kind.num_classes)
+    y = _labels(kind, y, x)
+    if kind.target_dim is not None:
+        _check_targets(y, lead, kind.target_dim)
     else:
-        _check_targets(y, lead, kind.target_dim or 1)
+        _check_labels(y, lead, kind.labels or 1)
     if mask is not None:
         mask = _tensor("mask", mask)
         _check_mask(mask, lead)
@@ -45,7 +47,13 @@ def check_shapes(
 
 
 def check_rows(
-    kind: Kind, device: torch.device, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None
+    kind: Kind,
+    device: torch.device,
+    x: Tensor,
+    y: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    groups: Tensor | None = None,
 ) -> tuple[Rows, int]:
     """Return the rows to use, flat, and the number of those left out because they are not finite.
 
@@ -54,21 +62,23 @@ def check_rows(
     x, y, mask, weight = check_shapes(kind, x, y, mask, weight)
     n = x.shape[:-1].numel()
     targets = labels = None
-    if kind.num_classes is not None:
-        labels = y.long().to(device).reshape(n)
+    if kind.target_dim is None:
+        labels = y.long().to(device).reshape(n).contiguous()  # the kernels take bare pointers
     else:
-        targets = y.double().to(device).reshape(n, kind.target_dim or 1)
+        targets = y.double().to(device).reshape(n, kind.target_dim)
+    if groups is not None:
+        groups = _groups(groups, x.shape[:-1]).to(device).reshape(n).contiguous()
 
     kept: list[Tensor] = []
     if mask is not None:
         kept.append(_mask(mask).to(device).reshape(n))
     if weight is not None:
-        weight = _weight(weight).to(device).reshape(n)
+        weight = _weight(weight).to(device).reshape(n).contiguous()
         kept.append(weight > 0)
-    if labels is not None and kind.num_classes is not None and _out_of_range(labels, kind.num_classes):
+    if labels is not None and kind.labels is not None and _out_of_range(labels, kind.labels):
         kept.append(labels != IGNORE)
-        _check_range(labels[torch.stack(kept).all(0)], kind.num_classes)
-    rows = Rows(x.to(device).reshape(n, kind.dim), labels, targets, weight, n)
+        _check_range(labels[torch.stack(kept).all(0)], kind.labels)
+    rows = Rows(x.to(device).reshape(n, kind.dim), labels, targets, weight, n, groups)
     if kept:
         rows = rows.where(torch.stack(kept).all(0))
     finite = _finite_rows(rows)
@@ -77,7 +87,43 @@ def check_rows(
         rows, skipped = rows.where(finite), int((~finite).sum())
     _check_size("x", rows.x)
     _check_size("y", rows.targets)
+    _check_group_range(rows.groups)
     return rows, skipped
+
+
+def _labels(kind: Kind, y: Any, x: Tensor) -> Tensor:
+    """Return the labels or targets as a tensor; those of rows without any are of one class, 0."""
+    if not kind.is_plain:
+        if y is None:
+            raise TypeError("y is missing, expected the labels of the rows: Moments(dim) alone is for rows without")
+        return _tensor("y", y)
+    if y is not None:
+        raise ValueError(
+            "these moments hold no labels, but y was given: call update(x), or make them with num_classes= or "
+            "target_dim="
+        )
+    return torch.zeros((), dtype=torch.int64, device=x.device).expand(x.shape[:-1])
+
+
+def _groups(groups: Any, lead: torch.Size) -> Tensor:
+    groups = _tensor("groups", groups)
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise TypeError(
+            f"groups has dtype {groups.dtype}, expected integers: number the texts, speakers or modules that rows "
+            "come from"
+        )
+    if groups.shape != lead:
+        raise ValueError(f"groups has shape {tuple(groups.shape)}, expected {tuple(lead)}, one for each row of x")
+    return groups.long()
+
+
+def _check_group_range(groups: Tensor | None) -> None:
+    if groups is None or not groups.numel():
+        return
+    least, most = (int(value) for value in groups.aminmax())
+    if least < 0 or most >= MOST_GROUP:
+        wrong = least if least < 0 else most
+        raise ValueError(f"groups holds {wrong}, expected integers from 0 to {MOST_GROUP - 1}")
 
 
 def _check_range(labels: Tensor, num_classes: int) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ._group_sums import Cells, GroupSums
 from ._kind import Kind, Precision
 from ._state import State
 
@@ -29,6 +30,10 @@ class Derived(ABC):
     def _flush(self) -> State:
         """Return the sums over all rows so far."""
 
+    @abstractmethod
+    def _group_sums(self) -> GroupSums | None:
+        """Return the class sums by group over all rows so far, if they have groups."""
+
     @property
     def dim(self) -> int:
         """Width of x."""
@@ -36,12 +41,12 @@ class Derived(ABC):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None for real-valued targets."""
+        """Number of classes, or None for real-valued targets and for rows without labels."""
         return self._kind.num_classes
 
     @property
     def target_dim(self) -> int | None:
-        """Width of real-valued targets, or None for classes."""
+        """Width of real-valued targets, or None for classes and for rows without labels."""
         return self._kind.target_dim
 
     @property
@@ -61,13 +66,35 @@ class Derived(ABC):
 
     @property
     def class_counts(self) -> Tensor:
-        """Rows of each class (k,) int64; (1,) for real-valued targets."""
+        """Rows of each class (k,) int64; (1,) where there are none."""
         return self._flush().counts.clone()
 
     @property
     def class_weights(self) -> Tensor:
         """Sum of the weights in each class (k,) float64; the counts where none were given."""
         return self._flush().weights.clone()
+
+    @property
+    def cells(self) -> Cells | None:
+        """Counts and means of x by group and class, as copies; None where the rows came without groups."""
+        sums = self._group_sums()
+        return None if sums is None else sums.cells()
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups that have rows; 0 where the rows came without groups."""
+        cells = self.cells
+        return 0 if cells is None else len(cells.groups.unique())
+
+    @property
+    def effective_groups(self) -> float:
+        """One over the sum of the squared shares of the groups in the weight; 0 where the rows came without groups."""
+        cells = self.cells
+        if cells is None or not len(cells.groups):
+            return 0.0
+        weights = cells.weights.new_zeros(self.num_groups)
+        weights.index_add_(0, cells.groups.unique(return_inverse=True)[1], cells.weights)
+        return float(weights.sum() ** 2 / weights.square().sum())
 
     @property
     def means_about_shift(self) -> Tensor:
@@ -205,7 +232,8 @@ class Derived(ABC):
 
     def _nonempty(self, name: str, classes: bool = False) -> State:
         if classes and self.num_classes is None:
-            raise ValueError(f"{name} needs classes: these moments hold real-valued targets, see cross_covariance")
+            held = "no labels" if self.target_dim is None else "real-valued targets, see cross_covariance"
+            raise ValueError(f"{name} needs classes: these moments hold {held}")
         state = self._flush()
         if state.is_empty:
             raise ValueError(f"{name} needs rows: none were added, call update(x, y) first")

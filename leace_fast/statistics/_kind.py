@@ -18,7 +18,7 @@ class Kind:
     does not count.
 
     Raises:
-        ValueError: an argument is out of range, or neither or both of `num_classes` and `target_dim` are given.
+        ValueError: an argument is out of range, or both of `num_classes` and `target_dim` are given.
 
     >>> Kind(8, num_classes=2) == Kind(8, num_classes=2, precision="low")
     True
@@ -32,25 +32,35 @@ class Kind:
     nonfinite: NonFinite = field(default="raise", compare=False)
 
     def __post_init__(self) -> None:
-        if (self.num_classes is None) == (self.target_dim is None):
+        if self.num_classes is not None and self.target_dim is not None:
             raise ValueError(
                 f"got num_classes={self.num_classes} and target_dim={self.target_dim}, expected one of them: "
-                "num_classes for integer labels, target_dim for real-valued targets"
+                "num_classes for integer labels, target_dim for real-valued targets, neither for x alone"
             )
         for name, least in (("dim", 1), ("num_classes", 2), ("target_dim", 1)):
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
                 raise ValueError(f"{name} is {size!r}, expected an integer of at least {least}")
         if self.per_class and self.num_classes is None:
-            raise ValueError("per_class=True needs num_classes: real-valued targets have no classes")
+            raise ValueError("per_class=True needs num_classes: without it there are no classes")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision is {self.precision!r}, expected one of {get_args(Precision)}")
         if self.nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite is {self.nonfinite!r}, expected 'raise' or 'skip'")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether rows of x are summed alone, without labels or targets."""
+        return self.num_classes is None and self.target_dim is None
+
+    @property
+    def labels(self) -> int | None:
+        """The number of classes that rows are summed by, one where they have no labels; None for targets."""
+        return 1 if self.is_plain else self.num_classes
+
+    @property
     def sizes(self) -> tuple[int, int, int, bool]:
-        """Columns, groups (one of all rows where the targets are real-valued), targets (0 for classes), `per_class`."""
+        """Columns, classes (one of all rows where there are none), targets (0 for classes), `per_class`."""
         return self.dim, self.num_classes or 1, self.target_dim or 0, self.per_class
 
     def header(self) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from torch import Tensor
 from .._files import load_tensors, save_tensors
 from ._accumulator import Accumulator
 from ._derived import Derived
+from ._group_sums import GroupSums
 from ._kind import Kind, NonFinite, Precision
 from ._removal import without
 from ._state import State
 from ._tally import Tally
 
+GROUP_PREFIX = "group_"  # of the names of their sums in files
+
 
 class Moments(Derived):
-    """Counts, class sums and second moment of labelled rows, in float64, from one pass over the data.
+    """Counts, class sums and second moment of rows, labelled or not, in float64, from one pass over the data.
 
     Rows may come in batches of any size: they are gathered into blocks of a
     fixed size first, so that the bits of the result do not depend on how the
@@ -26,7 +29,7 @@ class Moments(Derived):
 
     Args:
         dim: width of x.
-        num_classes: number of classes k, for integer labels 0..k-1.
+        num_classes: number of classes k, for integer labels 0..k-1; without it and `target_dim`, rows have no labels.
         target_dim: width of real-valued targets, instead of `num_classes`.
         per_class: keep the second moment of each class too, (k, d, d).
         device: where the statistics live; rows are moved there. On a GPU rows below float64 are added by Triton
@@ -37,8 +40,8 @@ class Moments(Derived):
             `leace`, `merge` and `save` raise; `"skip"`: they are skipped and counted.
 
     Raises:
-        ValueError: an argument is out of range, or neither or both of
-            `num_classes` and `target_dim` are given.
+        ValueError: an argument is out of range, or both of `num_classes` and
+            `target_dim` are given.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 4.
 
@@ -81,25 +84,44 @@ class Moments(Derived):
     # ------------------------------------------------------------- streaming
 
     @torch.inference_mode(False)
-    def update(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None) -> Moments:
+    def update(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Moments:
         """Add rows and return self; a call that fails changes nothing.
+
+        Rows that come from the same text, speaker or module resemble each other. With `groups`, the class sums of each
+        are kept too, and erasers tell what to expect of groups that were not among them.
 
         Args:
             x: (..., dim), any floating dtype, any strides.
-            y: (...) integer or bool labels, -100 for rows to leave out; or (..., target_dim) real-valued targets.
+            y: (...) integer or bool labels, -100 for rows to leave out; or (..., target_dim) real-valued targets; None
+                for moments of x alone.
             mask: (...) bool or 0/1 integers, rows to use.
             weight: (...) finite and >= 0; rows of weight zero are left out.
+            groups: (...) integers from 0 to 2^40, with classes only; in every call or in none. The same number is the
+                same group in every call, and in moments to be merged. On a GPU they make the call wait for the device,
+                and the last bits of their sums depend on how the stream was cut.
 
         Raises:
             TypeError: a dtype is not of the kind above.
-            ValueError: a shape does not fit, a label is out of range, or a weight is negative or not finite.
+            ValueError: a shape does not fit, a label or a group is out of range, a weight is negative or not finite,
+                or groups come in some calls only.
 
         >>> import torch
         >>> tokens, labels = torch.randn(2, 5, 4, dtype=torch.bfloat16), torch.tensor([[0, 1, -100, 1, 0]] * 2)
         >>> Moments(dim=4, num_classes=2).update(tokens, labels).count
         8
+        >>> texts = torch.tensor([0, 1])[:, None].expand(2, 5)
+        >>> Moments(dim=4, num_classes=2).update(tokens, labels, groups=texts).num_groups
+        2
         """
-        self._sums.add(x, y, mask, weight)
+        self._sums.add(x, y, mask, weight, groups)
         return self
 
     @torch.inference_mode(False)
@@ -111,7 +133,8 @@ class Moments(Derived):
 
         Raises:
             TypeError: `other` is no `Moments`.
-            ValueError: the kinds differ, or non-finite rows were met and are not to be skipped.
+            ValueError: the kinds differ, only one of them has groups, or non-finite rows were met and are not to be
+                skipped.
 
         >>> import torch
         >>> one, two = (Moments(3, 2).update(torch.randn(9, 3), torch.arange(9) % 2) for _ in range(2))
@@ -123,7 +146,12 @@ class Moments(Derived):
         theirs = Moments._of(other._sums.settled())
         theirs.check_finite()
         state, sums, added = self._flush(), self._sums, theirs._sums
+        if added.has_rows:
+            sums.check_grouped(added.groups is not None)
         state.combine(added.state)
+        if added.groups is not None:
+            sums.groups = sums.groups or GroupSums.like(added.groups)
+            sums.groups.combine(added.groups)
         sums.tally.merge(added.tally)
         if sums.tally.removed:
             sums.tally.restore(added.state.fingerprint())
@@ -155,12 +183,34 @@ class Moments(Derived):
             raise ValueError("these moments were removed before: merge them again first")
         settled = self._sums.settled()
         left = without(settled.state, taken.state)
+        groups = settled.groups
+        if groups is not None and taken.has_rows:
+            if taken.groups is None:
+                raise ValueError("the moments to remove have no groups, these have: remove only what was merged")
+            groups = None if left.is_empty else groups.without(taken.groups)
         tally = settled.tally.copy()
         tally.skipped = max(tally.skipped - taken.tally.skipped, 0)
         if not left.is_empty:
             tally.removed[name] += 1
         self._sums = Accumulator(self._kind, left, tally)
+        self._sums.groups = groups
         return self
+
+    @torch.inference_mode(False)
+    def pooled(self) -> Moments:
+        """Return moments of the same rows without their labels: of x alone, for `metric=`.
+
+        Raises:
+            ValueError: rows were met on a device that were no labels, masks or weights.
+
+        >>> import torch
+        >>> moments = Moments(3, 2).update(torch.randn(9, 3), torch.arange(9) % 2)
+        >>> moments.pooled().update(torch.randn(5, 3)).count
+        14
+        """
+        settled = self._sums.settled()
+        kind = replace(self._kind, num_classes=None, target_dim=None, per_class=False)
+        return Moments._of(Accumulator(kind, settled.state.pooled(), settled.tally.pooled()))
 
     @property
     def skipped(self) -> int:
@@ -192,7 +242,10 @@ class Moments(Derived):
         header = self._kind.header() | self._sums.tally.header()
         header["contains"] = "class means and second moments of the data"
         # Rows that wait for a full block are taken in now: going on from the file and without it give the same bits.
-        save_tensors(path, "moments", self._flush().tensors(), header)
+        tensors = self._flush().tensors()
+        if self._sums.groups is not None:
+            tensors |= {GROUP_PREFIX + name: part for name, part in self._sums.groups.tensors().items()}
+        save_tensors(path, "moments", tensors, header)
 
     @classmethod
     @torch.inference_mode(False)
@@ -217,10 +270,16 @@ class Moments(Derived):
         tensors, header = load_tensors(path, "moments")
         try:
             kind, tally = Kind.from_header(header), Tally.from_header(header)
-            state = State(**{name: tensor.to(device) for name, tensor in tensors.items()})
+            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+            of_groups = {
+                name.removeprefix(GROUP_PREFIX): moved.pop(name) for name in tensors if name.startswith(GROUP_PREFIX)
+            }
+            sums = Accumulator(kind, State(**moved), tally)
+            if of_groups:
+                sums.groups = GroupSums.of_tensors(of_groups, kind.num_classes or 1)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} holds no moments that can be read: {error}") from error
-        return cls._of(Accumulator(kind, state, tally))
+        return cls._of(sums)
 
     def copy(self) -> Moments:
         """Return moments that share nothing with these."""
@@ -242,13 +301,21 @@ class Moments(Derived):
 
     def __repr__(self) -> str:
         sums = self._sums
-        what = f"num_classes={self.num_classes}" if self.num_classes else f"target_dim={self.target_dim}"
+        what = "".join(
+            f"{name}={size}, "
+            for name, size in (("num_classes", self.num_classes), ("target_dim", self.target_dim))
+            if size is not None
+        )
         skipped = f", skipped={sums.tally.skipped}" if sums.tally.skipped else ""
         staged = len(sums.staged) if sums.staged else 0
         waiting = f", waiting={sums.on_device.used}" if sums.on_device and sums.on_device.used else ""
-        return f"Moments(dim={self.dim}, {what}, count={int(sums.state.counts.sum()) + staged}{waiting}{skipped})"
+        return f"Moments(dim={self.dim}, {what}count={int(sums.state.counts.sum()) + staged}{waiting}{skipped})"
 
     # -------------------------------------------------------------- internal
+
+    def _group_sums(self) -> GroupSums | None:
+        self._flush()
+        return self._sums.groups
 
     @classmethod
     def _of(cls, sums: Accumulator) -> Moments:

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+PARTS = ("x", "labels", "targets", "weight", "groups")
 IGNORE = -100  # the label of rows to leave out, as in torch's losses
 
 
 @dataclass
 class Rows:
     """Valid finite rows x (n, d), with labels (n,) int64 or targets (n, t) float64, and weights (n,) float64 or None.
+
+    Groups (n,) int64 or None say which text, speaker or module each row comes from.
 
     As a staging buffer it is allocated for a whole block, of which `used` rows are filled.
     """
@@ -23,12 +26,13 @@ class Rows:
     targets: Tensor | None
     weight: Tensor | None
     used: int
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return self.used
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        parts = {"x": self.x, "labels": self.labels, "targets": self.targets, "weight": self.weight}
+        parts = {name: getattr(self, name) for name in PARTS}
         return {name: None if part is None else change(part) for name, part in parts.items()}
 
     def part(self, begin: int, end: int) -> Rows:
@@ -54,7 +58,7 @@ class Rows:
         """Copy rows from `begin` on into this buffer until it is full; return how many."""
         count = min(len(self.x) - self.used, rows.used - begin)
         free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
-        for name in ("x", "labels", "targets", "weight"):
+        for name in PARTS:
             if (part := getattr(rows, name)) is not None:
                 getattr(self, name)[free] = part[taken]
         self.used += count

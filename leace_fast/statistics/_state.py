@@ -125,6 +125,20 @@ class State:
             if not name.endswith("shift"):
                 getattr(self, name).add_(tensor, alpha=sign)
 
+    def pooled(self) -> State:
+        """Return the sums of the same rows as one group, without targets."""
+        second = self.second.sum(0) if self.second.ndim == 3 else self.second.clone()
+        nothing = State.empty(len(self.shift), 1, 0, False, self.shift.device)
+        return replace(
+            nothing,
+            shift=self.shift.clone(),
+            counts=self.counts.sum(0, keepdim=True),
+            weights=self.weights.sum(0, keepdim=True),
+            squared_weights=self.squared_weights.sum(0, keepdim=True),
+            sums=self.sums.sum(0, keepdim=True),
+            second=second,
+        )
+
     def about(self, shift: Tensor, target_shift: Tensor) -> State:
         """Return the same sums about another shift."""
         by = self.shift - shift

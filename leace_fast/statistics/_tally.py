@@ -31,6 +31,10 @@ class Tally:
         """Return a tally that shares nothing with this one."""
         return replace(self, removed=self.removed.copy(), mistaken=self.mistaken.copy())
 
+    def pooled(self) -> Tally:
+        """Return what is known of the same rows without their labels: what was taken away from them is another kind."""
+        return Tally(self.skipped, self.relative_error)
+
     def note_error(self, relative_error: float) -> None:
         """Note how rows were rounded."""
         self.relative_error = max(self.relative_error, relative_error)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .._extras import optional
 from .._warnings import warn
 from ..evaluation import is_causal
 from ..models import multiplies
@@ -36,8 +37,8 @@ def load_model_and_tokenizer(source: str, device: str | None, dtype: str) -> tup
         warn(f"this processor has no products of {slow}: {advice}")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
-    from transformers import AutoTokenizer
-
+    with optional("tokenizers need transformers"):
+        from transformers import AutoTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -52,11 +53,9 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
         raise ValueError(f"no dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     check_source(source)
     target = _device(device)
-    try:
+    with optional("models need transformers"):
         import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    except ImportError as error:
-        raise ImportError("models need transformers: pip install 'leace-fast[hf]'") from error
     try:
         config = AutoConfig.from_pretrained(source)
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())

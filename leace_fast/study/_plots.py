@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .._extras import optional
 from ._records import Loss, SiteResult
 
 if TYPE_CHECKING:
@@ -114,12 +115,10 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    try:
+    with optional("pictures need matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'leace-fast[audit]'") from error
     figure = Figure(figsize=(WIDTH, height), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.12))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from .._extras import optional
 from ..scrubbing import Scrubber
 from ._plots import plot_loss, plot_probes, short_names
 from ._records import QUIET, SLACK, Loss, Study
+
+with optional("tables need rich"):
+    from rich.table import Table
 
 FORMAT_VERSION = 1
 FEW_ROWS = 2500  # fewer, and the standard error of an accuracy of a half passes a point

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._progress import Track, untracked
 from ..erasers import Eraser
-from ..evaluation import SiteRows, erased, linear_probe, next_token_losses, random_like
+from ..evaluation import Probe, Rows, SiteRows, erased, linear_probe, next_token_losses, random_like
 from ..methods import moments_method
 from ..models import LABELS, MASK, Site, device_of, evaluating, inputs_of, resolve_sites
 from ..scrubbing import Scrubber, scrub
@@ -78,8 +78,6 @@ def run_study(
     found = resolve_sites(model, inputs_of(_only(INPUTS, fit[0]), device_of(model)), sites)
     # Rows of every site are held six times: fit and held out; clean, scrubbed and scrubbed in one pass.
     probe_rows = min(probe_rows, PROBE_MEMORY // (24 * sum(site.width for site in found)))
-    to_train, to_test = Draw(fit, probe_rows), Draw(held_out, probe_rows)
-    rows |= {"probe": to_train.count, "probe_test": to_test.count}
 
     options: dict[str, Any] = {"sites": found, "method": method, "num_classes": len(class_names), "track": track}
     inputs = [_only((*INPUTS, LABELS), batch) for batch in fit]
@@ -92,7 +90,7 @@ def run_study(
     at_once = State("in one pass", "activations, one pass", one_pass)
     states = [clean, scrubbed, at_once]
     for state in states:
-        state.train, state.test = SiteRows(model, found, to_train), SiteRows(model, found, to_test)
+        state.train, state.test = (SiteRows(model, found, probe_rows) for _ in range(2))
     with clock.stage("loss"):
         random = [
             State(f"random subspaces {seed + 1}", scrubber=random_like(scrubber, seed))
@@ -103,24 +101,12 @@ def run_study(
     with clock.stage("activations"):
         for state in states:
             _run(model, track(fit, state.on_fit), state.scrubber, state.train)
+    for name, kept in (("probe", clean.train), ("probe_test", clean.test)):
+        rows[name] = kept.count(found[0].name) if kept else 0
     with clock.stage("probe"):
         results = [_site_result(site, scrubber[site.name], *states) for site in track(found, "probe")]
     loss = _loss(clean, scrubbed, at_once, random, held_out, text_bytes) if score else None
     return Study(tuple(results), loss, tuple(class_names), rows, clock.seconds, dict(scrubber))
-
-
-class Draw:
-    """The sampler of a study: labelled rows drawn evenly from batches, at most about `most`, the same on every pass."""
-
-    def __init__(self, batches: Sequence[Batch], most: int) -> None:
-        share = most / max(sum(int(_labelled(batch).sum()) for batch in batches), 1)
-        generator = torch.Generator().manual_seed(0)
-        self._drawn = [torch.rand(batch["input_ids"].shape, generator=generator) < share for batch in batches]
-        pairs = zip(batches, self._drawn, strict=True)
-        self.count = sum(int((_labelled(batch) & drawn).sum()) for batch, drawn in pairs)
-
-    def __call__(self, number: int, labelled: Tensor) -> Tensor:
-        return labelled & self._drawn[number].to(labelled.device).reshape(labelled.shape)
 
 
 def _run(
@@ -141,9 +127,7 @@ def _run(
 def _site_result(site: Site, eraser: Eraser, *states: State) -> SiteResult:
     """What probes read at a site: clean, scrubbed, and scrubbed in one pass."""
     before, after, one_pass = (
-        linear_probe(*state.train.of(site.name), *state.test.of(site.name))
-        for state in states
-        if state.train and state.test
+        _probe(state.train.of(site.name), state.test.of(site.name)) for state in states if state.train and state.test
     )
     return SiteResult(
         site.name,
@@ -155,6 +139,10 @@ def _site_result(site: Site, eraser: Eraser, *states: State) -> SiteResult:
         one_pass=one_pass.accuracy,
         not_erased=eraser.report.not_erased if eraser.report else (),
     )
+
+
+def _probe(train: Rows, test: Rows) -> Probe:
+    return linear_probe(train.x, train.y, test.x, test.y, groups=test.groups)
 
 
 def _loss(

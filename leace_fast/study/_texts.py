@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._progress import Track, untracked
 from ..data import batched, read_texts, split_texts, text_windows, whole_texts
-from ..evaluation import Evaluation, evaluate
+from ..evaluation import Evaluation, evaluate, without_seen
 from ..methods import moments_method
 from ..models import LABELS
 from ..scrubbing import Scrubber, scrub
@@ -134,13 +134,13 @@ def scrub_texts(batches: Batches, **options: Any) -> Scrubber:
 
 
 def evaluate_texts(batches: Batches, scrubber: Scrubber | None, track: Track = untracked) -> Evaluation:
-    """Evaluate a model on the held-out batches, with probes that are trained on the others."""
+    """Evaluate a model on the held-out batches; each other window of them trains the probes."""
+    held_out = batches.held_out if batches.text_bytes else [_inputs(batch) for batch in batches.held_out]
     return evaluate(
         batches.model,
-        batches.held_out if batches.text_bytes else [_inputs(batch) for batch in batches.held_out],
+        [without_seen(batch, scrubber) for batch in held_out],  # windows of a few words occur in both parts
         scrubber,
         text_bytes=batches.text_bytes,
-        probe_batches=[_inputs(batch) for batch in batches.fit],
         track=track,
     )
 

@@ -15,6 +15,7 @@ def test_fold_writes_a_model_like_any_other(workplace, fitted, tmp_path, option)
 
     result = run("fold", workplace / "model", "--erasers", fitted, "--out", tmp_path / "out", option)
     assert result.exit_code == 0 and "folded 4 sites into 10 modules" in result.output, result.output
+    assert "of the erasers' effect from the attached model's" in " ".join(result.output.split())
     folded, model = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "out", workplace / "model"))
     ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "out")(texts(1)[0]["body"])["input_ids"]])
     scrubber = Scrubber.from_pretrained(fitted)

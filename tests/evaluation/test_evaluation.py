@@ -29,7 +29,7 @@ def batches(count: int, seed: int) -> list[dict[str, Tensor]]:
     return made
 
 
-FIT, HELD_OUT = batches(8, 0), batches(5, 1)
+FIT, HELD_OUT, TRAIN = batches(8, 0), batches(5, 1), batches(8, 2)
 
 
 @pytest.fixture(scope="module")
@@ -91,28 +91,35 @@ def test_labels_say_what_is_scored(model):
 
 
 def test_probes_read_the_scrubbed_model(model, scrubber):
-    clean = evaluate(model, HELD_OUT, probe_batches=FIT)
-    erased = evaluate(model, HELD_OUT, scrubber, probe_batches=FIT)
+    clean = evaluate(model, HELD_OUT, probe_batches=TRAIN)
+    erased = evaluate(model, HELD_OUT, scrubber, probe_batches=TRAIN)
     assert list(clean.probes) == list(erased.probes) == list(scrubber)
     rows: dict[str, list[Tensor]] = {"x": [], "y": [], "u": [], "v": []}
     site = list(scrubber)[-1]
-    for part, (x, y) in ((FIT, "xy"), (HELD_OUT, "uv")):
+    for part, (x, y) in ((TRAIN, "xy"), (HELD_OUT, "uv")):
         for batch in part:
             mask = batch["attention_mask"].bool()
             with scrubber.attached(model), tap(model, [site], lambda n, o: rows[x].append(o[mask])):  # noqa: B023
                 logits_of(model, batch)
             rows[y].append(batch["concept_labels"][mask])
-    by_hand = linear_probe(*(torch.cat(rows[name]) for name in "xyuv"))
+    lengths = torch.tensor([24, 15, 24, 24, 24, 24, 24, 24])  # of the sequences of a batch
+    fit, held_out = (torch.arange(8 * count).repeat_interleave(lengths.repeat(count)) for count in (8, 5))
+    by_hand = linear_probe(*(torch.cat(rows[name]) for name in "xyuv"), train_groups=fit, groups=64 + held_out)
     assert erased.probes[site] == by_hand
     assert clean.probes[site].accuracy > by_hand.constant + 0.1
-    assert all(abs(probe.accuracy - probe.constant) < 0.05 for probe in erased.probes.values())
+    # 1,500 rows to fit on leave something, which a probe of these rows cannot see
+    assert all(probe.nats < 0.02 < 0.2 < clean.probes[site].nats for site, probe in erased.probes.items())
+    assert not any(probe.in_sample for probe in erased.probes.values())
+    in_sample = evaluate(model, HELD_OUT, scrubber, probe_batches=FIT, in_sample=True)
+    assert all(abs(probe.accuracy - probe.constant) < 0.05 and probe.in_sample for probe in in_sample.probes.values())
+    assert str(in_sample).count("in-sample probe") == 4 and "in-sample" not in str(erased)
 
 
 def test_without_training_batches_every_other_sequence_trains(model):
     (probe,) = evaluate(model, HELD_OUT, sites="model.layers.0.input_layernorm").probes.values()
     assert probe.train_rows == 5 * 4 * 24 and probe.test_rows == 5 * (4 * 24 - 9)
     few = evaluate(model, HELD_OUT, sites="model.layers.0.input_layernorm", probe_rows=100).probes
-    assert [probe.train_rows for probe in few.values()] == [96]
+    assert [probe.train_rows for probe in few.values()] == [100]
 
 
 def test_other_models_have_no_loss_but_probes():

@@ -37,12 +37,15 @@ def test_a_small_gap_in_a_small_feature_is_read():
 def test_best_constant_is_chosen_on_the_training_rows():
     train, test = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 1, 1, 1])
     assert best_constant(train, test) == 0.25
-    assert linear_probe(torch.zeros(5, 2), train, torch.zeros(4, 2), test) == (0.25, 0.25, 5, 4)
+    probe = linear_probe(torch.zeros(5, 2), train, torch.zeros(4, 2), test)
+    assert (probe.accuracy, probe.constant, probe.train_rows, probe.test_rows) == (0.25, 0.25, 5, 4)
 
 
 def test_one_class_in_training_gives_the_constant():
     x, y = torch.randn(10, 4), torch.ones(10, dtype=torch.int64)
-    assert linear_probe(x, y, x, torch.tensor([0, 1] * 5)) == (0.5, 0.5, 10, 10)
+    probe = linear_probe(x, y, x, torch.tensor([0, 1] * 5))
+    assert (probe.accuracy, probe.constant, probe.train_rows, probe.test_rows) == (0.5, 0.5, 10, 10)
+    assert probe.nats == 0 and not probe.leaks
 
 
 def test_ignored_rows_and_leading_dimensions():

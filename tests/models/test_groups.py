@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from leace_fast.models import GROUPS, find_sites, submodules
+from leace_fast.models import PLACES, find_sites, submodules
 from leace_fast.models._groups import find_places
 
 # of each layer: what it is called, and what attention and MLP end in
@@ -35,7 +35,7 @@ def test_places_of_known_layers(name):
     model, batch = tiny_models.build(name), tiny_models.batch(name)
     layer, attention, mlp = EXPECTED[name]
     wanted = {"residual": "", "attention_out": f".{attention}", "mlp_out": f".{mlp}"}
-    for group in GROUPS:
+    for group in PLACES:
         found = find_places(model, group, lambda: model(**batch))
         assert found == [layer.format(i) + wanted[group] for i in range(2)]
 

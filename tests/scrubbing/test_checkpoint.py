@@ -77,7 +77,8 @@ def test_a_checkpoint_goes_on_where_the_activations_are(tmp_path, monkeypatch):
     monkeypatch.setattr(Moments, "load", watched)
     monkeypatch.setattr(Job, "device_at", lambda job, site: next(places))
     scrub(model, batches, **options)
-    assert loaded == [torch.device("cuda", n) for n in range(4)], "one for each site"
+    wanted = [torch.device("cuda", n) for n in range(4) for _ in ("labelled", "others")]
+    assert loaded == wanted, "one for each site, of the labelled rows and of the others"
 
 
 def test_a_site_lies_where_its_weights_are_or_else_where_the_model_is():

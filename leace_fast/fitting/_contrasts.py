@@ -1,0 +1,119 @@
+"""Contrasts: the directions beyond the class means in which classes differ from group to group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..statistics import Cells, Moments
+from ._leak import Means, outside
+from ._whitening import Whitening
+
+LEAST_ROWS = 10  # of a cell of group and class that gives a contrast
+MOST_CONTRASTS = 20  # contrasts that "auto" looks at
+AUTO = 0.5  # share of what these take away that "auto" is content with
+RESOLVED = 1e-10  # eigenvalues below this share of the largest are rounding
+
+Contrasts = int | Literal["auto"]
+
+
+def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | None) -> list[Cells]:
+    """Return the cells that contrasts are taken from, none where none are wanted.
+
+    Raises:
+        ValueError: `contrasts` is neither "auto" nor an integer >= 0, comes beside a rank, or the rows came without
+            groups.
+    """
+    good = contrasts == "auto" or (isinstance(contrasts, int) and not isinstance(contrasts, bool) and contrasts >= 0)
+    if not good:
+        raise ValueError(f"contrasts is {contrasts!r}, expected an integer >= 0, or 'auto'")
+    if not contrasts:
+        return []
+    if rank is not None:
+        raise ValueError(f"got rank={rank} and contrasts={contrasts!r}, expected one: contrasts add to the full rank")
+    found = [cells for one in every if (cells := one.cells) is not None]
+    if not found:
+        raise ValueError("contrasts need groups: the text, speaker or module of each row, as update(x, y, groups=...)")
+    return found
+
+
+def contrasts_of(every: Sequence[Cells], white: Whitening, basis: Tensor, most: int) -> Tensor:
+    """Return the leading directions (d, r) in which classes differ by group, orthonormal and orthogonal to a basis.
+
+    They are the left singular vectors of `(I - U U') W [sqrt(n_gk) (mean_gk - mean_g)]`, over cells of 10 rows or more.
+
+    Args:
+        every: counts and means by group and class, of each concept.
+        white: the metric W.
+        basis: U (d, r0) orthonormal, whitened: the directions of the class means.
+        most: so many, or as many as there are.
+    """
+    columns = outside(white.whiten(torch.cat([_deviations(cells) for cells in every], 1)), basis)
+    values, vectors = torch.linalg.eigh(columns @ columns.mT)
+    most = min(most, int((values > RESOLVED * values[-1].clamp_min(1e-300)).sum()), len(values) - basis.shape[1])
+    leading = vectors.flip(1)[:, :most]
+    # Once more: eigenvectors are orthogonal to the basis but for rounding, which a small eigenvalue magnifies.
+    return torch.linalg.qr(outside(leading, basis))[0]
+
+
+def crossed_leak(every: Sequence[Cells], white: Whitening, most: int = MOST_CONTRASTS) -> list[float]:
+    """Return the nats left on one half of the groups by what the other half gives, with 0, 1, ... contrasts.
+
+    The mean of both ways. The noise of the half that is looked at is in it, so that its level is up to twice too high;
+    how it falls with the number of contrasts is what it is for.
+
+    Args:
+        every: counts and means by group and class, of each concept.
+        white: the metric.
+        most: contrasts.
+
+    Raises:
+        ValueError: there are fewer than two groups, or a half lacks all classes but one.
+    """
+    halves = [_halves(cells) for cells in every]
+    curves = [_left_over([half[i] for half in halves], [half[1 - i] for half in halves], white, most) for i in (0, 1)]
+    return [(one + two) / 2 for one, two in zip(*curves, strict=False)]
+
+
+def chosen(leaks: Sequence[float]) -> int:
+    """Return the smallest number of contrasts that takes away half of what any number of them would."""
+    least = min(leaks)
+    enough = leaks[0] - AUTO * (leaks[0] - least)
+    return next(number for number, leak in enumerate(leaks) if leak <= enough)
+
+
+def _left_over(fit: Sequence[Cells], seen: Sequence[Cells], white: Whitening, most: int) -> list[float]:
+    """Return the nats that are left on some cells by erasers of others, with 0, 1, ... contrasts."""
+    differences = white.whiten(torch.cat([Means.of(cells).differences for cells in fit], 1))
+    vectors, values, _ = torch.linalg.svd(differences, full_matrices=False)
+    basis = vectors[:, values > RESOLVED * values[0].clamp_min(1e-300)]
+    rest = outside(white.whiten(torch.cat([Means.of(cells).differences for cells in seen], 1)), basis)
+    taken = (contrasts_of(fit, white, basis, most).mT @ rest).square().sum(1)
+    left = rest.square().sum() - torch.cat([taken.new_zeros(1), taken.cumsum(0)])
+    return (0.5 * left).tolist()
+
+
+def _halves(cells: Cells) -> tuple[Cells, Cells]:
+    """Return the cells of every other group, by falling weight, and those of the rest."""
+    ids, group = cells.groups.unique(return_inverse=True)
+    if len(ids) < 2:
+        raise ValueError(
+            f"the rows come from {len(ids)} group, expected two at least to choose contrasts by: give a number"
+        )
+    weights = cells.weights.new_zeros(len(ids)).index_add_(0, group, cells.weights)
+    order = ids[weights.argsort(descending=True, stable=True)]
+    return cells.of_groups(order[::2]), cells.of_groups(order[1::2])
+
+
+def _deviations(cells: Cells) -> Tensor:
+    """Return the mean of each cell less that of its group, times the root of its rows (d, m)."""
+    ids, group = cells.groups.unique(return_inverse=True)
+    weights = cells.weights.new_zeros(len(ids)).index_add_(0, group, cells.weights)
+    sums = cells.means.new_zeros(len(ids), cells.means.shape[1])
+    sums.index_add_(0, group, cells.weights[:, None] * cells.means)
+    kept = cells.counts >= LEAST_ROWS
+    apart = cells.means - (sums / weights[:, None])[group]
+    return (apart * cells.counts.sqrt()[:, None])[kept].mT

@@ -1,0 +1,95 @@
+"""A trace of the first sequences of a batch in the place of the whole, where the model does not tell the two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Example = Mapping[str, Any] | Tensor
+Found = TypeVar("Found")
+PLAIN = (bool, int, float, str, type(None))
+SEQUENCES = 2  # one alone may be squeezed, have no batch statistics, or hide that a module runs once a sequence
+
+
+def traced_on_few(model: nn.Module, example: Example, trace: Callable[[Example], Found]) -> Found:
+    """Return what `trace(example)` returns, from the first sequences of the example if these show as much.
+
+    They do if the trace of them succeeds and all modules that hold weights ran, so that a module that depends on the
+    tokens, as an expert does, was not missed. Otherwise the whole example is traced.
+
+    Args:
+        model: that the trace runs.
+        example: a batch, as in `find_sites`.
+        trace: a function of an example.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 2)
+    >>> traced_on_few(model, torch.ones(8, 5, 2), lambda example: model(example).shape)
+    torch.Size([2, 5, 2])
+    """
+    few = None if _is_compiled(model) else first_sequences(example, getattr(model, "main_input_name", None))
+    if few is not None:
+        # Whatever a model refuses of fewer sequences, it may take of all: what is wrong with both is raised below.
+        with suppress(Exception), _idle(model) as idle:
+            found = trace(few)
+            if not idle:
+                return found
+    return trace(example)
+
+
+def first_sequences(example: Example, main: str | None = None) -> Example | None:
+    """Return the first sequences of a batch; None where there are no more, or that cannot be told.
+
+    The batch is as large as the leading axis of the main input, or of the first tensor. Tensors of another leading axis
+    are kept whole: biases by position are such. Whatever holds tensors inside, as a cache does, cannot be cut.
+
+    Args:
+        example: a batch.
+        main: name of the input that says how large it is.
+
+    >>> import torch
+    >>> batch = {"input_ids": torch.ones(8, 5), "bias": torch.ones(1, 5, 5), "use_cache": False}
+    >>> {name: getattr(value, "shape", value) for name, value in first_sequences(batch).items()}
+    {'input_ids': torch.Size([2, 5]), 'bias': torch.Size([1, 5, 5]), 'use_cache': False}
+    """
+    if isinstance(example, Tensor):
+        return example[:SEQUENCES] if example.ndim > 1 and len(example) > SEQUENCES else None
+    if not isinstance(example, Mapping) or not all(isinstance(part, (Tensor, *PLAIN)) for part in example.values()):
+        return None
+    tensors = {name: part for name, part in example.items() if isinstance(part, Tensor) and part.ndim > 1}
+    leading = tensors.get(main) if main in tensors else next(iter(tensors.values()), None)
+    if leading is None or len(leading) <= SEQUENCES:
+        return None
+    size = len(leading)
+
+    def cut(part: Any) -> Any:
+        return part[:SEQUENCES] if isinstance(part, Tensor) and part.ndim and len(part) == size else part
+
+    return {name: cut(part) for name, part in example.items()}
+
+
+@contextmanager
+def _idle(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules that hold weights and have a forward pass, without those that ran inside the block."""
+    idle = {module for module in model.modules() if _runs(module)}
+    handles = [module.register_forward_hook(lambda module, args, output: idle.discard(module)) for module in idle]
+    try:
+        yield idle
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _runs(module: nn.Module) -> bool:
+    """Whether a module holds weights, itself or inside, and is no mere list of modules."""
+    return type(module).forward is not nn.Module.forward and next(module.parameters(), None) is not None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a part of a model is compiled, which another batch size would compile anew."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in model.modules()
+    )

@@ -1,0 +1,168 @@
+"""Class sums by group: what tells how far the class means of a group never seen may lie from those that were fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._block_sums import cell_sums
+
+MOST_GROUP = 2**40  # ids below it, times the number of a class, stay in int64
+TENSORS = ("keys", "counts", "weights", "sums", "shift")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows by group and class, for each pair that has rows; sorted by group, then class.
+
+    Attributes:
+        groups: (c,) int64, ids of the groups.
+        classes: (c,) int64.
+        counts: (c,) int64 rows.
+        weights: (c,) float64 sums of the weights.
+        means: (c, d) float64 means of x, less a shift common to all.
+    """
+
+    groups: Tensor
+    classes: Tensor
+    counts: Tensor
+    weights: Tensor
+    means: Tensor
+
+    def of_groups(self, ids: Tensor) -> Cells:
+        """Return the cells of some groups, sorted ids (g,) int64."""
+        kept = torch.isin(self.groups, ids)
+        return Cells(*(part[kept] for part in (self.groups, self.classes, self.counts, self.weights, self.means)))
+
+
+class GroupSums:
+    """Sums of rows by group and class, of the pairs that have rows, about a shift of their own.
+
+    Args:
+        dim: width of x.
+        num_classes: number of classes.
+        device: where the sums live.
+    """
+
+    def __init__(self, dim: int, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self._slots: dict[int, int] = {}  # by group * num_classes + class, in the order in which they came
+        self._shift = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(0, dtype=torch.int64, device=device)
+        self._weights = self._shift.new_zeros(0)
+        self._sums = self._shift.new_zeros(0, dim)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def add(self, x: Tensor, labels: Tensor, groups: Tensor, weight: Tensor | None, shift: Tensor) -> None:
+        """Add finite rows x (n, d), n >= 1, with labels and groups (n,) int64 and weights (n,) float64 > 0 or None.
+
+        Args:
+            shift: (d,) float64 near to the rows, that sums are taken about if these are the first.
+        """
+        if not self._slots:
+            self._shift = shift.clone()
+        keys, cell = torch.unique(groups * self.num_classes + labels, return_inverse=True)
+        w = torch.ones_like(cell, dtype=torch.float64) if weight is None else weight
+        self._add(
+            keys,
+            torch.bincount(cell, minlength=len(keys)),
+            self._weights.new_zeros(len(keys)).index_add_(0, cell, w),
+            cell_sums(x, cell, len(keys), weight, self._shift),
+        )
+
+    def combine(self, other: GroupSums, sign: int = 1) -> None:
+        """Add the rows of other sums, or with `sign=-1` take them away."""
+        if not other._slots:
+            return
+        if not self._slots:
+            self._shift = other._shift.clone()
+        keys, counts, weights, sums = other._sorted()
+        moved = sums + weights[:, None] * (other._shift - self._shift)
+        self._add(keys, sign * counts, sign * weights, sign * moved)
+
+    def without(self, taken: GroupSums) -> GroupSums:
+        """Return what is left without the rows of other sums.
+
+        Raises:
+            ValueError: they hold more rows of a group and class than there are.
+        """
+        left = self.copy()
+        left.combine(taken, sign=-1)
+        if bool((left._counts < 0).any()):
+            raise ValueError("cannot remove rows of a group that has fewer of a class: remove only what was merged")
+        # What has no rows has no sums either.
+        keys, counts, weights, sums = left._sorted()
+        kept = counts > 0
+        rest = GroupSums(len(self._shift), self.num_classes, self._shift.device)
+        rest._shift = self._shift.clone()
+        rest._add(keys[kept], counts[kept], weights[kept], sums[kept])
+        return rest
+
+    def cells(self) -> Cells:
+        """Return counts and means by group and class."""
+        keys, counts, weights, sums = self._sorted()
+        return Cells(keys // self.num_classes, keys % self.num_classes, counts, weights, sums / weights[:, None])
+
+    @classmethod
+    def like(cls, other: GroupSums) -> GroupSums:
+        """Return empty sums of the same kind."""
+        return cls(len(other._shift), other.num_classes, other._shift.device)
+
+    def copy(self) -> GroupSums:
+        """Return sums that share nothing with these."""
+        return GroupSums.of_tensors(self.tensors(), self.num_classes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a file keeps, sorted by group and class."""
+        return dict(zip(TENSORS, (*self._sorted(), self._shift.clone()), strict=True))
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor], num_classes: int) -> GroupSums:
+        """Return the sums that `tensors` told of.
+
+        Raises:
+            ValueError: the tensors are not of such sums.
+        """
+        keys, counts, weights, sums, shift = (tensors[name] for name in TENSORS)
+        dim = shift.shape[0] if shift.ndim == 1 else -1
+        wanted = {"keys": (len(keys),), "counts": (len(keys),), "weights": (len(keys),), "sums": (len(keys), dim)}
+        wrong = [name for name, shape in wanted.items() if tuple(tensors[name].shape) != shape]
+        if wrong or keys.dtype != torch.int64 or counts.dtype != torch.int64 or bool((keys.diff() <= 0).any()):
+            raise ValueError(f"the class sums of its groups do not fit each other ({', '.join(wrong) or 'keys'})")
+        made = cls(dim, num_classes, shift.device)
+        made._shift = shift
+        made._add(keys, counts, weights, sums)
+        return made
+
+    # ------------------------------------------------------------ internal
+
+    def _add(self, keys: Tensor, counts: Tensor, weights: Tensor, sums: Tensor) -> None:
+        """Add to the cells of distinct keys, which are made where they are new."""
+        slots = [self._slots.setdefault(key, len(self._slots)) for key in keys.tolist()]
+        self._reserve(len(self._slots))
+        index = torch.tensor(slots, dtype=torch.int64, device=self._shift.device)
+        # Every slot occurs once: no order of additions could change a bit.
+        self._counts[index] += counts
+        self._weights[index] += weights
+        self._sums[index] += sums
+
+    def _reserve(self, cells: int) -> None:
+        """Make room for so many cells, twice as many at a time."""
+        if cells <= len(self._counts):
+            return
+        room = max(cells, 2 * len(self._counts))
+        for name in ("_counts", "_weights", "_sums"):
+            old = getattr(self, name)
+            new = old.new_zeros(room, *old.shape[1:])
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return keys, counts, weights and sums of the cells in the order of their keys, as copies."""
+        keys = torch.tensor(list(self._slots), dtype=torch.int64, device=self._shift.device)
+        keys, order = keys.sort()
+        return keys, self._counts[order], self._weights[order], self._sums[order]
