@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast.evaluation import linear_probe
+from leace_fast.evaluation import Probe, linear_probe
 
 from .assets import packages
 from .claims import Claim, Result, Table, percent
@@ -133,24 +133,29 @@ def association(words: Words, eraser: lf.Eraser | None, test: str) -> float:
     return effect_size(*vectors)
 
 
-def accuracy(eraser: lf.Eraser | None, train: Part, test: Part) -> float:
-    """Return the accuracy, on the test words, of a linear probe that was trained on others."""
+def probe(eraser: lf.Eraser | None, train: Part, test: Part) -> Probe:
+    """Return what a linear probe that was trained on some words reads in others."""
     (x, y), (test_x, test_y) = train, test
     if eraser is not None:
         x, test_x = eraser(x), eraser(test_x)
-    return linear_probe(x, y, test_x, test_y).accuracy
+    return linear_probe(x, y, test_x, test_y)
 
 
-def attainable(dim: int, rows: int) -> float:
-    """Return the accuracy that is left for the best linear classifier of fresh rows, for normal rows of two classes.
+def accuracy(eraser: lf.Eraser | None, train: Part, test: Part) -> float:
+    """Return the accuracy of that probe."""
+    return probe(eraser, train, test).accuracy
 
-    The means of two classes of n / 2 rows each are known up to an error of 4 dim / n, in squared deviations; that is
-    how far apart erased classes stay where nothing was fitted.
 
-    >>> round(attainable(50, 7350), 3)
+def attainable(nats: float) -> float:
+    """Return the accuracy of a classifier of two equally frequent classes that gains so many nats, for normal rows.
+
+    Means that lie a deviations apart are worth a^2 / 8 nats while a is small, and tell the class with accuracy
+    Phi(a / 2).
+
+    >>> round(attainable(50 / (2 * 7350)), 3)
     0.533
     """
-    return NormalDist().cdf((dim / rows) ** 0.5)
+    return NormalDist().cdf((2 * nats) ** 0.5)
 
 
 def table_row(words: Words, name: str, eraser: lf.Eraser | None, parts: list[Part]) -> list[str]:
@@ -182,7 +187,8 @@ def run() -> Result:
     by_rank = [accuracy(prefix(steps, rank), train, test) for rank in range(1, steps.rank + 1)]
     first = next((rank for rank, found in enumerate(by_rank, 1) if found <= ENOUGH), MOST_RANK + 1)
     found = {name: accuracy(eraser, train, test) for name, eraser in ones.items()}
-    limit = attainable(words.vectors.shape[1], len(fit[1]))
+    expected = ones["leace"].report.expected_leak
+    gained = probe(ones["leace"], train, test).nats
     every = {
         "none": None,
         **{f"`{name}`": eraser for name, eraser in ones.items()},
@@ -203,8 +209,10 @@ def run() -> Result:
             Claim("R-LACE, rank 1: accuracy of a fresh linear probe", found["rlace"], at_most=0.56),
             Claim("INLP, rank 1: accuracy of a fresh linear probe", found["inlp"], at_least=0.95),
             Claim(f"INLP: first rank with a fresh probe at most at 51 % ({MOST_RANK + 1}: none)", first, 12, 20, 0),
-            Claim("LEACE, rank 1: fresh probe, against what the number of words allows", found["leace"], at_most=limit),
+            Claim(
+                "LEACE, rank 1: nats that a fresh probe gains, against its report", gained, at_most=expected, digits=5
+            ),
         ],
         tables=[Table("What each eraser leaves", HEADING, [table_row(words, *each, parts) for each in every.items()])],
-        series={"by_rank": by_rank, "clean": accuracy(None, train, test), **found, "limit": limit},
+        series={"by_rank": by_rank, "clean": accuracy(None, train, test), **found, "limit": attainable(expected)},
     )

@@ -83,14 +83,15 @@ def windows_of(texts: Iterable[str], length: int, size: int, most: int) -> list[
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(size)]
 
 
-def tagged_windows(texts: Sequence[Text], length: int, size: int, most: int) -> list[Batch]:
+def tagged_windows(texts: Sequence[Text], length: int, size: int, most: int, number: int = 0) -> list[Batch]:
     """Return texts in windows of `length` tokens with the class of each token's word, and the text as its group.
 
-    A token that lies in several words has the class of the first; the model's space before a word belongs to it.
+    A token that lies in several words has the class of the first; the model's space before a word belongs to it. Groups
+    are numbered from `number` on.
     """
     _, tokenizer = load()
     rows, labels, groups, count = [], [], [], 0
-    for group, text in enumerate(texts):
+    for group, text in enumerate(texts, number):
         found = tokenizer(text.text, return_offsets_mapping=True)
         ids, offsets = found["input_ids"], found["offset_mapping"]
         classes = classes_of(offsets, text)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PICTURES = ROOT / "docs" / "images"
-BLOCK = re.compile(r"(<!-- experiment: (\w+) -->\n).*?(\n<!-- end -->)", re.S)
+BLOCK = re.compile(r"(<!-- experiment: (\w+) -->\n).*?(<!-- end -->)", re.S)
 SUMMARY = "summary"
 
 
@@ -45,7 +45,7 @@ def filled(text: str, found: Mapping[str, Result]) -> str:
     def block(match: re.Match[str]) -> str:
         name = match[2]
         content = summary(found) if name == SUMMARY else section(found[name])
-        return f"{match[1]}\n{content}\n{match[3]}"
+        return f"{match[1]}\n{content}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)
 

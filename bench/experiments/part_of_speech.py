@@ -30,7 +30,7 @@ def parts() -> dict[str, list[language_model.Batch]]:
         "small": (100, SMALL),
         "large": (100, LARGE),
     }.items():
-        found[name] = language_model.tagged_windows(texts[begin:], LENGTH, SIZE, most)
+        found[name] = language_model.tagged_windows(texts[begin:], LENGTH, SIZE, most, begin)
     return found
 
 

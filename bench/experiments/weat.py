@@ -46,6 +46,6 @@ def effect_size(first: Tensor, second: Tensor, near_first: Tensor, near_second: 
     names = torch.cat([a, b])
     associations = (names @ near_a.mT).mean(1) - (names @ near_b.mT).mean(1)
     deviation = associations.std()
-    if not deviation > 0:
+    if not deviation > 1e-6:
         raise ValueError("all vectors are associated alike, so that there is no deviation to measure by")
     return float((associations[: len(a)].mean() - associations[len(a) :].mean()) / deviation)
