@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 
 
 @functools.cache
-def load() -> tuple[nn.Module, Any]:
+def load() -> tuple[Any, Any]:
     """Return the model and its tokenizer.
 
     Raises:

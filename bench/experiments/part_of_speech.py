@@ -15,8 +15,8 @@ from .claims import Claim, Result, Table, percent
 
 LENGTH, SIZE = 256, 4
 SMALL, LARGE = 20_000, 80_000  # tokens to fit on
-TRAIN, TEST = 16_000, 8_000  # tokens
-EVERY = 6  # norms from one probe to the next
+TRAIN, TEST = 8_000, 5_000  # tokens
+EVERY = 10  # norms from one probe to the next
 
 
 def parts() -> dict[str, list[language_model.Batch]]:

@@ -162,7 +162,8 @@ def measure_scr(parts: Mapping[str, Rows], wanted: str, spurious: str) -> dict[s
     found = {"(accuracy: before, best)": (before, best)}
     for name, eraser in erasers_of(fit.x, getattr(fit, spurious)).items():
         again = classifier(eraser(train.x[together]), y[together])
-        found[name] = tuple(scr(before, accuracy(one, eraser(test.x), test_y), best) for one in (biased, again))
+        kept, anew = (scr(before, accuracy(one, eraser(test.x), test_y), best) for one in (biased, again))
+        found[name] = kept, anew
     return found
 
 
@@ -216,7 +217,7 @@ def run() -> Result:
         *(f"SCR: {title}; {how}" for title in found for how in ("kept", "trained anew")),
         "TPP",
     ]
-    sizes = {f"sentences to {part}": count for part, count in SENTENCES.items()}
+    sizes: dict[str, int | float | str] = {f"sentences to {part}": count for part, count in SENTENCES.items()}
     for title, each in found.items():
         before, best = each["(accuracy: before, best)"]
         sizes[f"{title}: accuracy of the biased classifier and of an unbiased one"] = f"{before:.3f}, {best:.3f}"

@@ -65,9 +65,8 @@ def test_the_page_is_made_of_the_figures(bench, tmp_path: Path) -> None:
     result = bench.claims.Result.of_json(json.loads(json.dumps(made(bench).as_json())))
     assert result == made(bench)
     page = tmp_path / "page.md"
-    page.write_text(
-        "# Title\n\n<!-- experiment: summary -->\nold\n<!-- end -->\n\nwords\n\n<!-- experiment: one -->\n<!-- end -->\n"
-    )
+    blocks = [f"<!-- experiment: {name} -->\nold\n<!-- end -->\n" for name in ("summary", "one")]
+    page.write_text("\nwords\n".join(["# Title\n", *blocks]))
     bench.page.write({"one": result}, page)
     text = page.read_text()
     assert "| little is left | at most 0.51 | 0.505 | yes |" in text
