@@ -19,6 +19,7 @@ from .brown import Text
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct, 4-bit weights (Q4_1) held as float32"
 IGNORE = -100
+BATCH = 4  # windows
 Batch = dict[str, Tensor]
 
 
@@ -83,8 +84,8 @@ def windows_of(texts: Iterable[str], length: int, size: int, most: int) -> list[
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(size)]
 
 
-def tagged_windows(texts: Sequence[Text], length: int, size: int, most: int, number: int = 0) -> list[Batch]:
-    """Return texts in windows of `length` tokens with the class of each token's word, and the text as its group.
+def tagged_windows(texts: Sequence[Text], length: int, each: int, most: int, number: int = 0) -> list[Batch]:
+    """Return the first `each` windows of `length` tokens of texts, at most so many tokens, with the class of each token's word, and the text as its group.
 
     A token that lies in several words has the class of the first; the model's space before a word belongs to it. Groups
     are numbered from `number` on.
@@ -95,14 +96,14 @@ def tagged_windows(texts: Sequence[Text], length: int, size: int, most: int, num
         found = tokenizer(text.text, return_offsets_mapping=True)
         ids, offsets = found["input_ids"], found["offset_mapping"]
         classes = classes_of(offsets, text)
-        for begin in range(0, len(ids) - length + 1, length):
+        for begin in range(0, len(ids) - length + 1, length)[:each]:
             rows.append(ids[begin : begin + length])
             labels.append(classes[begin : begin + length])
             groups.append(group)
             count += length
         if count >= most:
             break
-    parts = [torch.tensor(part).split(size) for part in (rows, labels, groups)]
+    parts = [torch.tensor(part).split(BATCH) for part in (rows, labels, groups)]
     return [
         {"input_ids": x, "attention_mask": torch.ones_like(x), "concept_labels": y, "concept_groups": g}
         for x, y, g in zip(*parts, strict=True)

@@ -13,7 +13,7 @@ import leace_fast as lf
 from . import brown, language_model
 from .claims import Claim, Result, Table, percent
 
-LENGTH, SIZE = 256, 4
+LENGTH, EACH = 256, 2  # tokens in a window, and windows of a text
 SMALL, LARGE = 20_000, 80_000  # tokens to fit on
 TRAIN, TEST = 8_000, 5_000  # tokens
 EVERY = 10  # norms from one probe to the next
@@ -30,7 +30,7 @@ def parts() -> dict[str, list[language_model.Batch]]:
         "small": (100, SMALL),
         "large": (100, LARGE),
     }.items():
-        found[name] = language_model.tagged_windows(texts[begin:], LENGTH, SIZE, most, begin)
+        found[name] = language_model.tagged_windows(texts[begin:], LENGTH, EACH, most, begin)
     return found
 
 
