@@ -85,10 +85,10 @@ def windows_of(texts: Iterable[str], length: int, size: int, most: int) -> list[
 
 
 def tagged_windows(texts: Sequence[Text], length: int, each: int, most: int, number: int = 0) -> list[Batch]:
-    """Return the first `each` windows of `length` tokens of texts, at most so many tokens, with the class of each token's word, and the text as its group.
+    """Return the first windows of texts, `each` of `length` tokens, with the class of each token's word.
 
-    A token that lies in several words has the class of the first; the model's space before a word belongs to it. Groups
-    are numbered from `number` on.
+    A token that lies in several words has the class of the first; the model's space before a word belongs to it. The
+    text is a window's group; groups are numbered from `number` on. No text is begun once there are `most` tokens.
     """
     _, tokenizer = load()
     rows, labels, groups, count = [], [], [], 0

@@ -86,12 +86,14 @@ def gender_layer(result: Result) -> Figure:
     titled(left, "Women's names (red), men's (blue)", "logit of he less that of she", "")
     rows = result.tables[0].rows[1:]
     shares = [float(row[1].split()[0]) for row in rows]
-    bars = right.barh(range(len(rows)), shares, color=[BLUE if share > 0 else RED for share in shares])
-    right.bar_label(bars, [f"{share:.0f} %, loss {row[3]}" for share, row in zip(shares, rows, strict=True)], padding=4)
+    right.barh(range(len(rows)), shares, color=[BLUE if share > 0 else RED for share in shares])
+    for place, (share, row) in enumerate(zip(shares, rows, strict=True)):
+        right.text(max(share, 0) + 3, place, f"{share:.0f} %, loss {row[3]}", va="center", color=INK)
+    right.axvline(0, color=FAINT, linewidth=1.2)
     right.set_yticks(range(len(rows)), [row[0] for row in rows])
-    right.set_xlim(min(shares + [0]) - 45, 165)
+    right.set_xlim(min(shares + [0]) - 8, 190)
     right.invert_yaxis()
-    titled(right, "Gap kept, and rise of the loss on neutral text (nats)", "share of the clean model's gap, %", "")
+    titled(right, "Gap kept; neutral loss, nats", "share of the clean model's gap, %", "")
     return figure
 
 
