@@ -23,29 +23,27 @@ from . import gender, language_model
 from .claims import Claim, Result, Table
 
 SITE = "model.layers.14"  # the middle one of 30; a sentence is the mean of its tokens there, as in SAEBench
-SENTENCES = {"fit": 1_200, "train": 1_200, "test": 1_000}
-JOBS = ("nurse", "lawyer", "farmer", "soldier", "teacher")
+SENTENCES = {"fit": 1_200, "train": 1_000, "test": 800}
+JOBS = ("nurse", "teacher", "lawyer", "farmer")  # the first two are one kind, the last two another
+LEAST_COST = 0.05  # of accuracy: below it a correlation has cost too little to say what share came back
 TEMPLATES = (
-    "{name}, who is a {job}, found the {thing} {mood}.",
-    "{name} works as a {job} and said that the {thing} was {mood}.",
-    "My neighbour {name}, a {job}, thought that the {thing} had been {mood}.",
+    "{name}, who is a {job}, said that {she} found the {thing} {mood}.",
+    "{name} works as a {job}, and {she} thought that the {thing} was {mood}.",
+    "My neighbour {name} is a {job}; {she} told me that the {thing} had been {mood}.",
 )
-# By part, so that no word but the job is met twice: things, then words of dislike, then words of praise.
+# By part, so that none is met twice: things, and words of dislike or praise, which no score is about.
 WORDS = {
     "fit": (
         ("film", "meal", "hotel", "book", "concert", "trip", "lecture", "garden"),
-        ("terrible", "awful", "boring", "dreadful", "disappointing", "bad", "ugly", "miserable"),
-        ("wonderful", "great", "excellent", "lovely", "delightful", "good", "beautiful", "superb"),
+        ("terrible", "awful", "boring", "disappointing", "wonderful", "great", "excellent", "lovely"),
     ),
     "train": (
         ("play", "restaurant", "museum", "novel", "party", "flight"),
-        ("horrible", "poor", "unpleasant", "annoying", "disgusting", "dull"),
-        ("amazing", "fantastic", "pleasant", "charming", "splendid", "brilliant"),
+        ("horrible", "poor", "unpleasant", "amazing", "fantastic", "charming"),
     ),
     "test": (
         ("show", "dinner", "exhibition", "story", "wedding", "journey"),
-        ("appalling", "tedious", "nasty", "painful", "pathetic", "lousy"),
-        ("marvellous", "terrific", "enjoyable", "perfect", "magnificent", "fascinating"),
+        ("tedious", "nasty", "painful", "terrific", "enjoyable", "fascinating"),
     ),
 }
 Predict = Callable[[Tensor], Tensor]
@@ -57,8 +55,12 @@ class Rows:
 
     x: Tensor
     sex: Tensor
-    mood: Tensor
     job: Tensor
+
+    @property
+    def kind(self) -> Tensor:
+        """The kind of the job, 0 or 1."""
+        return self.job // 2
 
 
 def scr(before: float, after: float, best: float) -> float:
@@ -70,15 +72,18 @@ def scr(before: float, after: float, best: float) -> float:
         best: of a classifier that learned from balanced rows.
 
     Raises:
-        ValueError: the correlation cost nothing.
+        ValueError: the correlation cost less than `LEAST_COST`.
 
     Source: Karvonen et al. 2025, https://arxiv.org/abs/2503.09532, section 4 (SCR).
 
     >>> scr(0.6, 0.8, 1.0)
     0.5
     """
-    if not best > before:
-        raise ValueError(f"the classifier of correlated rows reaches {before}, that of balanced ones {best}: no cost")
+    if not best - before >= LEAST_COST:
+        raise ValueError(
+            f"the classifier of correlated rows reaches {before}, that of balanced ones {best}: too little was lost to "
+            "say what share came back"
+        )
     return round((after - before) / (best - before), 12)
 
 
@@ -111,14 +116,15 @@ def rows_of(part: str) -> Rows:
     model, tokenizer = language_model.load()
     begin, end = gender.PARTS[part]
     people = [every[begin:end] for every in gender.names()]
-    things, *moods = WORDS[part]
+    things, moods = WORDS[part]
     generator = random.Random(f"sentences to {part}")
     texts, labels = [], []
     for _ in range(SENTENCES[part]):
-        sex, mood, job = generator.randrange(2), generator.randrange(2), generator.randrange(len(JOBS))
-        words = {"name": generator.choice(people[sex]), "job": JOBS[job], "thing": generator.choice(things)}
-        texts.append(generator.choice(TEMPLATES).format(mood=generator.choice(moods[mood]), **words))
-        labels.append((sex, mood, job))
+        sex, job = generator.randrange(2), generator.randrange(len(JOBS))
+        words = {"name": generator.choice(people[sex]), "she": ("she", "he")[sex], "job": JOBS[job]}
+        template = generator.choice(TEMPLATES)
+        texts.append(template.format(thing=generator.choice(things), mood=generator.choice(moods), **words))
+        labels.append((sex, job))
     ids, mask = language_model.padded(tokenizer(texts)["input_ids"])
     means = []
     for some, kept in zip(ids.split(100), mask.split(100), strict=True):
@@ -204,7 +210,7 @@ def mean_of(found: Sequence[Mapping[str, tuple[float, float]]], name: str, which
 def run() -> Result:
     """Return what was found."""
     parts = {part: rows_of(part) for part in SENTENCES}
-    pairs = {"mood, sex spurious": ("mood", "sex"), "sex, mood spurious": ("sex", "mood")}
+    pairs = {"job, sex spurious": ("kind", "sex"), "sex, job spurious": ("sex", "kind")}
     found = {title: measure_scr(parts, *pair) for title, pair in pairs.items()}
     targeted = measure_tpp(parts)
     every = list(found.values())
