@@ -8,7 +8,7 @@ one of several classes blind the probe of that class, and of no other?
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,18 @@ class Rows:
     def kind(self) -> Tensor:
         """The kind of the job, 0 or 1."""
         return self.job // 2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracy of the biased and of an unbiased classifier; SCR by method, of the former kept and of one trained anew.
+
+    None are there where the correlation cost less than `LEAST_COST`.
+    """
+
+    before: float
+    best: float
+    by_method: dict[str, tuple[float, float]]
 
 
 def scr(before: float, after: float, best: float) -> float:
@@ -156,21 +168,23 @@ def erasers_of(x: Tensor, y: Tensor, classes: int = 2) -> dict[str, lf.Eraser]:
     }
 
 
-def measure_scr(parts: Mapping[str, Rows], wanted: str, spurious: str) -> dict[str, tuple[float, float]]:
-    """Return SCR by method, of the classifier that is kept and of one that is trained anew on the erased rows."""
+def measure_scr(parts: Mapping[str, Rows], wanted: str, spurious: str) -> Scores:
+    """Return the scores of one attribute that is wanted and another that is spurious."""
     fit, train, test = (parts[part] for part in ("fit", "train", "test"))
     y, test_y = getattr(train, wanted), getattr(test, wanted)
     together = y == getattr(train, spurious)
     biased = classifier(train.x[together], y[together])
     before = accuracy(biased, test.x, test_y)
     # as many rows as the biased one had, of all four kinds
-    best = accuracy(classifier(train.x[: int(together.sum())], y[: int(together.sum())]), test.x, test_y)
-    found = {"(accuracy: before, best)": (before, best)}
+    some = slice(int(together.sum()))
+    best = accuracy(classifier(train.x[some], y[some]), test.x, test_y)
+    found = {}
     for name, eraser in erasers_of(fit.x, getattr(fit, spurious)).items():
         again = classifier(eraser(train.x[together]), y[together])
-        kept, anew = (scr(before, accuracy(one, eraser(test.x), test_y), best) for one in (biased, again))
-        found[name] = kept, anew
-    return found
+        kept, anew = (accuracy(one, eraser(test.x), test_y) for one in (biased, again))
+        if best - before >= LEAST_COST:
+            found[name] = scr(before, kept, best), scr(before, anew, best)
+    return Scores(before, best, found)
 
 
 def measure_tpp(parts: Mapping[str, Rows]) -> dict[str, float]:
@@ -202,9 +216,10 @@ def balanced(positive: Tensor) -> Tensor:
     return torch.cat([yes, no[: len(yes)]]).sort().values
 
 
-def mean_of(found: Sequence[Mapping[str, tuple[float, float]]], name: str, which: int) -> float:
-    """Return the mean SCR of a method."""
-    return sum(each[name][which] for each in found) / len(found)
+def mean_of(found: Iterable[Scores], name: str, which: int) -> float:
+    """Return the mean SCR of a method over the directions that are scored; not a number where none is."""
+    scores = [each.by_method[name][which] for each in found if each.by_method]
+    return sum(scores) / len(scores) if scores else float("nan")
 
 
 def run() -> Result:
@@ -216,7 +231,8 @@ def run() -> Result:
     every = list(found.values())
     rows = []
     for name in targeted:
-        cells = [f"{each[name][which]:.2f}" for each in every for which in (0, 1)]
+        shown = [each.by_method.get(name) for each in every]
+        cells = [f"{pair[which]:.2f}" if pair else "not scored" for pair in shown for which in (0, 1)]
         rows.append([f"`{name}`" if name != "random" else "random subspace", *cells, f"{targeted[name]:.3f}"])
     heading = [
         "eraser, rank 1",
@@ -225,8 +241,7 @@ def run() -> Result:
     ]
     sizes: dict[str, int | float | str] = {f"sentences to {part}": count for part, count in SENTENCES.items()}
     for title, each in found.items():
-        before, best = each["(accuracy: before, best)"]
-        sizes[f"{title}: accuracy of the biased classifier and of an unbiased one"] = f"{before:.3f}, {best:.3f}"
+        sizes[f"{title}: accuracy of the biased and of an unbiased classifier"] = f"{each.before:.3f}, {each.best:.3f}"
     return Result(
         title="SCR and TPP",
         sizes=sizes,
@@ -239,5 +254,8 @@ def run() -> Result:
             Claim("LEACE: TPP, of at most 0.5", targeted["leace"], at_least=0.45),
         ],
         tables=[Table("Scores", heading, rows)],
-        series={"scr": {name: [mean_of(every, name, which) for which in (0, 1)] for name in targeted}, "tpp": targeted},
+        series={
+            "scr": {name: [mean_of(every, name, which) for which in (0, 1)] for name in targeted},
+            "tpp": targeted,
+        },
     )
