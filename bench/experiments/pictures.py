@@ -151,8 +151,8 @@ def spurious(result: Result) -> Figure:
     left.set_xlim(min(0.0, *(value for pair in scores.values() for value in pair)) - 0.12, 1.35)
     right.set_xlim(min(0.0, *targeted.values()) - 0.02, 0.58)
     left.legend(frameon=False, loc="lower right")
-    titled(left, "SCR: share of the spurious cost won back", "mean of both directions; 1 is best", "")
-    titled(right, "TPP: the class erased is lost, and no other", "0.5 is best", "")
+    titled(left, "SCR: share of the spurious cost won back", "mean of the directions that are scored; 1 is best", "")
+    titled(right, "TPP: the class erased is lost, and no other", "a probe can lose 0.5", "")
     return figure
 
 

@@ -251,7 +251,7 @@ def run() -> Result:
             Claim("INLP, rank 1: SCR, the classifier trained anew", mean_of(every, "inlp", 1), at_most=0.5),
             Claim("a random direction: SCR, the classifier kept", mean_of(every, "random", 0), at_most=0.05),
             Claim("a random direction: SCR, the classifier trained anew", mean_of(every, "random", 1), at_most=0.05),
-            Claim("LEACE: TPP, of at most 0.5", targeted["leace"], at_least=0.45),
+            Claim("LEACE: TPP, where a probe can lose one half", targeted["leace"], at_least=0.45),
         ],
         tables=[Table("Scores", heading, rows)],
         series={
