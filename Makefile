@@ -7,7 +7,7 @@ OPTIONS ?=
 OF ?=
 BENCH_JSON ?= bench/results/cpu.json
 
-.PHONY: help demo doctor test lint test-fast test-long test-nightly test-all sanitize bench bench-gpu docs dist release clean
+.PHONY: help demo doctor test lint test-fast test-long test-nightly test-all sanitize bench bench-gpu experiments docs dist release clean
 
 help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
@@ -16,6 +16,7 @@ help:
 	@echo 'make sanitize  the kernels alone, built with sanitizers (part of test-all)'
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
 	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'
+	@echo 'make experiments  what papers claim of erasure, on real data: at most 45 minutes'
 	@echo 'make doctor    what this installation has to work with'
 	@echo 'make docs      the documentation as a site, into build/site/'
 	@echo 'make dist      sdist and wheel, into dist/'
@@ -66,6 +67,10 @@ bench-gpu:
 # Strictly: a broken link, or a public name without an entry, is an error.
 docs:
 	@$(IN) docs python -m sphinx -W --keep-going -n -b html docs build/site
+
+# All of them, or ONLY="glove spurious". What they need is fetched once into ~/.cache/leace-fast, pinned by hash.
+experiments:
+	@$(IN) hf,audit env PYTHONPATH=bench python -m experiments.run $(ONLY)
 
 dist:
 	@$(IN) dev python -m build --no-isolation
