@@ -1,5 +1,8 @@
 """The tables of docs/methods.md: every row of METHODS, in the words of its docstring, measured on the demo's model.
 
+Methods are fitted on rows of half of the held-out modules. Fresh probes then look at the other half: they are trained
+on every other module of it, and tested on the rest.
+
 `python bench/methods_table.py --write docs/methods.md` measures all of it again; with `--words` in place of `--write`
 only the words are renewed, and a method that was not measured yet gets its row. The picture is `methods_picture.py`.
 """
@@ -17,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_text import Text, load_text
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast.demo import ASSETS, CATEGORIES, batches_of, fits, load_modules
-from leace_fast.evaluation import linear_probe
+from leace_fast.demo import CATEGORIES
+from leace_fast.evaluation import Probe, linear_probe
 from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, METHODS, ROWS, TASK
+from leace_fast.models import GROUPS
 
 SITE = "model.layers.2.post_attention_layernorm"
 MOST_ROWS = 20_000
 BATCH = 500
 PAIR = (1, 2)  # names and operators, for methods of two classes
-HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "probe", "fit"]
+HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "probe", "nats", "fit"]
 WORDS = 4  # columns that are not measured
 MARKS = ("<!-- table begins: python bench/methods_table.py --write docs/methods.md -->", "<!-- table ends -->")
 REPEATS = 3
@@ -39,19 +44,34 @@ LAST_STEPS = 12  # of logistic INLP on six classes, which needs many
 
 @dataclass(frozen=True)
 class Activations:
-    """Rows to fit on and rows held out, with their classes; of the first the length of each token too."""
+    """Rows to fit on, with their classes and the length of each token; fresh rows, with their classes and modules."""
 
     x: Tensor
     y: Tensor
     length: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    fresh_x: Tensor
+    fresh_y: Tensor
+    fresh_groups: Tensor
 
     def pair(self) -> Activations:
         """Return the rows of two classes, numbered 0 and 1."""
-        kept, test = ((y == PAIR[0]) | (y == PAIR[1]) for y in (self.y, self.test_y))
-        y, test_y = ((y == PAIR[1]).long() for y in (self.y[kept], self.test_y[test]))
-        return Activations(self.x[kept], y, self.length[kept], self.test_x[test], test_y)
+        kept, fresh = ((y == PAIR[0]) | (y == PAIR[1]) for y in (self.y, self.fresh_y))
+        y, fresh_y = ((y == PAIR[1]).long() for y in (self.y[kept], self.fresh_y[fresh]))
+        return Activations(self.x[kept], y, self.length[kept], self.fresh_x[fresh], fresh_y, self.fresh_groups[fresh])
+
+    def probe(self, erased: Tensor) -> Probe:
+        """Return what a probe reads in the fresh rows, erased: trained on every other module, tested on the rest."""
+        groups, place = self.fresh_groups.unique(return_inverse=True)
+        test = place % 2 == 1
+        train = ~test
+        return linear_probe(
+            erased[train],
+            self.fresh_y[train],
+            erased[test],
+            self.fresh_y[test],
+            groups=groups[place[test]],
+            train_groups=groups[place[train]],
+        )
 
     @property
     def num_classes(self) -> int:
@@ -74,28 +94,23 @@ class Activations:
         return list(zip(self.x.split(BATCH), self.y.split(BATCH), strict=True))
 
 
-def activations() -> Activations:
-    """Return the demo model's activations at one site, as float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
-    model = AutoModelForCausalLM.from_pretrained(ASSETS / "model", dtype="auto").eval()
-    lengths = torch.tensor([[float(len(tokenizer.decode([token])))] for token in range(len(tokenizer))])
+def activations(text: Text) -> Activations:
+    """Return the demo model's activations at one site, as float32: rows drawn evenly from all modules of each half."""
+    lengths = torch.tensor([[float(len(text.tokenizer.decode([token])))] for token in range(len(text.tokenizer))])
     parts: list[Tensor] = []
-    for side in (True, False):
-        modules = [module for module in load_modules(ASSETS / "held_out.jsonl.gz") if fits(module.name) == side]
+    for fresh in (False, True):
         seen: list[Tensor] = []
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in batches_of(modules, tokenizer):
+        for batch in text.batches(fresh):
             kept = (batch["concept_labels"] != -100) & batch["attention_mask"].bool()
-            with torch.no_grad(), lf.tap(model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            found.append((seen.pop()[kept], batch["concept_labels"][kept], lengths[batch["input_ids"][kept]]))
-            if sum(len(y) for _, y, _ in found) >= MOST_ROWS:
-                break
-        parts += [torch.cat(rows)[:MOST_ROWS] for rows in zip(*found, strict=True)]
-    x, y, length, test_x, test_y, _ = parts
-    return Activations(x, y, length, test_x, test_y)
+            with torch.no_grad(), lf.tap(text.model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
+                text.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            more = batch[GROUPS][:, None].expand(kept.shape) if fresh else lengths[batch["input_ids"]]
+            found.append((seen.pop()[kept], batch["concept_labels"][kept], more[kept]))
+        rows = [torch.cat(column) for column in zip(*found, strict=True)]
+        drawn = torch.linspace(0, len(rows[0]) - 1, MOST_ROWS).long()
+        parts += [column[drawn] for column in rows]
+    return Activations(*parts)
 
 
 @dataclass(frozen=True)
@@ -184,13 +199,17 @@ def row(trial: Trial, rows: Activations) -> list[str]:
     for part in ("moments", "class_moments", "task", "batches"):
         getattr(rows, part)  # the pass over the rows is not the method's time
     eraser, seconds = timed(lambda: trial.fit(rows))
-    out, test = trial.apply(eraser, rows.x, rows.y), trial.apply(eraser, rows.test_x, rows.test_y)
+    out, fresh = trial.apply(eraser, rows.x, rows.y), trial.apply(eraser, rows.fresh_x, rows.fresh_y)
     spread = float((rows.x - rows.x.mean(0)).double().square().sum(1).mean())
     change = float((out.double() - rows.x.double()).square().sum(1).mean()) / spread
-    probe = linear_probe(out, rows.y, test, rows.test_y)
     rank = str(eraser.rank) if isinstance(eraser, lf.Eraser) else ""
-    measured = [rank, f"{100 * change:.1f} %", f"{100 * probe.accuracy:.1f} %", duration(seconds)]
+    measured = [rank, f"{100 * change:.1f} %", *read(rows.probe(fresh)), duration(seconds)]
     return [trial.label, *trial.words, *measured]
+
+
+def read(probe: Probe) -> list[str]:
+    """Return the accuracy of a probe, and the nats that it gains over the constant."""
+    return [f"{100 * probe.accuracy:.1f} %", f"{probe.nats:+.3f}"]
 
 
 def duration(seconds: float) -> str:
@@ -205,14 +224,16 @@ def duration(seconds: float) -> str:
 
 def table(rows: Activations, pair: bool) -> str:
     """Return one Markdown table, measured."""
-    before = linear_probe(rows.x, rows.y, rows.test_x, rows.test_y)
-    lines = [["none", *[""] * (WORDS - 1), "", "0 %", f"{100 * before.accuracy:.1f} %", ""]]
+    before = rows.probe(rows.fresh_x)
+    lines = [["none", *[""] * (WORDS - 1), "", "0 %", *read(before), ""]]
     for trial in TRIALS:
         if trial.pair == pair:
             lines.append(row(trial, rows))
             print(" | ".join(lines[-1]), flush=True)
     facts = (
-        f"{len(rows.y):,} rows to fit on, {len(rows.test_y):,} held out; best constant {100 * before.constant:.1f} %."
+        f"{len(rows.y):,} rows to fit on. Fresh probes: {before.train_rows:,} rows of {before.train_groups} other "
+        f"modules to train on, {before.test_rows:,} of {before.test_groups} more to test on; best constant "
+        f"{100 * before.constant:.1f} %."
     )
     return f"{facts}\n\n{markdown(lines)}"
 
@@ -248,9 +269,11 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = activations()
+    data = load_text()
+    rows = activations(data)
     names = f"{CATEGORIES[PAIR[0]]}s against {CATEGORIES[PAIR[1]]}s"
     text = (
+        f"Erasers are fitted on rows of {len(data.fit)} modules.\n\n"
         f"### All {len(CATEGORIES)} categories\n\n{table(rows, pair=False)}\n\n"
         f"### Two classes: {names}\n\n{table(rows.pair(), pair=True)}"
     )
