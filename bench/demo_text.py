@@ -1,8 +1,12 @@
-"""The demo's model and text for benchmarks: modules to fit on and fresh ones, each token with its module as a group."""
+"""The demo's model and text for benchmarks that probe: modules to fit on, and fresh ones.
+
+Probes are trained on fresh modules, and tested in two ways: on other fresh modules, each half of them once, and on
+other windows of the same modules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +23,26 @@ HELD_OUT = "held_out.jsonl.gz"
 
 
 class Text(NamedTuple):
-    """The demo's model, its tokenizer, and modules that the model was not trained on: half to fit on, half fresh."""
+    """The demo's model, its tokenizer, and modules it was not trained on: some to fit on, the rest fresh."""
 
     model: Any
     tokenizer: Any
     fit: list[Module]
     fresh: list[Module]
 
-    def batches(self, fresh: bool) -> list[dict[str, Tensor]]:
-        """The windows of one half, with the number of its module for each."""
-        modules, first = (self.fresh, len(self.fit)) if fresh else (self.fit, 0)
-        return batches_of(modules, self.tokenizer, first)
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The groups: a number for each module."""
+        return {module.name: number for number, module in enumerate([*self.fit, *self.fresh])}
+
+    @property
+    def halves(self) -> tuple[list[Module], list[Module]]:
+        """The fresh modules, every other one."""
+        return self.fresh[::2], self.fresh[1::2]
+
+    def batches(self, modules: Sequence[Module]) -> list[dict[str, Tensor]]:
+        """Whole modules as batches of windows of like length, with `concept_groups`."""
+        return batches_of(modules, self.tokenizer, self.numbers)
 
     @property
     def fresh_bytes(self) -> int:
@@ -49,13 +62,9 @@ def load_text(assets: Path = ASSETS) -> Text:
     return Text(model, tokenizer, fit, fresh)
 
 
-def batches_of(modules: Sequence[Module], tokenizer: Any, first: int) -> list[dict[str, Tensor]]:
-    """Return whole modules as batches of windows of like length; `concept_groups` numbers the modules from `first`."""
-    pieces = [
-        (first + place, window)
-        for place, module in enumerate(modules)
-        for window in windows(module, tokenizer, CONTEXT)
-    ]
+def batches_of(modules: Sequence[Module], tokenizer: Any, numbers: Mapping[str, int]) -> list[dict[str, Tensor]]:
+    """Return whole modules as batches of windows of like length; `concept_groups` are their numbers, by name."""
+    pieces = [(numbers[module.name], window) for module in modules for window in windows(module, tokenizer, CONTEXT)]
     pieces.sort(key=lambda piece: -len(piece[1].input_ids))  # as `batched` sorts, so that the groups fit
     made = []
     for begin in range(0, len(pieces), BATCH):
@@ -63,3 +72,17 @@ def batches_of(modules: Sequence[Module], tokenizer: Any, first: int) -> list[di
         (batch,) = batched(chunk, BATCH, tokenizer.pad_token_id)
         made.append({**batch, GROUPS: torch.tensor(groups)})
     return made
+
+
+class Reading(NamedTuple):
+    """What probes read: means over all test rows."""
+
+    accuracy: float
+    constant: float
+    nats: float
+
+    @classmethod
+    def of(cls, probes: Sequence[Mapping[str, Any]]) -> Reading:
+        """Return the means of some probes, as dictionaries, by their test rows."""
+        rows = sum(probe["test_rows"] for probe in probes)
+        return cls(*(sum(probe[name] * probe["test_rows"] for probe in probes) / rows for name in cls._fields))

@@ -1,7 +1,7 @@
 """The tables of docs/methods.md: every row of METHODS, in the words of its docstring, measured on the demo's model.
 
-Methods are fitted on rows of half of the held-out modules. Fresh probes then look at the other half: they are trained
-on every other module of it, and tested on the rest.
+Methods are fitted on rows of half of the held-out modules. Fresh probes look at the other half, in two ways: trained on
+every other module and tested on the rest, both ways round; and trained on every other window and tested on the rest.
 
 `python bench/methods_table.py --write docs/methods.md` measures all of it again; with `--words` in place of `--write`
 only the words are renewed, and a method that was not measured yet gets its row. The picture is `methods_picture.py`.
@@ -13,19 +13,19 @@ import argparse
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_text import Text, load_text
+from demo_text import Reading, Text, load_text
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast.demo import CATEGORIES
-from leace_fast.evaluation import Probe, linear_probe
+from leace_fast.demo import CATEGORIES, Module
+from leace_fast.evaluation import linear_probe
 from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, METHODS, ROWS, TASK
 from leace_fast.models import GROUPS
 
@@ -33,7 +33,7 @@ SITE = "model.layers.2.post_attention_layernorm"
 MOST_ROWS = 20_000
 BATCH = 500
 PAIR = (1, 2)  # names and operators, for methods of two classes
-HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "probe", "nats", "fit"]
+HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "other modules", "same modules", "fit"]
 WORDS = 4  # columns that are not measured
 MARKS = ("<!-- table begins: python bench/methods_table.py --write docs/methods.md -->", "<!-- table ends -->")
 REPEATS = 3
@@ -44,34 +44,27 @@ LAST_STEPS = 12  # of logistic INLP on six classes, which needs many
 
 @dataclass(frozen=True)
 class Activations:
-    """Rows to fit on, with their classes and the length of each token; fresh rows, with their classes and modules."""
+    """Rows to fit on, with their classes and the length of each token; fresh ones, with their classes and windows."""
 
     x: Tensor
     y: Tensor
     length: Tensor
     fresh_x: Tensor
     fresh_y: Tensor
-    fresh_groups: Tensor
+    modules: Tensor
+    windows: Tensor
 
     def pair(self) -> Activations:
         """Return the rows of two classes, numbered 0 and 1."""
         kept, fresh = ((y == PAIR[0]) | (y == PAIR[1]) for y in (self.y, self.fresh_y))
         y, fresh_y = ((y == PAIR[1]).long() for y in (self.y[kept], self.fresh_y[fresh]))
-        return Activations(self.x[kept], y, self.length[kept], self.fresh_x[fresh], fresh_y, self.fresh_groups[fresh])
+        more = (self.modules[fresh], self.windows[fresh])
+        return Activations(self.x[kept], y, self.length[kept], self.fresh_x[fresh], fresh_y, *more)
 
-    def probe(self, erased: Tensor) -> Probe:
-        """Return what a probe reads in the fresh rows, erased: trained on every other module, tested on the rest."""
-        groups, place = self.fresh_groups.unique(return_inverse=True)
-        test = place % 2 == 1
-        train = ~test
-        return linear_probe(
-            erased[train],
-            self.fresh_y[train],
-            erased[test],
-            self.fresh_y[test],
-            groups=groups[place[test]],
-            train_groups=groups[place[train]],
-        )
+    def read(self, erased: Tensor) -> tuple[Reading, Reading]:
+        """Return what probes read in the fresh rows, erased: trained on other modules, and on other windows."""
+        by_module = [_probe(erased, self.fresh_y, self.modules, side) for side in (0, 1)]
+        return Reading.of(by_module), Reading.of([_probe(erased, self.fresh_y, self.windows, 1)])
 
     @property
     def num_classes(self) -> int:
@@ -94,23 +87,39 @@ class Activations:
         return list(zip(self.x.split(BATCH), self.y.split(BATCH), strict=True))
 
 
+def _probe(x: Tensor, y: Tensor, groups: Tensor, side: int) -> dict[str, Any]:
+    """Return what a probe reads in every other group, from the even or the odd ones; the rest trains it."""
+    half = groups.unique(return_inverse=True)[1] % 2
+    train, test = half != side, half == side
+    probe = linear_probe(x[train], y[train], x[test], y[test], groups=groups[test], train_groups=groups[train])
+    return probe._asdict()
+
+
 def activations(text: Text) -> Activations:
     """Return the demo model's activations at one site, as float32: rows drawn evenly from all modules of each half."""
     lengths = torch.tensor([[float(len(text.tokenizer.decode([token])))] for token in range(len(text.tokenizer))])
-    parts: list[Tensor] = []
-    for fresh in (False, True):
-        seen: list[Tensor] = []
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in text.batches(fresh):
-            kept = (batch["concept_labels"] != -100) & batch["attention_mask"].bool()
-            with torch.no_grad(), lf.tap(text.model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
-                text.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            more = batch[GROUPS][:, None].expand(kept.shape) if fresh else lengths[batch["input_ids"]]
-            found.append((seen.pop()[kept], batch["concept_labels"][kept], more[kept]))
-        rows = [torch.cat(column) for column in zip(*found, strict=True)]
-        drawn = torch.linspace(0, len(rows[0]) - 1, MOST_ROWS).long()
-        parts += [column[drawn] for column in rows]
-    return Activations(*parts)
+    x, y, tokens, _, _ = drawn(text, text.fit)
+    fresh_x, fresh_y, _, modules, windows = drawn(text, text.fresh)
+    return Activations(x, y, lengths[tokens], fresh_x, fresh_y, modules, windows)
+
+
+def drawn(text: Text, modules: Sequence[Module]) -> list[Tensor]:
+    """Return rows drawn evenly from modules, with their classes, tokens, modules and windows."""
+    seen: list[Tensor] = []
+    found: list[tuple[Tensor, ...]] = []
+    count = 0
+    for batch in text.batches(modules):
+        ids, y = batch["input_ids"], batch["concept_labels"]
+        kept = (y != -100) & batch["attention_mask"].bool()
+        with torch.no_grad(), lf.tap(text.model, [SITE], lambda _, output: seen.append(output.float())):
+            text.model(input_ids=ids, attention_mask=batch["attention_mask"])
+        of_module, of_window = batch[GROUPS], torch.arange(count, count + len(ids))
+        count += len(ids)
+        each = (of[:, None].expand(y.shape)[kept] for of in (of_module, of_window))
+        found.append((seen.pop()[kept], y[kept], ids[kept], *each))
+    rows = [torch.cat(column) for column in zip(*found, strict=True)]
+    some = torch.linspace(0, len(rows[0]) - 1, MOST_ROWS).long()
+    return [column[some] for column in rows]
 
 
 @dataclass(frozen=True)
@@ -203,13 +212,13 @@ def row(trial: Trial, rows: Activations) -> list[str]:
     spread = float((rows.x - rows.x.mean(0)).double().square().sum(1).mean())
     change = float((out.double() - rows.x.double()).square().sum(1).mean()) / spread
     rank = str(eraser.rank) if isinstance(eraser, lf.Eraser) else ""
-    measured = [rank, f"{100 * change:.1f} %", *read(rows.probe(fresh)), duration(seconds)]
+    measured = [rank, f"{100 * change:.1f} %", *map(written, rows.read(fresh)), duration(seconds)]
     return [trial.label, *trial.words, *measured]
 
 
-def read(probe: Probe) -> list[str]:
-    """Return the accuracy of a probe, and the nats that it gains over the constant."""
-    return [f"{100 * probe.accuracy:.1f} %", f"{probe.nats:+.3f}"]
+def written(reading: Reading) -> str:
+    """Return the accuracy of probes, and the nats that they gain over the constant."""
+    return f"{100 * reading.accuracy:.1f} %, {reading.nats:+.3f}"
 
 
 def duration(seconds: float) -> str:
@@ -224,16 +233,16 @@ def duration(seconds: float) -> str:
 
 def table(rows: Activations, pair: bool) -> str:
     """Return one Markdown table, measured."""
-    before = rows.probe(rows.fresh_x)
-    lines = [["none", *[""] * (WORDS - 1), "", "0 %", *read(before), ""]]
+    before = rows.read(rows.fresh_x)
+    lines = [["none", *[""] * (WORDS - 1), "", "0 %", *map(written, before), ""]]
     for trial in TRIALS:
         if trial.pair == pair:
             lines.append(row(trial, rows))
             print(" | ".join(lines[-1]), flush=True)
+    other, same = (f"{100 * each.constant:.1f} %" for each in before)
     facts = (
-        f"{len(rows.y):,} rows to fit on. Fresh probes: {before.train_rows:,} rows of {before.train_groups} other "
-        f"modules to train on, {before.test_rows:,} of {before.test_groups} more to test on; best constant "
-        f"{100 * before.constant:.1f} %."
+        f"{len(rows.y):,} rows to fit on; {len(rows.fresh_y):,} of {len(rows.modules.unique())} fresh modules to probe. "
+        f"Constant: {other} (other modules), {same} (same modules)."
     )
     return f"{facts}\n\n{markdown(lines)}"
 

@@ -83,7 +83,7 @@ def measured(name: str, every: int, mode: str, metric: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     text = load_text() if name == "demo" else None
-    model, batches = wide() if text is None else (text.model, text.batches(fresh=False))
+    model, batches = wide() if text is None else (text.model, text.batches(text.fit))
     batches = [thinned(batch, every) for batch in batches]
     model(**{key: value[:1] for key, value in batches[0].items() if key in ("input_ids", "attention_mask")})
     before, begin = peak(), time.process_time()
@@ -93,7 +93,7 @@ def measured(name: str, every: int, mode: str, metric: str) -> dict[str, Any]:
     bits = None
     if text is not None:
         bits = evaluate(
-            model, text.batches(fresh=True), scrubber, text_bytes=text.fresh_bytes, probe=False
+            model, text.batches(text.fresh), scrubber, text_bytes=text.fresh_bytes, probe=False
         ).bits_per_byte
     return {
         "seconds": seconds,

@@ -3,7 +3,8 @@
     python bench/scrubbing.py bench/results/scrubbing.json --page docs/scrubbing.md --picture docs/images/modes.png
 
 Erasers are fitted on half of the held-out modules. Loss and divergence are of the other half. Fresh probes inside the
-scrubbed model are trained on every other module of that half, and tested on the rest.
+scrubbed model are trained on every other module of that half and tested on the rest, both ways round; and trained on
+every other window and tested on the rest.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_text import load_text
+from demo_text import Reading, Text, load_text
 
 from leace_fast import Scrubber, evaluate, leace, random_like, scrub
 from leace_fast.demo import CATEGORIES, machine
+from leace_fast.models import GROUPS
 
 CONTRASTS = 5
 MAIN, ONE_PASS = "leace, sequential", "leace, parallel"
@@ -61,48 +63,55 @@ def table(conditions: dict[str, Any]) -> str:
         means = {key: sum(found[key] for found in random) / len(random) for key in ("bits_per_byte", "kl")}
         rows[f"random subspaces, mean of {len(random)}"] = {**means, "probes": {}}
     clean = rows["clean"]["bits_per_byte"]
-    (constant,) = {f"{100 * probe['constant']:.1f}" for found in rows.values() for probe in found["probes"].values()}
+    other, same = (
+        f"{100 * next(iter(of(rows['clean']).values())).constant:.1f}" for of in (other_modules, same_modules)
+    )
     lines = [
-        f"| | bits per byte | rise | KL to clean, nats | fresh probes, % (constant {constant}) | nats gained | leaks |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | bits per byte | rise | KL to clean, nats "
+        f"| other modules, % (constant {other}) | nats | same modules, % (constant {same}) | nats |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, found in rows.items():
-        probes = found["probes"].values()
-        cells = ["", "", ""]
-        if probes:
-            accuracies = [100 * probe["accuracy"] for probe in probes]
-            gained = [probe["nats"] for probe in probes]
-            leaks = sum(probe["nats_interval"][0] > 0 for probe in probes)
-            cells = [f"{min(accuracies):.1f} to {max(accuracies):.1f}", f"{min(gained):+.3f} to {max(gained):+.3f}"]
-            cells.append(f"{leaks} of {len(probes)}")
+        cells = [cell for of in (other_modules, same_modules) for cell in spans(list(of(found).values()))]
         bits = found["bits_per_byte"]
         rise, kl = (f"{bits - clean:+.4f}", f"{found['kl']:.4f}") if name != "clean" else ("", "")
         lines.append(f"| {name} | {bits:.4f} | {rise} | {kl} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def other_modules(found: dict[str, Any]) -> dict[str, Reading]:
+    """Return what probes that were trained on other modules read at each site."""
+    return {site: Reading.of(probes["modules"]) for site, probes in found["probes"].items()}
+
+
+def same_modules(found: dict[str, Any]) -> dict[str, Reading]:
+    """Return what probes that were trained on other windows read at each site."""
+    return {site: Reading.of(probes["windows"]) for site, probes in found["probes"].items()}
+
+
+def spans(read: list[Reading]) -> list[str]:
+    """Return the least and the most accuracy, and nats gained, of the sites."""
+    if not read:
+        return ["", ""]
+    accuracies, gained = [100 * each.accuracy for each in read], [each.nats for each in read]
+    return [f"{min(accuracies):.1f} to {max(accuracies):.1f}", f"{min(gained):+.3f} to {max(gained):+.3f}"]
+
+
 def measure_all(out: Path) -> None:
     """Scrub in each way, evaluate, and write the figures after each."""
     text = load_text()
-    fit, fresh = text.batches(fresh=False), text.batches(fresh=True)
-    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in fit]
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in text.batches(text.fit)]
     found: dict[str, Any] = {}
 
     def measure(name: str, scrubber: Scrubber | None, seconds: float | None = None, probe: bool = True) -> None:
-        result = evaluate(text.model, fresh, scrubber, text_bytes=text.fresh_bytes, probe=probe)
         found[name] = {
-            "nats": result.nats,
-            "bits_per_byte": result.bits_per_byte,
-            "perplexity": result.perplexity,
-            "kl": result.kl,
-            "tokens": result.tokens,
+            **evaluated(text, scrubber, probe),
             "scrub_seconds": seconds,
-            "probes": {site: each._asdict() for site, each in result.probes.items()},
             "reports": reports(scrubber) if probe and scrubber is not None else {},
         }
         facts = {"machine": machine(), "text_bytes": text.fresh_bytes, "fit_modules": len(text.fit)}
         out.write_text(json.dumps({**facts, "conditions": found}, indent=1) + "\n", encoding="utf-8")
-        print(f"{name:<36} {result.bits_per_byte:.4f} bits a byte, KL {result.kl or 0:.4f}", flush=True)
+        print(f"{name:<36} {found[name]['bits_per_byte']:.4f} bits a byte, KL {found[name]['kl'] or 0:.4f}", flush=True)
 
     measure("clean", None)
     scrubbers = {}
@@ -112,6 +121,28 @@ def measure_all(out: Path) -> None:
         measure(name, scrubbers[name], time.process_time() - begin)
     for seed in range(SEEDS):
         measure(f"random {seed}", random_like(scrubbers[MAIN], seed), probe=False)
+
+
+def evaluated(text: Text, scrubber: Scrubber | None, probe: bool) -> dict[str, Any]:
+    """Return loss and divergence over the fresh modules, and the probes of each site."""
+    windows = [{name: value for name, value in batch.items() if name != GROUPS} for batch in text.batches(text.fresh)]
+    result = evaluate(text.model, windows, scrubber, text_bytes=text.fresh_bytes, probe=probe)
+    halves = [text.batches(modules) for modules in text.halves] if probe else []
+    ways = [
+        evaluate(text.model, test, scrubber, probe_batches=train).probes
+        for test, train in (halves, halves[::-1])
+        if probe
+    ]
+    return {
+        "nats": result.nats,
+        "bits_per_byte": result.bits_per_byte,
+        "kl": result.kl,
+        "tokens": result.tokens,
+        "probes": {
+            site: {"modules": [way[site]._asdict() for way in ways], "windows": [each._asdict()]}
+            for site, each in result.probes.items()
+        },
+    }
 
 
 def reports(scrubber: Scrubber) -> dict[str, dict[str, Any]]:
@@ -131,36 +162,25 @@ def draw(conditions: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9.0, 4.2), dpi=130)
+    figure, both = plt.subplots(1, 2, figsize=(11.0, 4.4), dpi=130, sharey=True)
     names = {"clean": "clean", ONE_PASS: "scrubbed in one pass", MAIN: "scrubbed one site after another"}
-    for condition, colour in LINES.items():
-        probes = list(conditions[condition]["probes"].values())
-        values = [100 * probe["accuracy"] for probe in probes]
-        low, high = ([100 * probe["accuracy_interval"][end] for probe in probes] for end in (0, 1))
-        axes.fill_between(range(len(values)), low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(values, color=colour, marker="o", markersize=4.5, linewidth=1.8)
-        axes.annotate(
-            names[condition],
-            (len(values) - 1, values[-1]),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-        )
-    sites = list(conditions["clean"]["probes"])
-    constant = 100 * conditions["clean"]["probes"][sites[0]]["constant"]
-    axes.axhline(constant, color=GREY, linestyle="--", linewidth=1.2)
-    axes.annotate(
-        f"best constant answer, {constant:.1f} %", (0, constant), (0, -12), textcoords="offset points", color=GREY
-    )
-    labels = [f"{site.split('.')[2]} {'MLP' if 'post' in site else 'attention'}" for site in sites]
-    axes.set_xticks(range(len(sites)), labels, fontsize=8.5)
-    axes.set_xlabel("norm in front of", color=GREY)
-    axes.set_ylabel("accuracy of a fresh probe, %", color=GREY)
-    axes.set(ylim=(0, 100), xlim=(-0.3, len(sites) + 2.4))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
+    titles = {"trained on other modules": other_modules, "trained on other windows of the same modules": same_modules}
+    for axes, (title, of) in zip(both, titles.items(), strict=True):
+        for condition, colour in LINES.items():
+            values = [100 * each.accuracy for each in of(conditions[condition]).values()]
+            axes.plot(values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=names[condition])
+        clean = of(conditions["clean"])
+        sites, constant = list(clean), 100 * next(iter(clean.values())).constant
+        axes.axhline(constant, color=GREY, linestyle="--", linewidth=1.2, label="best constant answer")
+        labels = [f"{site.split('.')[2]} {'MLP' if 'post' in site else 'attn.'}" for site in sites]
+        axes.set_xticks(range(len(sites)), labels, fontsize=8, rotation=45, ha="right")
+        axes.set_title(title, loc="left", fontsize=10.5)
+        axes.set(ylim=(0, 100))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    both[0].set_ylabel("accuracy of a fresh probe, %")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, metadata={"Software": None})
 
 
