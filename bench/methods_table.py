@@ -241,7 +241,7 @@ def table(rows: Activations, pair: bool) -> str:
             print(" | ".join(lines[-1]), flush=True)
     other, same = (f"{100 * each.constant:.1f} %" for each in before)
     facts = (
-        f"{len(rows.y):,} rows to fit on, {len(rows.fresh_y):,} of {len(rows.modules.unique())} fresh modules to probe; "
+        f"{len(rows.y):,} rows to fit, {len(rows.fresh_y):,} of {len(rows.modules.unique())} fresh modules to probe: "
         f"constant {other} (other modules), {same} (same modules)."
     )
     return f"{facts}\n\n{markdown(lines)}"
