@@ -30,7 +30,7 @@ from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES
 from leace_fast.models import GROUPS
 
 SITE = "model.layers.2.post_attention_layernorm"
-MOST_ROWS = 20_000
+ROWS_TO_FIT, FRESH_ROWS = 20_000, 12_000
 BATCH = 500
 PAIR = (1, 2)  # names and operators, for methods of two classes
 HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "other modules", "same modules", "fit"]
@@ -98,12 +98,12 @@ def _probe(x: Tensor, y: Tensor, groups: Tensor, side: int) -> dict[str, Any]:
 def activations(text: Text) -> Activations:
     """Return the demo model's activations at one site, as float32: rows drawn evenly from all modules of each half."""
     lengths = torch.tensor([[float(len(text.tokenizer.decode([token])))] for token in range(len(text.tokenizer))])
-    x, y, tokens, _, _ = drawn(text, text.fit)
-    fresh_x, fresh_y, _, modules, windows = drawn(text, text.fresh)
+    x, y, tokens, _, _ = drawn(text, text.fit, ROWS_TO_FIT)
+    fresh_x, fresh_y, _, modules, windows = drawn(text, text.fresh, FRESH_ROWS)
     return Activations(x, y, lengths[tokens], fresh_x, fresh_y, modules, windows)
 
 
-def drawn(text: Text, modules: Sequence[Module]) -> list[Tensor]:
+def drawn(text: Text, modules: Sequence[Module], number: int) -> list[Tensor]:
     """Return rows drawn evenly from modules, with their classes, tokens, modules and windows."""
     seen: list[Tensor] = []
     found: list[tuple[Tensor, ...]] = []
@@ -118,7 +118,7 @@ def drawn(text: Text, modules: Sequence[Module]) -> list[Tensor]:
         each = (of[:, None].expand(y.shape)[kept] for of in (of_module, of_window))
         found.append((seen.pop()[kept], y[kept], ids[kept], *each))
     rows = [torch.cat(column) for column in zip(*found, strict=True)]
-    some = torch.linspace(0, len(rows[0]) - 1, MOST_ROWS).long()
+    some = torch.linspace(0, len(rows[0]) - 1, number).long()
     return [column[some] for column in rows]
 
 

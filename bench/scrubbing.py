@@ -24,6 +24,7 @@ from leace_fast.demo import CATEGORIES, machine
 from leace_fast.models import GROUPS
 
 CONTRASTS = 5
+PROBE_ROWS = 8000
 MAIN, ONE_PASS = "leace, sequential", "leace, parallel"
 CONDITIONS: dict[str, dict[str, Any]] = {
     MAIN: {},
@@ -126,10 +127,10 @@ def measure_all(out: Path) -> None:
 def evaluated(text: Text, scrubber: Scrubber | None, probe: bool) -> dict[str, Any]:
     """Return loss and divergence over the fresh modules, and the probes of each site."""
     windows = [{name: value for name, value in batch.items() if name != GROUPS} for batch in text.batches(text.fresh)]
-    result = evaluate(text.model, windows, scrubber, text_bytes=text.fresh_bytes, probe=probe)
+    result = evaluate(text.model, windows, scrubber, text_bytes=text.fresh_bytes, probe=probe, probe_rows=PROBE_ROWS)
     halves = [text.batches(modules) for modules in text.halves] if probe else []
     ways = [
-        evaluate(text.model, test, scrubber, probe_batches=train).probes
+        evaluate(text.model, test, scrubber, probe_batches=train, probe_rows=PROBE_ROWS).probes
         for test, train in (halves, halves[::-1])
         if probe
     ]
