@@ -1,5 +1,8 @@
 """The tables of docs/methods.md: every row of METHODS, in the words of its docstring, measured on the demo's model.
 
+Methods are fitted on rows of half of the held-out modules. Fresh probes look at the other half, in two ways: trained on
+every other module and tested on the rest, both ways round; and trained on every other window and tested on the rest.
+
 `python bench/methods_table.py --write docs/methods.md` measures all of it again; with `--words` in place of `--write`
 only the words are renewed, and a method that was not measured yet gets its row. The picture is `methods_picture.py`.
 """
@@ -10,25 +13,27 @@ import argparse
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from demo_text import Reading, Text, load_text
 from torch import Tensor
 
 import leace_fast as lf
-from leace_fast.demo import ASSETS, CATEGORIES, batches_of, fits, load_modules
+from leace_fast.demo import CATEGORIES, Module
 from leace_fast.evaluation import linear_probe
 from leace_fast.methods import CLASS_COVARIANCES, LABELS, LABELS_AND_COVARIANCES, METHODS, ROWS, TASK
+from leace_fast.models import GROUPS
 
 SITE = "model.layers.2.post_attention_layernorm"
-MOST_ROWS = 20_000
+ROWS_TO_FIT, FRESH_ROWS = 20_000, 12_000
 BATCH = 500
 PAIR = (1, 2)  # names and operators, for methods of two classes
-HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "probe", "fit"]
+HEADING = ["method", "what it is", "needs", "guarantees", "rank", "change", "other modules", "same modules", "fit"]
 WORDS = 4  # columns that are not measured
 MARKS = ("<!-- table begins: python bench/methods_table.py --write docs/methods.md -->", "<!-- table ends -->")
 REPEATS = 3
@@ -39,19 +44,27 @@ LAST_STEPS = 12  # of logistic INLP on six classes, which needs many
 
 @dataclass(frozen=True)
 class Activations:
-    """Rows to fit on and rows held out, with their classes; of the first the length of each token too."""
+    """Rows to fit on, with their classes and the length of each token; fresh ones, with their classes and windows."""
 
     x: Tensor
     y: Tensor
     length: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    fresh_x: Tensor
+    fresh_y: Tensor
+    modules: Tensor
+    windows: Tensor
 
     def pair(self) -> Activations:
         """Return the rows of two classes, numbered 0 and 1."""
-        kept, test = ((y == PAIR[0]) | (y == PAIR[1]) for y in (self.y, self.test_y))
-        y, test_y = ((y == PAIR[1]).long() for y in (self.y[kept], self.test_y[test]))
-        return Activations(self.x[kept], y, self.length[kept], self.test_x[test], test_y)
+        kept, fresh = ((y == PAIR[0]) | (y == PAIR[1]) for y in (self.y, self.fresh_y))
+        y, fresh_y = ((y == PAIR[1]).long() for y in (self.y[kept], self.fresh_y[fresh]))
+        more = (self.modules[fresh], self.windows[fresh])
+        return Activations(self.x[kept], y, self.length[kept], self.fresh_x[fresh], fresh_y, *more)
+
+    def read(self, erased: Tensor) -> tuple[Reading, Reading]:
+        """Return what probes read in the fresh rows, erased: trained on other modules, and on other windows."""
+        by_module = [_probe(erased, self.fresh_y, self.modules, side) for side in (0, 1)]
+        return Reading.of(by_module), Reading.of([_probe(erased, self.fresh_y, self.windows, 1)])
 
     @property
     def num_classes(self) -> int:
@@ -74,28 +87,39 @@ class Activations:
         return list(zip(self.x.split(BATCH), self.y.split(BATCH), strict=True))
 
 
-def activations() -> Activations:
-    """Return the demo model's activations at one site, as float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _probe(x: Tensor, y: Tensor, groups: Tensor, side: int) -> dict[str, Any]:
+    """Return what a probe reads in every other group, from the even or the odd ones; the rest trains it."""
+    half = groups.unique(return_inverse=True)[1] % 2
+    train, test = half != side, half == side
+    probe = linear_probe(x[train], y[train], x[test], y[test], groups=groups[test], train_groups=groups[train])
+    return probe._asdict()
 
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
-    model = AutoModelForCausalLM.from_pretrained(ASSETS / "model", dtype="auto").eval()
-    lengths = torch.tensor([[float(len(tokenizer.decode([token])))] for token in range(len(tokenizer))])
-    parts: list[Tensor] = []
-    for side in (True, False):
-        modules = [module for module in load_modules(ASSETS / "held_out.jsonl.gz") if fits(module.name) == side]
-        seen: list[Tensor] = []
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in batches_of(modules, tokenizer):
-            kept = (batch["concept_labels"] != -100) & batch["attention_mask"].bool()
-            with torch.no_grad(), lf.tap(model, [SITE], lambda _, output, seen=seen: seen.append(output.float())):
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            found.append((seen.pop()[kept], batch["concept_labels"][kept], lengths[batch["input_ids"][kept]]))
-            if sum(len(y) for _, y, _ in found) >= MOST_ROWS:
-                break
-        parts += [torch.cat(rows)[:MOST_ROWS] for rows in zip(*found, strict=True)]
-    x, y, length, test_x, test_y, _ = parts
-    return Activations(x, y, length, test_x, test_y)
+
+def activations(text: Text) -> Activations:
+    """Return the demo model's activations at one site, as float32: rows drawn evenly from all modules of each half."""
+    lengths = torch.tensor([[float(len(text.tokenizer.decode([token])))] for token in range(len(text.tokenizer))])
+    x, y, tokens, _, _ = drawn(text, text.fit, ROWS_TO_FIT)
+    fresh_x, fresh_y, _, modules, windows = drawn(text, text.fresh, FRESH_ROWS)
+    return Activations(x, y, lengths[tokens], fresh_x, fresh_y, modules, windows)
+
+
+def drawn(text: Text, modules: Sequence[Module], number: int) -> list[Tensor]:
+    """Return rows drawn evenly from modules, with their classes, tokens, modules and windows."""
+    seen: list[Tensor] = []
+    found: list[tuple[Tensor, ...]] = []
+    count = 0
+    for batch in text.batches(modules):
+        ids, y = batch["input_ids"], batch["concept_labels"]
+        kept = (y != -100) & batch["attention_mask"].bool()
+        with torch.no_grad(), lf.tap(text.model, [SITE], lambda _, output: seen.append(output.float())):
+            text.model(input_ids=ids, attention_mask=batch["attention_mask"])
+        of_module, of_window = batch[GROUPS], torch.arange(count, count + len(ids))
+        count += len(ids)
+        each = (of[:, None].expand(y.shape)[kept] for of in (of_module, of_window))
+        found.append((seen.pop()[kept], y[kept], ids[kept], *each))
+    rows = [torch.cat(column) for column in zip(*found, strict=True)]
+    some = torch.linspace(0, len(rows[0]) - 1, number).long()
+    return [column[some] for column in rows]
 
 
 @dataclass(frozen=True)
@@ -184,13 +208,17 @@ def row(trial: Trial, rows: Activations) -> list[str]:
     for part in ("moments", "class_moments", "task", "batches"):
         getattr(rows, part)  # the pass over the rows is not the method's time
     eraser, seconds = timed(lambda: trial.fit(rows))
-    out, test = trial.apply(eraser, rows.x, rows.y), trial.apply(eraser, rows.test_x, rows.test_y)
+    out, fresh = trial.apply(eraser, rows.x, rows.y), trial.apply(eraser, rows.fresh_x, rows.fresh_y)
     spread = float((rows.x - rows.x.mean(0)).double().square().sum(1).mean())
     change = float((out.double() - rows.x.double()).square().sum(1).mean()) / spread
-    probe = linear_probe(out, rows.y, test, rows.test_y)
     rank = str(eraser.rank) if isinstance(eraser, lf.Eraser) else ""
-    measured = [rank, f"{100 * change:.1f} %", f"{100 * probe.accuracy:.1f} %", duration(seconds)]
+    measured = [rank, f"{100 * change:.1f} %", *map(written, rows.read(fresh)), duration(seconds)]
     return [trial.label, *trial.words, *measured]
+
+
+def written(reading: Reading) -> str:
+    """Return the accuracy of probes, and the nats that they gain over the constant."""
+    return f"{100 * reading.accuracy:.1f} %, {reading.nats:+.3f}"
 
 
 def duration(seconds: float) -> str:
@@ -205,14 +233,16 @@ def duration(seconds: float) -> str:
 
 def table(rows: Activations, pair: bool) -> str:
     """Return one Markdown table, measured."""
-    before = linear_probe(rows.x, rows.y, rows.test_x, rows.test_y)
-    lines = [["none", *[""] * (WORDS - 1), "", "0 %", f"{100 * before.accuracy:.1f} %", ""]]
+    before = rows.read(rows.fresh_x)
+    lines = [["none", *[""] * (WORDS - 1), "", "0 %", *map(written, before), ""]]
     for trial in TRIALS:
         if trial.pair == pair:
             lines.append(row(trial, rows))
             print(" | ".join(lines[-1]), flush=True)
+    other, same = (f"{100 * each.constant:.1f} %" for each in before)
     facts = (
-        f"{len(rows.y):,} rows to fit on, {len(rows.test_y):,} held out; best constant {100 * before.constant:.1f} %."
+        f"{len(rows.y):,} rows to fit, {len(rows.fresh_y):,} of {len(rows.modules.unique())} fresh modules to probe: "
+        f"constant {other} (other modules), {same} (same modules)."
     )
     return f"{facts}\n\n{markdown(lines)}"
 
@@ -248,9 +278,11 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = activations()
+    data = load_text()
+    rows = activations(data)
     names = f"{CATEGORIES[PAIR[0]]}s against {CATEGORIES[PAIR[1]]}s"
     text = (
+        f"Erasers are fitted on rows of {len(data.fit)} modules.\n\n"
         f"### All {len(CATEGORIES)} categories\n\n{table(rows, pair=False)}\n\n"
         f"### Two classes: {names}\n\n{table(rows.pair(), pair=True)}"
     )

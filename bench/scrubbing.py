@@ -1,46 +1,59 @@
 """What scrubbing a concept costs, and what it leaves: methods and modes side by side on the demo's model.
 
-    python bench/scrubbing.py bench/results/scrubbing.json --page docs/scrubbing.md
+    python bench/scrubbing.py bench/results/scrubbing.json --page docs/scrubbing.md --picture docs/images/modes.png
 
-Measures loss and divergence on held-out text, and probes inside the scrubbed model; writes the table of the page.
+Erasers are fitted on half of the held-out modules. Loss and divergence are of the other half. Fresh probes inside the
+scrubbed model are trained on every other module of that half and tested on the rest, both ways round; and trained on
+every other window and tested on the rest.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from demo_text import Reading, Text, load_text
 
-from leace_fast import Scrubber, evaluate, random_like, scrub
-from leace_fast.demo import load_demo, machine
+from leace_fast import Scrubber, evaluate, leace, random_like, scrub
+from leace_fast.demo import CATEGORIES, machine
+from leace_fast.models import GROUPS
 
-CONDITIONS = (
-    ("leace", "sequential"),
-    ("orth", "sequential"),
-    ("mean_projection", "sequential"),
-    ("leace", "parallel"),
-)
+CONTRASTS = 5
+PROBE_ROWS = 8000
+MAIN, ONE_PASS = "leace, sequential", "leace, parallel"
+CONDITIONS: dict[str, dict[str, Any]] = {
+    MAIN: {},
+    f"leace with {CONTRASTS} contrasts, sequential": {"method": functools.partial(leace, contrasts=CONTRASTS)},
+    "orth, sequential": {"method": "orth"},
+    "mean projection, sequential": {"method": "mean_projection"},
+    ONE_PASS: {"mode": "parallel"},
+}
 SEEDS = 5
 BEGIN, END = "<!-- table: bench/scrubbing.py -->", "<!-- end -->"
+GREY, LINES = "#8a9099", {"clean": "#30343b", ONE_PASS: "#c8372d", MAIN: "#1f6fb4"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--page", type=Path, help="the page whose table is written")
-    parser.add_argument("--only-table", action="store_true", help="write the table of what was measured before")
+    parser.add_argument("--picture", type=Path, help="the PNG to draw")
+    parser.add_argument("--only-table", action="store_true", help="table and picture of what was measured before")
     options = parser.parse_args()
     if not options.only_table:
         measure_all(options.out)
+    conditions = json.loads(options.out.read_text(encoding="utf-8"))["conditions"]
     if options.page:
-        page, conditions = options.page.read_text(encoding="utf-8"), json.loads(options.out.read_text())["conditions"]
-        before, rest = page.split(BEGIN)
+        before, rest = options.page.read_text(encoding="utf-8").split(BEGIN)
         page = f"{before}{BEGIN}\n{table(conditions)}\n{END}{rest.split(END)[1]}"
         options.page.write_text(page, encoding="utf-8")
+    if options.picture:
+        draw(conditions, options.picture)
 
 
 def table(conditions: dict[str, Any]) -> str:
@@ -48,51 +61,128 @@ def table(conditions: dict[str, Any]) -> str:
     random = [found for name, found in conditions.items() if name.startswith("random")]
     rows = {name: found for name, found in conditions.items() if not name.startswith("random")}
     if random:
-        means = {key: sum(found[key] for found in random) / len(random) for key in ("bits_per_byte", "nats", "kl")}
+        means = {key: sum(found[key] for found in random) / len(random) for key in ("bits_per_byte", "kl")}
         rows[f"random subspaces, mean of {len(random)}"] = {**means, "probes": {}}
     clean = rows["clean"]["bits_per_byte"]
-    lines = ["| | bits per byte | rise | KL to clean, nats | probe, % (best constant) |", "|---|--:|--:|--:|---|"]
+    other, same = (
+        f"{100 * next(iter(of(rows['clean']).values())).constant:.1f}" for of in (other_modules, same_modules)
+    )
+    lines = [
+        "| | bits per byte | rise | KL to clean, nats "
+        f"| other modules, % (constant {other}) | nats | same modules, % (constant {same}) | nats |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for name, found in rows.items():
-        accuracies = [100 * probe["accuracy"] for probe in found["probes"].values()]
-        constants = {f"{100 * probe['constant']:.1f}" for probe in found["probes"].values()}
-        probe = f"{min(accuracies):.1f} to {max(accuracies):.1f} ({', '.join(constants)})" if accuracies else ""
+        cells = [cell for of in (other_modules, same_modules) for cell in spans(list(of(found).values()))]
         bits = found["bits_per_byte"]
         rise, kl = (f"{bits - clean:+.4f}", f"{found['kl']:.4f}") if name != "clean" else ("", "")
-        lines.append(f"| {name.replace('_', ' ')} | {bits:.4f} | {rise} | {kl} | {probe} |")
+        lines.append(f"| {name} | {bits:.4f} | {rise} | {kl} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def other_modules(found: dict[str, Any]) -> dict[str, Reading]:
+    """Return what probes that were trained on other modules read at each site."""
+    return {site: Reading.of(probes["modules"]) for site, probes in found["probes"].items()}
+
+
+def same_modules(found: dict[str, Any]) -> dict[str, Reading]:
+    """Return what probes that were trained on other windows read at each site."""
+    return {site: Reading.of(probes["windows"]) for site, probes in found["probes"].items()}
+
+
+def spans(read: list[Reading]) -> list[str]:
+    """Return the least and the most accuracy, and nats gained, of the sites."""
+    if not read:
+        return ["", ""]
+    accuracies, gained = [100 * each.accuracy for each in read], [each.nats for each in read]
+    return [f"{min(accuracies):.1f} to {max(accuracies):.1f}", f"{min(gained):+.3f} to {max(gained):+.3f}"]
 
 
 def measure_all(out: Path) -> None:
     """Scrub in each way, evaluate, and write the figures after each."""
-    model, fit, held_out, (_, modules) = load_demo()
-    text_bytes = sum(len(module.text.encode()) for module in modules)
-    inputs = [{name: batch[name] for name in ("input_ids", "attention_mask", "concept_labels")} for batch in fit]
+    text = load_text()
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in text.batches(text.fit)]
     found: dict[str, Any] = {}
 
     def measure(name: str, scrubber: Scrubber | None, seconds: float | None = None, probe: bool = True) -> None:
-        result = evaluate(model, held_out, scrubber, text_bytes=text_bytes, probe=probe)
-        probes = {site: each._asdict() for site, each in result.probes.items()}
         found[name] = {
-            "nats": result.nats,
-            "bits_per_byte": result.bits_per_byte,
-            "perplexity": result.perplexity,
-            "kl": result.kl,
-            "tokens": result.tokens,
+            **evaluated(text, scrubber, probe),
             "scrub_seconds": seconds,
-            "probes": probes,
+            "reports": reports(scrubber) if probe and scrubber is not None else {},
         }
-        report = {"machine": machine(), "text_bytes": text_bytes, "conditions": found}
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"{name:<28} {result.bits_per_byte:.4f} bits a byte, KL {result.kl or 0:.4f}", flush=True)
+        facts = {"machine": machine(), "text_bytes": text.fresh_bytes, "fit_modules": len(text.fit)}
+        out.write_text(json.dumps({**facts, "conditions": found}, indent=1) + "\n", encoding="utf-8")
+        print(f"{name:<36} {found[name]['bits_per_byte']:.4f} bits a byte, KL {found[name]['kl'] or 0:.4f}", flush=True)
 
     measure("clean", None)
     scrubbers = {}
-    for method, mode in CONDITIONS:
+    for name, options in CONDITIONS.items():
         begin = time.process_time()
-        scrubbers[method, mode] = scrub(model, inputs, method=method, mode=mode)  # type: ignore[arg-type]
-        measure(f"{method}, {mode}", scrubbers[method, mode], time.process_time() - begin)
+        scrubbers[name] = scrub(text.model, inputs, num_classes=len(CATEGORIES), **options)
+        measure(name, scrubbers[name], time.process_time() - begin)
     for seed in range(SEEDS):
-        measure(f"random {seed}", random_like(scrubbers["leace", "sequential"], seed), probe=False)
+        measure(f"random {seed}", random_like(scrubbers[MAIN], seed), probe=False)
+
+
+def evaluated(text: Text, scrubber: Scrubber | None, probe: bool) -> dict[str, Any]:
+    """Return loss and divergence over the fresh modules, and the probes of each site."""
+    windows = [{name: value for name, value in batch.items() if name != GROUPS} for batch in text.batches(text.fresh)]
+    result = evaluate(text.model, windows, scrubber, text_bytes=text.fresh_bytes, probe=probe, probe_rows=PROBE_ROWS)
+    halves = [text.batches(modules) for modules in text.halves] if probe else []
+    ways = [
+        evaluate(text.model, test, scrubber, probe_batches=train, probe_rows=PROBE_ROWS).probes
+        for test, train in (halves, halves[::-1])
+        if probe
+    ]
+    return {
+        "nats": result.nats,
+        "bits_per_byte": result.bits_per_byte,
+        "kl": result.kl,
+        "tokens": result.tokens,
+        "probes": {
+            site: {"modules": [way[site]._asdict() for way in ways], "windows": [each._asdict()]}
+            for site, each in result.probes.items()
+        },
+    }
+
+
+def reports(scrubber: Scrubber) -> dict[str, dict[str, Any]]:
+    """Return what the erasers say that fresh rows will show, by site."""
+    names = ("rank", "groups", "effective_groups", "expected_leak", "expected_group_leak", "effective_rank", "change")
+    return {
+        site: {name: getattr(eraser.report, name) for name in names}
+        for site, eraser in scrubber.items()
+        if eraser.report is not None
+    }
+
+
+def draw(conditions: dict[str, Any], path: Path) -> None:
+    """Draw what fresh probes read at each site: clean, scrubbed in one pass, and one site after another."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, both = plt.subplots(1, 2, figsize=(11.0, 4.4), dpi=130, sharey=True)
+    names = {"clean": "clean", ONE_PASS: "scrubbed in one pass", MAIN: "scrubbed one site after another"}
+    titles = {"trained on other modules": other_modules, "trained on other windows of the same modules": same_modules}
+    for axes, (title, of) in zip(both, titles.items(), strict=True):
+        for condition, colour in LINES.items():
+            values = [100 * each.accuracy for each in of(conditions[condition]).values()]
+            axes.plot(values, color=colour, marker="o", markersize=4.5, linewidth=1.8, label=names[condition])
+        clean = of(conditions["clean"])
+        sites, constant = list(clean), 100 * next(iter(clean.values())).constant
+        axes.axhline(constant, color=GREY, linestyle="--", linewidth=1.2, label="best constant answer")
+        labels = [f"{site.split('.')[2]} {'MLP' if 'post' in site else 'attn.'}" for site in sites]
+        axes.set_xticks(range(len(sites)), labels, fontsize=8, rotation=45, ha="right")
+        axes.set_title(title, loc="left", fontsize=10.5)
+        axes.set(ylim=(0, 100))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    both[0].set_ylabel("accuracy of a fresh probe, %")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ STORIES = (
     "quickstart/benchmarker.md",
 )
 TUTORIAL = "tutorial.md"
-HERE = {"scrubbing.md": 4, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
+HERE = {"scrubbing.md": 5, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
 ELSEWHERE = {"scikit-learn.md": 1}  # tests/sklearn
 SENTENCES = [
     {"text": f"The {who} said {what} that", "label": pronoun, "pronoun": pronoun}
@@ -161,6 +161,19 @@ def test_labels_of_words_and_of_last_tokens(index: int) -> None:
         "model": AutoModelForCausalLM.from_pretrained("MODEL"),
     }
     assert len(run("scrubbing.md", index, **parts)["scrubber"]) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*rows are few", "ignore:the rows come from", "ignore:the rows that least change")
+def test_groups_metric_and_contrasts(model, batches, capsys) -> None:
+    ids = batches[0]["input_ids"].flip(1)
+    scope = {
+        "texts": [torch.arange(8) // 4 + 2 * number for number in range(len(batches))],
+        "ordinary": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}],
+        "held_out": [{**batches[0], "input_ids": ids, "concept_labels": ids % 6}],
+    }
+    scrubber = run("scrubbing.md", 4, model=model, batches=batches, **scope)["scrubber"]
+    assert all(eraser.report.groups == 8 and eraser.rank == 10 for eraser in scrubber.values())
+    assert " nats [" in capsys.readouterr().out
 
 
 def test_folding(model, batches, scrubber) -> None:

@@ -51,7 +51,7 @@ def test_a_method_that_was_not_measured_gets_its_row(bench, monkeypatch: pytest.
     monkeypatch.setattr(bench, "TRIALS", [*bench.TRIALS, trial])
     page = PAGE.read_text(encoding="utf-8")
     again = bench.reworded(page)
-    row = "| `fresh` | what `leace` returns | moments |  |  |  |  |  |\n"
+    row = "| `fresh` | what `leace` returns | moments |  |  |  |  |  |  |\n"
     assert again.count(row) == 1 and again.replace(row, "") == page
 
 
@@ -59,7 +59,8 @@ def test_a_method_that_was_not_measured_gets_its_row(bench, monkeypatch: pytest.
 def test_every_trial_runs(bench) -> None:
     data, held_out = classes(600, 8, 6), classes(600, 8, 6, seed=1)
     length = torch.randn(600, 1, generator=torch.Generator().manual_seed(0))
-    rows = bench.Activations(data.x.float(), data.y, length, held_out.x.float(), held_out.y)
+    modules, windows = torch.arange(600) // 50, torch.arange(600) // 10
+    rows = bench.Activations(data.x.float(), data.y, length, held_out.x.float(), held_out.y, modules, windows)
     seen = set()
     for trial in bench.TRIALS:
         cells = bench.row(trial, rows.pair() if trial.pair else rows)
