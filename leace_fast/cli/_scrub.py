@@ -91,16 +91,8 @@ def scrub(
         dtype=dtype,
     )
     with _interruptible(checkpoint):
-        scrubber = scrub_texts(
-            batches,
-            sites=sites or "norms",
-            method=method,
-            mode=mode,
-            buffer=buffer,
-            checkpoint=checkpoint,
-            track=track,
-            **options,
-        )
+        options |= {"method": method, "mode": mode, "buffer": buffer, "checkpoint": checkpoint}
+        scrubber = scrub_texts(batches, sites=sites or "norms", track=track, **options)
     scrubber.save_pretrained(out)
     lines = [str(scrubber), *_expectations(scrubber, batches.group), f"Written: {out}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
