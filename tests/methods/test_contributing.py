@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [
     "pyproject.toml",
     "docs/methods.md",
+    "bench/demo_text.py",
     "bench/methods_table.py",
     *(f"tests/{name}.py" for name in ("conftest", "nightly", "cases", "fits", "laws", "test_laws")),
 ]
@@ -130,4 +131,4 @@ def test_its_line_of_the_page_is_written(copy: Path) -> None:
     run(copy, "bench/methods_table.py", "--words", "docs/methods.md")
     (line,) = {*(copy / "docs/methods.md").read_text(encoding="utf-8").splitlines()} - {*before.splitlines()}
     start = "| `fisher` | `x - V V' (x - m)`, V an orthonormal basis of `S^-1 C`"
-    assert line.startswith(start) and line.endswith("| moments | none; mean kept |  |  |  |  |")
+    assert line.startswith(start) and line.endswith("| moments | none; mean kept |  |  |  |  |  |")
