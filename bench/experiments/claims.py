@@ -37,10 +37,10 @@ class Claim:
     def bounds(self) -> str:
         """The bounds in words."""
         if self.at_least is None:
-            return f"at most {self.at_most:g}"
+            return f"at most {self.at_most:.4g}"
         if self.at_most is None:
-            return f"at least {self.at_least:g}"
-        return f"{self.at_least:g} to {self.at_most:g}"
+            return f"at least {self.at_least:.4g}"
+        return f"{self.at_least:.4g} to {self.at_most:.4g}"
 
     @property
     def figure(self) -> str:

@@ -78,10 +78,15 @@ def test_the_page_is_made_of_the_figures(bench, tmp_path: Path) -> None:
     assert page.read_text() == text
 
 
-def test_a_page_and_figures_that_do_not_match_are_refused(bench) -> None:
-    for text in ("nothing", "<!-- experiment: one -->\n<!-- end -->\n<!-- experiment: two -->\n<!-- end -->"):
-        with pytest.raises(ValueError, match="the page has blocks of"):
-            bench.page.filled(text, {"one": made(bench)})
+def test_figures_without_a_place_in_the_page_are_refused(bench) -> None:
+    with pytest.raises(ValueError, match=r"blocks of \['two'\], but none of \['one'\]"):
+        bench.page.filled("<!-- experiment: two -->\n<!-- end -->", {"one": made(bench)})
+
+
+def test_an_experiment_that_never_ran_says_so(bench) -> None:
+    assert "no figures yet: `make experiments ONLY=two`" in bench.page.filled(
+        "<!-- experiment: two -->\n<!-- end -->", {}
+    )
 
 
 def test_the_page_that_is_published_says_what_was_found(bench) -> None:
