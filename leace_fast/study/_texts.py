@@ -24,6 +24,7 @@ from ._study import run_study
 HELD_OUT = 0.3
 TOKENS_PER_BATCH = 8192
 LONGEST_WINDOW = 1024
+MOST_GROUPS = 1024  # whose class sums are kept at each site: more are joined, which is as good to tell of fresh ones
 MOST_SEEN = 0.1  # of held-out tokens that were fitted on: short windows of two texts may be alike
 Contrasts = int | Literal["auto"]
 
@@ -183,7 +184,7 @@ def fit_of(method: str, contrasts: Contrasts = 0) -> Any:
 
 def scrub_texts(batches: Batches, *, method: str = "leace", contrasts: Contrasts = 0, **options: Any) -> Scrubber:
     """Scrub a model on the batches to fit on, and the neutral ones, with the options of `scrub`."""
-    inputs = [_inputs(batch) for batch in batches.fit]
+    inputs = [{**_inputs(batch), GROUPS: batch[GROUPS] % MOST_GROUPS} for batch in batches.fit]
     counts = {concept: len(names) for concept, names in batches.class_names.items()}
     return scrub(
         batches.model,
