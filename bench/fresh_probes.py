@@ -71,13 +71,19 @@ def table(conditions: dict[str, Any]) -> str:
 
 
 def piece(module: Module, tokenizer: Any, tokens: int, where: str) -> Module:
-    """Return the first tokens of a module, or about so many of its middle from the beginning of a line on."""
-    offsets = tokenizer(module.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)[
-        "offset_mapping"
-    ]
+    """Return the first tokens of a module, or as many from its middle on, there from the beginning of a line.
+
+    With the start sign they are so many.
+    """
+
+    def ends(text: str) -> list[tuple[int, int]]:
+        return tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+
+    offsets = ends(module.text)
     first = 0 if where == "start" else max((len(offsets) - tokens) // 2, 0)
     begin = module.text.rfind("\n", 0, offsets[first][0] + 1) + 1 if first else 0
-    end = offsets[min(first + tokens - 2, len(offsets) - 1)][1]
+    text = module.text[begin : offsets[min(first + tokens, len(offsets)) - 1][1]]
+    end = begin + ends(text)[: tokens - 1][-1][1]
     return Module(module.name, module.text[begin:end], module.labels[begin:end])
 
 

@@ -66,12 +66,7 @@ def run_study(
         ValueError: no variants, variants of other sites, no batches, or too few labelled rows or groups.
     """
     main = _main(variants, main)
-    if not held_out:
-        raise ValueError("got no held-out batches, expected some")
-    for scrubber in variants.values():
-        held_out = [without_seen(batch, scrubber) for batch in held_out]
-    if not any(bool(labelled(batch).any()) for batch in held_out):
-        raise ValueError(f"no token of the held_out batches has a label, expected some: check {LABELS}")
+    held_out = _unseen(held_out, variants)
     clock, score, parts = clock or Clock(), text_bytes > 0, HeldOut(held_out, same_groups)
     sites = resolve_sites(model, inputs_of(_only(INPUTS, held_out[0]), device_of(model)), list(variants[main]))
 
@@ -122,6 +117,20 @@ def _main(variants: Mapping[str, Scrubber], main: str | None) -> str:
         if set(scrubber) != set(variants[name]):
             raise ValueError(f"the variants {name!r} and {other!r} have other sites, expected the same")
     return name
+
+
+def _unseen(held_out: Sequence[Batch], variants: Mapping[str, Scrubber]) -> Sequence[Batch]:
+    """The held-out batches without the labels of sequences that were fitted on; ValueError where none are left."""
+    if not held_out:
+        raise ValueError("got no held-out batches, expected some")
+    for scrubber in variants.values():
+        held_out = [without_seen(batch, scrubber) for batch in held_out]
+    if not any(bool(labelled(batch).any()) for batch in held_out):
+        raise ValueError(
+            f"no token of the held_out batches has a label in a sequence that was not fitted on, expected some: check "
+            f"{LABELS}"
+        )
+    return held_out
 
 
 def _run(
