@@ -22,7 +22,7 @@ LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # keeps gri
 
 
 def plot_probes(study: Study, path: str | os.PathLike[str], concept: str = "the concept") -> None:
-    """Draw what probes of other groups read at each site, clean and erased, beside the best constant; write a PNG."""
+    """Draw what the hardest probes read at each site, clean and erased, beside the best constant; write a PNG."""
     if len(study.sites) == 1:
         return _plot_one_site(study, path, concept)
     figure, axes = _figure(4.4)
@@ -32,7 +32,7 @@ def plot_probes(study: Study, path: str | os.PathLike[str], concept: str = "the 
     ends = [("best constant", "#7d838c", constant[-1])]
     low = min(constant)
     for name, colour in {"clean": CLEAN, **_colours(study)}.items():
-        percent = [100 * reading.other.accuracy for reading in _readings(study, name)]
+        percent = [100 * reading.hardest.accuracy for reading in _readings(study, name)]
         style = "-" if name in ("clean", study.main) else "--"
         axes.plot(x, percent, style, color=colour, marker="o", markersize=4.5, linewidth=1.8, zorder=3)
         ends.append((_broken(name), colour, percent[-1]))
@@ -70,7 +70,7 @@ def _plot_one_site(study: Study, path: str | os.PathLike[str], concept: str) -> 
     """Draw the accuracies of one place as bars; write a PNG."""
     figure, axes = _figure(1.8 + 0.35 * len(study.variants))
     bars = [(name, colour, _readings(study, name)) for name, colour in {"clean": CLEAN, **_colours(study)}.items()]
-    rows = [(name, 100 * reading.other.accuracy, colour) for name, colour, (reading,) in bars]
+    rows = [(name, 100 * reading.hardest.accuracy, colour) for name, colour, (reading,) in bars]
     rows.append(("best constant", 100 * study.sites[0].constant, CONSTANT))
     _bars(axes, [(name, value, colour, f"{value:.1f}") for name, value, colour in rows])
     axes.set_xlim(0, 105)

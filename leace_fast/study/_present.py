@@ -29,18 +29,19 @@ def probe_table(study: Study) -> Table:
         table.add_column(name, justify="left" if name == "site" else "right", overflow="fold")
     for site, name in zip(study.sites, names, strict=True):
         erased = [_coloured(site.erased[variant]) for variant in study.variants]
-        table.add_row(name, f"{100 * site.constant:.1f}", f"{100 * site.clean.other.accuracy:.1f}", *erased)
+        table.add_row(name, f"{100 * site.constant:.1f}", f"{100 * site.clean.hardest.accuracy:.1f}", *erased)
     return table
 
 
 def _coloured(reading: Reading) -> str:
-    return f"[{'red' if reading.other.leaks else 'green'}]{100 * reading.other.accuracy:.1f}[/]"
+    probe = reading.hardest
+    return f"[{'red' if probe.leaks else 'green'}]{100 * probe.accuracy:.1f}[/]"
 
 
 def variant_table(study: Study) -> Table:
     """Return what each variant was fitted on, what is left of the concept at its worst site, and what it costs."""
     same, loss = bool(study.sites[0].clean.same), study.loss
-    title = "What is left at the worst site: points above the best constant answer"
+    title = "What is left at the worst site: points above the best constant answer, and nats gained over it"
     table = Table(title=title, title_justify="left")
     columns = ["", "rank", "rows", f"other {study.group}s", *([f"the same {study.group}s"] if same else []), "nats"]
     for name in (*columns, *(["bits per byte", "rise"] if loss else [])):
@@ -55,7 +56,7 @@ def variant_table(study: Study) -> Table:
         ranks = sorted({eraser.rank for eraser in scrubber.values()})
         cells = ["-".join(map(str, ranks[:1] + ranks[1:][-1:])), f"{Fitted.of(scrubber).rows:,}"]
         cells += [f"{points(study, name, kind):+.1f}" for kind in ("other", "same")[: 1 + same]]
-        cells.append(f"{max(site.erased[name].other.nats for site in study.sites):+.3f}")
+        cells.append(f"{max(site.erased[name].hardest.nats for site in study.sites):+.3f}")
         if loss:
             cells += [f"{loss.bits(loss.erased[name]):.4f}", f"{loss.rise(loss.erased[name]):+.4f}"]
         table.add_row(name, *cells)
@@ -76,7 +77,7 @@ def verdict(study: Study) -> list[str]:
         f"{group}s ({probe.train_rows:,} rows) and tested on {probe.test_groups} others ({probe.test_rows:,} rows)."
     ]
     for name in study.variants:
-        read = sum(site.erased[name].other.leaks for site in study.sites)
+        read = sum(any(probe.leaks for probe in site.erased[name] if probe) for site in study.sites)
         more = f", on {group}s that they were trained on at most {points(study, name, 'same'):.1f}"
         lines.append(
             f"{name}: probes are at most {points(study, name):.1f} points above the best constant"

@@ -24,6 +24,11 @@ class Reading(NamedTuple):
     other: Probe
     same: Probe | None = None
 
+    @property
+    def hardest(self) -> Probe:
+        """The probe that is hardest to hide from: that of the same groups, where it was measured."""
+        return self.other if self.same is None else self.same
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return {name: _plain(probe) for name, probe in self._asdict().items() if probe is not None}
@@ -42,8 +47,8 @@ class SiteResult:
 
     @property
     def constant(self) -> float:
-        """The share of the test rows that the best constant answer names rightly."""
-        return self.clean.other.constant
+        """The share of the test rows of the hardest probe that the best constant answer names rightly."""
+        return self.clean.hardest.constant
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
