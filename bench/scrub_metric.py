@@ -2,8 +2,7 @@
 
     python bench/scrub_metric.py bench/results/scrub_metric.json
 
-Each run has a process of its own, for its peak of memory, and one thread. Of the runs of a case, which take turns, the
-least processor time and the median of the memory that scrubbing added count.
+Each run has a process of its own, for its peak of memory, and one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MODES = ("sequential", "parallel")
 # (model, one token in so many keeps its label): the demo's, and random weights of a width at which moments weigh.
 CASES = (("demo", 16), ("wide", 16))
 WIDTH, LAYERS, TOKENS, BATCHES = 1024, 2, (4, 256), 12
-REPEATS = 2
+REPEATS = 1
 
 
 def main() -> None:
