@@ -86,9 +86,7 @@ def test_many_classes_of_one_group_each_are_split_too():
 def test_training_rows_of_one_class_are_refused():
     inputs = batch(concept_groups=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
     inputs["concept_labels"][:4] = 1
-    with pytest.raises(
-        ValueError, match="all rows of 'norm' that train the probe are of class 1: it could tell nothing"
-    ):
+    with pytest.raises(ValueError, match="all rows of 'norm' that train the probe are of class 1: it could"):
         measure(MODEL, [inputs])
 
 
