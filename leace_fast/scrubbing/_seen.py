@@ -22,8 +22,8 @@ class Seen:
     A sequence is told by its `input_ids` where `attention_mask` is not 0, so that other padding or another batch makes
     no difference, and by images or sounds, real numbers of three axes and more; where there are no ids, by its slice of
     each input that has one, padding included. Of up to 65,536 different sequences each one is known again; of n more,
-    each with a chance of 65,536 / n, so that of m that were seen some are found with a chance of 1 - (1 - 65,536 / n)^m.
-    One that was not seen is taken for one that was with a chance of 4e-15 at most.
+    each with a chance of 65,536 / n, so that of m that were seen some are found with a chance of
+    1 - (1 - 65,536 / n)^m. One that was not seen is taken for one that was with a chance of 4e-15 at most.
 
     A digest holds no text, but whoever has a sequence can test with it whether it was used to fit: treat a scrubber
     of confidential texts accordingly.
