@@ -93,10 +93,10 @@ def evaluate(
         scrubber: the erasers.
         text_bytes: bytes of UTF-8 text that the scored tokens stand for, for bits per byte.
         probe: whether to probe, where batches have `concept_labels`.
-        probe_batches: what the probes are trained on, while all of `batches` tests them; None to train on each other
-            group of `batches`, in the order in which they appear, and to test on the rest.
+        probe_batches: what the probes are trained on, while all of `batches` tests them but sequences that train; None
+            to train on every other group of `batches` and to test on the rest: by class, where groups have one each.
         groups: the entry of a batch that says which text, speaker or the like its tokens are of: int64 (batch,) or
-            (batch, length), 0 or more. Without it, each sequence is a group.
+            (batch, length), 0 or more. Without it, each sequence is a group, and the same sequence is the same group.
         in_sample: whether sequences that the erasers were fitted on may be probed: then all figures of the probes are
             named "in-sample", and say nothing of other rows.
         sites: where to probe; None for those of the scrubber, or the norms.
@@ -106,7 +106,8 @@ def evaluate(
 
     Raises:
         ValueError: no batches, labels or groups that do not fit, a group in both `batches` and `probe_batches`,
-            sequences to probe that the erasers were fitted on, or erasers of another model.
+            sequences to probe that the erasers were fitted on, no rows or one class alone to train a probe on, or
+            erasers of another model.
         TypeError: the model is no module, or one batch came in the place of several.
 
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from ..models import GROUPS, LABELS, MASK
+from ..scrubbing import hashes_of
 from ..statistics import IGNORE
 
 TRAIN, TEST = 0, 1
+SEVERAL = -1  # in the place of a class
 
 
 class Groups:
     """The groups of a stream of batches: their `concept_groups`, or else each sequence, numbered as they come.
+
+    Sequences that are the same but for padding are one group: their rows are the same too.
 
     >>> groups = Groups()
     >>> batch = {"concept_labels": torch.tensor([[0, 1], [1, 0]])}
@@ -24,7 +28,7 @@ class Groups:
     """
 
     def __init__(self) -> None:
-        self.sequences = 0
+        self.numbers: dict[int, int] = {}  # of sequences, by hash
         self.given: bool | None = None
 
     def of(self, batch: Mapping[str, Any], index: int) -> Tensor:
@@ -46,8 +50,7 @@ class Groups:
             )
         self.given = groups is not None
         if groups is None:
-            first, self.sequences = self.sequences, self.sequences + len(labels)
-            return torch.arange(first, self.sequences)
+            return torch.tensor([self._number(each) for each in hashes_of(batch, len(labels))], dtype=torch.int64)
         if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.dtype == torch.bool:
             what = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
             raise TypeError(f"in batch {index}: {GROUPS} are {what}, expected a tensor of integers")
@@ -61,46 +64,86 @@ class Groups:
             raise ValueError(f"in batch {index}: {GROUPS} holds {int(groups.min())}, expected 0 or more")
         return groups.long().cpu()
 
+    def _number(self, told: int | None) -> int:
+        """The number of a sequence of this hash; a new one for one that holds nothing."""
+        count = len(self.numbers)
+        return self.numbers.setdefault(-1 - count if told is None else told, count)
+
 
 class Parts:
     """Which groups train the probes and which test them.
 
     Args:
-        by_turns: the first group that appears trains, the second tests, and so on; else the stream says.
+        by_turns: of the groups of each class, and of those of several, every other one that appears trains and the
+            rest test: also where classes come by turns, each part has all of them. Else the stream says.
 
     >>> parts = Parts(by_turns=True)
-    >>> labelled = torch.tensor([True, True, False, True, True])
-    >>> parts.of(torch.tensor([7, 3, 9, 7, 5]), labelled, TEST).tolist()
-    [0, 1, -1, 0, 0]
+    >>> classes = torch.tensor([0, 1, -100, 1, 1, 0])
+    >>> parts.of(torch.tensor([7, 3, 9, 7, 5, 4]), classes, TEST).tolist()
+    [0, 1, -1, 0, 0, 0]
     """
 
     def __init__(self, by_turns: bool) -> None:
         self.by_turns = by_turns
         self.known: dict[int, int] = {}
+        self._counts: dict[int, int] = {}  # of groups, by class
 
-    def of(self, groups: Tensor, labelled: Tensor, stream: int) -> Tensor:
+    def of(self, groups: Tensor, classes: Tensor, stream: int, given: bool = True) -> Tensor:
         """The part of each group, TRAIN or TEST, in the shape of the groups; -1 where nothing is labelled.
 
         Args:
             groups: int64.
-            labelled: bool, which of them have a label.
+            classes: int64 in the shape of the groups, as of `classes_of`.
             stream: TRAIN or TEST, for which the batch came.
+            given: whether the groups have names; of sequences that train, those that come to test are left out.
 
         Raises:
-            ValueError: a group that trains comes to test.
+            ValueError: a group with a name that trains comes to test.
         """
+        labelled = classes != IGNORE
+        found: dict[int, int] = {}
+        for group, kind in zip(groups[labelled].tolist(), classes[labelled].tolist(), strict=True):
+            found[group] = kind if found.setdefault(group, kind) == kind else SEVERAL
+        here = {group: self._part(group, kind, stream, given) for group, kind in found.items()}
         parts = torch.full_like(groups, -1)
-        found = []
-        for group in groups[labelled].tolist():
-            part = self.known.setdefault(group, len(self.known) % 2 if self.by_turns else stream)
-            if not self.by_turns and part != stream:
-                raise ValueError(
-                    f"group {group} is in probe_batches, which train the probes, and in batches, which test them: "
-                    "leave it out of one, or the probes are tested on what they have seen"
-                )
-            found.append(part)
-        parts[labelled] = torch.tensor(found, dtype=torch.int64)
+        parts[labelled] = torch.tensor([here[group] for group in groups[labelled].tolist()], dtype=torch.int64)
         return parts
+
+    def _part(self, group: int, kind: int, stream: int, given: bool) -> int:
+        if group not in self.known:
+            # each class begins with the part that the one before did not begin with
+            count = self._counts.setdefault(kind, len(self._counts) % 2)
+            self._counts[kind] = count + 1
+            self.known[group] = count % 2 if self.by_turns else stream
+        part = self.known[group]
+        if self.by_turns or part == stream:
+            return part
+        if not given:
+            return -1
+        raise ValueError(
+            f"group {group} is in probe_batches, which train the probes, and in batches, which test them: "
+            "leave it out of one, or the probes are tested on what they have seen"
+        )
+
+
+def classes_of(batch: Mapping[str, Any], groups: Tensor) -> Tensor:
+    """The class of each group of a batch, int64 in the shape of the groups (batch,) or (batch, length), on the CPU.
+
+    -1 stands for several classes, -100 for none.
+
+    >>> classes_of({"concept_labels": torch.tensor([[0, 3], [1, 1], [-100, -100]])}, torch.tensor([4, 5, 6])).tolist()
+    [-1, 1, -100]
+    """
+    labels, mask = batch[LABELS].long().cpu(), batch.get(MASK)
+    if labels.ndim < groups.ndim:
+        labels = labels[:, None].expand(groups.shape)
+    if isinstance(mask, Tensor) and mask.shape == labels.shape:
+        labels = torch.where(mask.bool().cpu(), labels, IGNORE)
+    if groups.ndim == labels.ndim:
+        return labels
+    most = labels.amax(1)
+    least = torch.where(labels == IGNORE, most[:, None], labels).amin(1)
+    return torch.where(least == most, most, SEVERAL)
 
 
 def labelled(batch: Mapping[str, Any], groups: Tensor) -> Tensor:
@@ -109,12 +152,7 @@ def labelled(batch: Mapping[str, Any], groups: Tensor) -> Tensor:
     >>> labelled({"concept_labels": torch.tensor([[0, -100], [-100, -100]])}, torch.tensor([4, 5])).tolist()
     [True, False]
     """
-    kept, mask = (batch[LABELS] != IGNORE).cpu(), batch.get(MASK)
-    if kept.ndim < groups.ndim:
-        kept = kept[:, None].expand(groups.shape)
-    if isinstance(mask, Tensor) and mask.shape == kept.shape:
-        kept = kept & mask.bool().cpu()
-    return kept.any(1) if groups.ndim < kept.ndim else kept
+    return classes_of(batch, groups) != IGNORE
 
 
 def only(batch: Mapping[str, Any], kept: Tensor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .._progress import Track
 from ..models import LABELS, device_of, inputs_of, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
-from ._groups import TEST, TRAIN, Groups, Parts, labelled, only
+from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
 from ._probe import Probe, linear_probe
 
 MEMORY = 2**29  # bytes of rows that are held, of all sites, to train on and to test on
@@ -26,7 +26,7 @@ class Probing:
         model: any module.
         scrubber: whose erasers act; what it was fitted on is refused.
         sites: as in `evaluate`.
-        by_turns: whether each other group of the batches to test on trains.
+        by_turns: whether every other group of the batches to test on trains, as `Parts` has it.
         most: rows of a site to train on, and to test on.
         in_sample: whether batches are taken on which the scrubber was fitted.
     """
@@ -80,7 +80,7 @@ class Probing:
         if not has_classes(batch):
             return []
         groups = self.groups.of(batch, index)
-        sides = self.parts.of(groups, labelled(batch, groups), stream)
+        sides = self.parts.of(groups, classes_of(batch, groups), stream, bool(self.groups.given))
         self.count += 1
         present = set(sides.unique().tolist()) - {-1}
         return [self.rows[side].gathering(only(batch, sides == side), self.count, groups) for side in present]
@@ -93,8 +93,14 @@ class Probing:
                 if not self.rows[side].count(site):
                     raise ValueError(
                         f"no row of {site!r} is left to {what} the probe on: give labelled batches of at least two "
-                        "groups (sequences, where no groups are named), or probe_batches, or probe=False"
+                        "groups (sequences that differ, where no groups are named), or other probe_batches, or "
+                        "probe=False"
                     )
+            if len(classes := self.rows[TRAIN].of(site).y.unique()) < 2:
+                raise ValueError(
+                    f"all rows of {site!r} that train the probe are of class {int(classes[0])}: it could tell nothing, "
+                    "whatever is there; give batches in which groups of several classes train, or probe=False"
+                )
         return {site: self._probe(site) for site in (track(names, "probe") if names else ())}
 
     def _probe(self, site: str) -> Probe:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._warnings import warn
 from ..statistics import Cells, Moments
 from ._leak import Means, outside
 from ._whitening import Whitening
@@ -26,6 +27,9 @@ def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | Non
     Raises:
         ValueError: `contrasts` is neither "auto" nor an integer >= 0, comes beside a rank, or the rows came without
             groups.
+
+    Warns:
+        UserWarning: no group has rows enough of a class.
     """
     good = contrasts == "auto" or (isinstance(contrasts, int) and not isinstance(contrasts, bool) and contrasts >= 0)
     if not good:
@@ -37,6 +41,12 @@ def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | Non
     found = [cells for one in every if (cells := one.cells) is not None]
     if not found:
         raise ValueError("contrasts need groups: the text, speaker or module of each row, as update(x, y, groups=...)")
+    if not any(bool((cells.counts >= LEAST_ROWS).any()) for cells in found):
+        warn(
+            f"no group has {LEAST_ROWS} rows of a class, which contrasts are taken from: there are none; give larger "
+            "groups, or contrasts=0",
+            about="no contrasts",
+        )
     return found
 
 
@@ -71,7 +81,7 @@ def crossed_leak(every: Sequence[Cells], white: Whitening, most: int = MOST_CONT
         most: contrasts.
 
     Raises:
-        ValueError: there are fewer than two groups, or a half lacks all classes but one.
+        ValueError: there are fewer than two groups.
     """
     halves = [_halves(cells) for cells in every]
     curves = [_left_over([half[i] for half in halves], [half[1 - i] for half in halves], white, most) for i in (0, 1)]

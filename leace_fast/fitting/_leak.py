@@ -12,7 +12,7 @@ from torch import Tensor
 from .._warnings import warn
 from ..statistics import Cells, Moments
 from ._concept import DEPENDENT
-from ._whitening import Whitening
+from ._whitening import Whitening, whitening_of
 
 # Nats: two even classes of normal rows that .02 are left of can be told with 58 %, of .01 with 56, of 0 with 50.
 MUCH, LITTLE = 0.02, 0.01
@@ -80,7 +80,7 @@ def group_leak(cells: Cells, white: Whitening, basis: Tensor) -> float:
 
     Args:
         cells: counts and means by group and class.
-        white: the metric.
+        white: of the rows themselves: another metric would give other units than nats.
         basis: (d, r) orthonormal, whitened: what is erased.
 
     Returns:
@@ -111,7 +111,11 @@ def outside(columns: Tensor, basis: Tensor) -> Tensor:
 
 
 def expected(
-    every: Sequence[Moments], rank: int, white: Whitening | None = None, basis: Tensor | None = None
+    every: Sequence[Moments],
+    rank: int,
+    white: Whitening | None = None,
+    basis: Tensor | None = None,
+    left: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return what a report says of fresh rows and groups: the worst of several concepts.
 
@@ -119,6 +123,7 @@ def expected(
         every: the moments of each concept.
         rank: of the erasure.
         white, basis: as in `group_leak`; without them, groups are only counted.
+        left: (d, r) the basis in the units of x, where `white` is a metric of other rows; None where it is of these.
     """
     found: dict[str, Any] = {"expected_leak": max(count_leak(one, rank) for one in every)}
     grouped = [(one, cells) for one in every if (cells := one.cells) is not None and len(cells.groups)]
@@ -126,8 +131,20 @@ def expected(
         fewest = min((one for one, _ in grouped), key=lambda one: one.effective_groups)
         found |= {"groups": fewest.num_groups, "effective_groups": fewest.effective_groups}
         if white is not None and basis is not None:
-            found["expected_group_leak"] = max(group_leak(cells, white, basis) for _, cells in grouped)
+            seen_by = ((white, basis) if left is None else _as_seen_by(one, left) for one, _ in grouped)
+            found["expected_group_leak"] = max(
+                group_leak(cells, *own) for (_, cells), own in zip(grouped, seen_by, strict=True)
+            )
     return found
+
+
+def _as_seen_by(moments: Moments, left: Tensor) -> tuple[Whitening, Tensor]:
+    """Return the whitening of some rows, and in it a basis of what is erased.
+
+    A linear reader w of erased rows has w'L = 0: it sees what lies outside of the whitened L, whatever metric made L.
+    """
+    white = whitening_of(moments)
+    return white, torch.linalg.qr(white.whiten(left))[0]
 
 
 def warn_of_leaks(report: Any) -> None:

@@ -107,7 +107,7 @@ def leace(
     concepts = [concept_of(one) for one in every]
     main = fullest(every) if metric is None else _metric(metric, every[0])
     white = whitening_of(main, shrinkage, ridge, () if metric is None else every)
-    directions, incomplete = _directions(every, concepts, white, rank)
+    directions, incomplete = _directions(every, concepts, white, rank, foreign=metric is not None)
     if cells:
         directions = _with_contrasts(directions, cells, white, contrasts)
     basis, left = directions.basis, directions.left
@@ -187,9 +187,12 @@ class Directions:
 
 
 def _directions(
-    every: Sequence[Moments], concepts: Sequence[Concept], white: Whitening, rank: int | None
+    every: Sequence[Moments], concepts: Sequence[Concept], white: Whitening, rank: int | None, foreign: bool
 ) -> tuple[Directions, bool]:
-    """Return those of the class means, all or the strongest, and whether a class or a direction is not among them."""
+    """Return those of the class means, all or the strongest, and whether a class or a direction is not among them.
+
+    What is expected of fresh groups is in nats of the concept's rows, also where the metric is `foreign` to them.
+    """
     concept = union_of(concepts)
     span = span_of(concept, white)
     basis, left = span.basis, span.left
@@ -200,7 +203,7 @@ def _directions(
         turn = torch.linalg.svd(basis.mT @ canonical, full_matrices=False)[0][:, :rank]
         basis, left = basis @ turn, left @ turn
     lines = described(concepts, white) if rank is None else ()
-    fresh = expected(every, basis.shape[1], white, basis)
+    fresh = expected(every, basis.shape[1], white, basis, left if foreign else None)
     return Directions(basis, left, fresh, not_erased, lines), bool(incomplete)
 
 

@@ -87,7 +87,7 @@ def check_rows(
         rows, skipped = rows.where(finite), int((~finite).sum())
     _check_size("x", rows.x)
     _check_size("y", rows.targets)
-    _check_group_range(rows.groups)
+    _check_group_range(rows.groups, kind.num_classes or 1)
     return rows, skipped
 
 
@@ -117,13 +117,13 @@ def _groups(groups: Any, lead: torch.Size) -> Tensor:
     return groups.long()
 
 
-def _check_group_range(groups: Tensor | None) -> None:
+def _check_group_range(groups: Tensor | None, num_classes: int) -> None:
     if groups is None or not groups.numel():
         return
     least, most = (int(value) for value in groups.aminmax())
-    if least < 0 or most >= MOST_GROUP:
-        wrong = least if least < 0 else most
-        raise ValueError(f"groups holds {wrong}, expected integers from 0 to {MOST_GROUP - 1}")
+    end = min(MOST_GROUP, 2**63 // num_classes)  # a group times the number of classes must stay in int64
+    if least < 0 or most >= end:
+        raise ValueError(f"groups holds {least if least < 0 else most}, expected integers from 0 to {end - 1}")
 
 
 def _check_range(labels: Tensor, num_classes: int) -> None:

@@ -74,6 +74,11 @@ class GroupSums:
             cell_sums(x, cell, len(keys), weight, self._shift),
         )
 
+    def class_counts(self) -> Tensor:
+        """Return the rows of each class (k,) int64."""
+        keys, counts, _, _ = self._sorted()
+        return counts.new_zeros(self.num_classes).index_add_(0, keys % self.num_classes, counts)
+
     def combine(self, other: GroupSums, sign: int = 1) -> None:
         """Add the rows of other sums, or with `sign=-1` take them away."""
         if not other._slots:
@@ -129,10 +134,15 @@ class GroupSums:
         """
         keys, counts, weights, sums, shift = (tensors[name] for name in TENSORS)
         dim = shift.shape[0] if shift.ndim == 1 else -1
+        if keys.dtype != torch.int64 or counts.dtype != torch.int64 or keys.ndim != 1:
+            raise ValueError("the class sums of its groups do not fit each other (keys)")
         wanted = {"keys": (len(keys),), "counts": (len(keys),), "weights": (len(keys),), "sums": (len(keys), dim)}
         wrong = [name for name, shape in wanted.items() if tuple(tensors[name].shape) != shape]
-        if wrong or keys.dtype != torch.int64 or counts.dtype != torch.int64 or bool((keys.diff() <= 0).any()):
+        if wrong or bool((keys.diff() <= 0).any()) or bool((keys < 0).any()):
             raise ValueError(f"the class sums of its groups do not fit each other ({', '.join(wrong) or 'keys'})")
+        finite = all(bool(part.isfinite().all()) for part in (weights, sums, shift))
+        if not finite or bool((counts <= 0).any()) or bool((weights <= 0).any()):
+            raise ValueError("the class sums of its groups are not those of any rows")
         made = cls(dim, num_classes, shift.device)
         made._shift = shift
         made._add(keys, counts, weights, sums)

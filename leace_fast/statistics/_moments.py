@@ -277,6 +277,8 @@ class Moments(Derived):
             sums = Accumulator(kind, State(**moved), tally)
             if of_groups:
                 sums.groups = GroupSums.of_tensors(of_groups, kind.num_classes or 1)
+                if of_groups["shift"].shape != (kind.dim,) or not sums.groups.class_counts().equal(sums.state.counts):
+                    raise ValueError("the class sums of its groups are those of other rows")
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} holds no moments that can be read: {error}") from error
         return cls._of(sums)

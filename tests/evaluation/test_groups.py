@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leace_fast import Eraser, Scrubber, evaluate
 from leace_fast.evaluation import without_seen
-from leace_fast.evaluation._groups import TEST, TRAIN, Groups, Parts, labelled, only
+from leace_fast.evaluation._groups import SEVERAL, TEST, TRAIN, Groups, Parts, classes_of, labelled, only
 from leace_fast.scrubbing import Seen
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -64,9 +64,57 @@ def test_bad_groups(groups, error, message):
 
 def test_parts_by_turns_follow_the_first_labelled_appearance():
     parts = Parts(by_turns=True)
-    every = torch.ones(4, dtype=torch.bool)
+    every = torch.tensor([SEVERAL] * 4)
     assert parts.of(torch.tensor([5, 2, 5, 9]), every, TEST).tolist() == [TRAIN, TEST, TRAIN, TRAIN]
     assert parts.of(torch.tensor([2, 8, 9, 5]), every, TEST).tolist() == [TEST, TEST, TRAIN, TRAIN]
+
+
+@pytest.mark.parametrize("order", [[0, 1] * 8, [0, 0, 1, 1] * 4, [0] * 8 + [1] * 8, [0, 1, 2, 3] * 4, [1, 0, 0, 0] * 4])
+def test_each_part_has_all_classes_whatever_order_they_come_in(order):
+    labels = torch.tensor(order)
+    x = torch.randn(len(order), 5, 6, generator=GENERATOR)
+    x[..., 0] += 6 * labels[:, None]
+    (probe,) = measure(MODEL, [{"x": x, "concept_labels": labels}]).probes.values()
+    assert probe.leaks and probe.train_groups == probe.test_groups == 8
+
+
+def test_many_classes_of_one_group_each_are_split_too():
+    parts = Parts(by_turns=True).of(torch.arange(6), torch.arange(6), TEST)
+    assert parts.tolist() == [TRAIN, TEST] * 3
+
+
+def test_training_rows_of_one_class_are_refused():
+    inputs = batch(concept_groups=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+    inputs["concept_labels"][:4] = 1
+    with pytest.raises(ValueError, match="all rows of 'norm' that train the probe are of class 1: it could"):
+        measure(MODEL, [inputs])
+
+
+def test_the_same_sequence_is_one_group():
+    one, labels = torch.randn(12, 5, 6, generator=GENERATOR), torch.arange(12) // 2 % 2
+    twice = {"x": torch.cat([one, one[:6]]), "concept_labels": torch.cat([labels, labels[:6]])}
+    (probe,) = measure(MODEL, [twice]).probes.values()
+    assert probe.train_groups == probe.test_groups == 6
+    ids = {"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    groups = Groups()
+    assert groups.of({**ids, "concept_labels": labels[:2]}, 0).tolist() == [0, 1]
+    assert groups.of({"input_ids": torch.tensor([[5, 6]]), "concept_labels": labels[:1]}, 1).tolist() == [0]
+
+
+def test_sequences_that_train_are_left_out_of_the_test():
+    train, fresh = batch(8), batch(8)
+    with pytest.raises(ValueError, match="left to test the probe on.*or other probe_batches"):
+        measure(MODEL, [train], probe_batches=[train])
+    both = {name: torch.cat([train[name][:3], fresh[name]]) for name in fresh}
+    (probe,) = measure(MODEL, [both], probe_batches=[train]).probes.values()
+    assert (probe.train_groups, probe.test_groups, probe.test_rows) == (8, 8, 40)
+
+
+def test_classes_of_sequences_and_tokens():
+    inputs = {"concept_labels": torch.tensor([[2, 2, -100], [0, 1, 1], [3, -100, 4]])}
+    inputs["attention_mask"] = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
+    assert classes_of(inputs, torch.arange(3)).tolist() == [2, 1, -100]
+    assert classes_of({"concept_labels": torch.tensor([4, 5])}, torch.zeros(2, 2)).tolist() == [[4, 4], [5, 5]]
 
 
 def test_labelled_and_only():

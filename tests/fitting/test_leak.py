@@ -78,6 +78,28 @@ def test_the_jackknife_is_what_is_left_on_fresh_groups() -> None:
     assert sum(counts) < 0.7 * sum(told), "the noise of counts alone tells too little"
 
 
+@pytest.mark.parametrize("size", [0.2, 1.0, 5.0])
+def test_a_metric_of_other_rows_changes_no_unit_of_what_is_expected(size: float) -> None:
+    """Nats are of the concept's rows, however large or skew those are on which least change is measured."""
+    x, y, group = population(50, 0)
+    moments = Moments(DIM, CLASSES).update(x, y, groups=group)
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(4000, DIM, generator=generator, dtype=torch.float64) @ (mixing() * size)
+    eraser = leace(moments, metric=Moments(DIM).update(other))
+    plain = leace(moments).report
+    assert eraser.report is not None and plain is not None and plain.expected_group_leak is not None
+    # A linear reader sees the same: what the metric decides is where the erased part goes.
+    assert eraser.report.expected_group_leak == pytest.approx(plain.expected_group_leak, rel=1e-6)
+
+
+def test_contrasts_of_groups_with_few_rows_of_each_class_warn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, DIM, generator=generator), torch.arange(400) % 2
+    with pytest.warns(UserWarning, match="no group has 10 rows of a class"):
+        eraser = leace(Moments(DIM, 2).update(x, y, groups=torch.arange(400) // 8), contrasts=5)
+    assert eraser.report is not None and eraser.report.contrasts == 0
+
+
 def test_contrasts_leave_less_on_fresh_groups_and_the_front_shows_it() -> None:
     """Classes differ from group to group along three directions alone: three contrasts take that away."""
     generator = torch.Generator().manual_seed(0)

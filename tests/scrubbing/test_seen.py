@@ -141,3 +141,12 @@ def test_no_site_takes_the_name_of_the_file(tmp_path):
     Scrubber(sites)._knowing(seen_of(batch([1]))).save_pretrained(tmp_path)
     loaded = Scrubber.from_pretrained(tmp_path)
     assert list(loaded) == list(sites) and loaded._seen is not None and loaded._seen.found(batch([1])) == [0]
+
+
+def test_images_tell_sequences_of_the_same_ids_apart():
+    ids = torch.tensor([[5, 6], [5, 6]])
+    seen = Seen()
+    seen.add({"input_ids": ids, "pixel_values": torch.zeros(2, 3, 4, 4)})
+    assert seen.found({"input_ids": ids, "pixel_values": torch.ones(2, 3, 4, 4)}) == []
+    padded = {"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    assert seen.found({**padded, "pixel_values": torch.zeros(1, 3, 4, 4)}) == [0]

@@ -10,6 +10,7 @@ import torch
 from cases import PRECISIONS, Precision
 
 from leace_fast import Moments
+from leace_fast._files import load_tensors, save_tensors
 
 ROWS, DIM, CLASSES, GROUPS = 3000, 6, 3, 40
 
@@ -165,3 +166,33 @@ def test_pooled_are_the_rows_without_labels() -> None:
     assert (pooled.covariance - alone.covariance).abs().max() < 1e-12 and (pooled.mean - alone.mean).abs().max() < 1e-12
     pooled.update(given["x"])
     assert moments.count == alone.count, "nothing is shared"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"group_keys": lambda keys: keys - 100},
+        {"group_sums": lambda sums: sums * float("nan")},
+        {"group_weights": lambda weights: weights * 0},
+        {"group_counts": lambda counts: -counts},
+        {"group_sums": lambda sums: sums[:, :3], "group_shift": lambda shift: shift[:3]},
+        {f"group_{name}": lambda part: part[:3] for name in ("keys", "counts", "weights", "sums")},
+        {"group_keys": lambda keys: keys[0]},
+    ],
+    ids=["keys", "sums", "weights", "counts", "width", "rows", "axes"],
+)
+def test_a_file_whose_groups_are_of_other_rows_is_refused(changed: dict, tmp_path: Path) -> None:
+    moments_of(rows()).save(tmp_path / "whole")
+    tensors, header = load_tensors(tmp_path / "whole", "moments")
+    parts = {name: changed.get(name, torch.clone)(part).contiguous() for name, part in tensors.items()}
+    kept = {name: value for name, value in header.items() if name not in ("format_version", "kind")}
+    save_tensors(tmp_path / "edited", "moments", parts, kept)
+    with pytest.raises(ValueError, match="holds no moments that can be read: the class sums of its groups"):
+        Moments.load(tmp_path / "edited")
+
+
+def test_groups_times_classes_stay_in_their_range() -> None:
+    """A group of a large number in so many classes would be taken for another."""
+    x, y = torch.zeros(2, 1), torch.tensor([2**24 - 1, 0])
+    with pytest.raises(ValueError, match="groups holds 1099511627775, expected integers from 0 to 549755813887"):
+        Moments(1, 2**24).update(x, y, groups=torch.tensor([2**40 - 1, 0]))
