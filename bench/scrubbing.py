@@ -10,7 +10,6 @@ every other window and tested on the rest.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from pathlib import Path
@@ -19,22 +18,19 @@ from typing import Any
 import torch
 from demo_text import Reading, Text, load_text
 
-from leace_fast import Scrubber, evaluate, leace, random_like, scrub
+from leace_fast import Scrubber, evaluate, random_like, scrub
 from leace_fast.demo import CATEGORIES, machine
 from leace_fast.models import GROUPS
 
-CONTRASTS = 5
 PROBE_ROWS = 8000
 MAIN, ONE_PASS = "leace, sequential", "leace, parallel"
-WITH_CONTRASTS = f"leace with {CONTRASTS} contrasts, sequential"
 CONDITIONS: dict[str, dict[str, Any]] = {
     MAIN: {},
     ONE_PASS: {"mode": "parallel"},
-    WITH_CONTRASTS: {"method": functools.partial(leace, contrasts=CONTRASTS)},
     "orth, sequential": {"method": "orth"},
     "mean projection, sequential": {"method": "mean_projection"},
 }
-PROBED = ("clean", MAIN, ONE_PASS, WITH_CONTRASTS)  # of other methods with equal class means the loss is what differs
+PROBED = ("clean", MAIN, ONE_PASS)  # of other methods with equal class means the loss is what differs
 SEEDS = 3
 BEGIN, END = "<!-- table: bench/scrubbing.py -->", "<!-- end -->"
 GREY, LINES = "#8a9099", {"clean": "#30343b", ONE_PASS: "#c8372d", MAIN: "#1f6fb4"}
