@@ -112,7 +112,6 @@ def test_update_with_targets_refuses(y: Tensor, error: type[Exception], parts: t
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({}, ("num_classes=None and target_dim=None", "expected one of them")),
         ({"num_classes": 2, "target_dim": 2}, ("num_classes=2 and target_dim=2", "expected one of them")),
         ({"num_classes": 1}, ("num_classes is 1", "at least 2")),
         ({"num_classes": 2.0}, ("num_classes is 2.0", "expected an integer")),
