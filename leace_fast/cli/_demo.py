@@ -17,7 +17,7 @@ def demo(
         Path | None, typer.Option(help="Folder with the model and the text; default: the package's.")
     ] = None,
 ) -> None:
-    """Erase a concept from a small language model, and see what is left in fresh text and what it costs. Takes a few minutes."""
+    """Erase a concept from a small language model, and see what is left in fresh text. Takes a few minutes."""
     check_folder(out)
     from ..demo import ASSETS, CONCEPT, run_demo
 

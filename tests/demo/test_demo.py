@@ -147,7 +147,7 @@ def test_the_shipped_library_is_one_window_of_each_module():
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "model")
     counts = [len(ids) for ids in tokenizer([module.text for module in library])["input_ids"]]
     assert max(counts) <= PIECE + 2  # at the cut a word may fall into other tokens
-    assert sum(count > PIECE / 2 for count in counts) > 400
+    assert sum(count > PIECE / 2 for count in counts) > 350
     assert (ASSETS / "library.jsonl.gz").stat().st_size < 2**20
 
 
