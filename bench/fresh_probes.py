@@ -153,7 +153,7 @@ def measured(demo: Demo, scrubber: Scrubber | None) -> tuple[float, list[dict[st
             nats += next_token_losses(logits, batch["labels"])[0].item()
     points: list[dict[str, float]] = []
     for part in parts:
-        best = dict.fromkeys(KINDS, -100.0)
+        best: dict[str, float] = {kind: -100.0 for kind in KINDS}
         for site in sites:
             found = rows.of(site.name)
             trains = {"other": torch.isin(part.group[found.groups], part.train), "same": part.turn[found.groups] == 0}

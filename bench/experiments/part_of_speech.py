@@ -49,7 +49,15 @@ def run() -> Result:
         found[name] = lf.evaluate(
             model, batches["test"], scrubber, probe_batches=batches["train"], sites=probed, probe=name != "random"
         )
-    rise = {name: each.nats - found["clean"].nats for name, each in found.items()}
+    return _result(found, batches, len(norms), probed)
+
+
+def _result(
+    found: dict[str, lf.Evaluation], batches: dict[str, list[language_model.Batch]], sites: int, probed: list[str]
+) -> Result:
+    """Return claims, tables and figures of what was measured, by eraser."""
+    nats = {name: each.nats for name, each in found.items() if each.nats is not None}
+    rise = {name: value - nats["clean"] for name, value in nats.items()}
     titles = {
         "clean": "none",
         "small": f"leace, fitted on {SMALL:,} tokens",
@@ -57,7 +65,7 @@ def run() -> Result:
         "random": "random subspaces of the same rank",
     }
     rows = [
-        [titles[name], f"{each.nats:.3f}", f"{rise[name]:+.3f}", "" if each.kl is None else f"{each.kl:.3f}"]
+        [titles[name], f"{nats[name]:.3f}", f"{rise[name]:+.3f}", "" if each.kl is None else f"{each.kl:.3f}"]
         for name, each in found.items()
     ]
     by_site = [
@@ -71,8 +79,8 @@ def run() -> Result:
     return Result(
         title="Part of speech at all sites of a language model",
         sizes={
-            "sites": len(norms),
-            "classes": classes,
+            "sites": sites,
+            "classes": len(brown.TAGS),
             **{f"tokens to {part}": sum(b["input_ids"].numel() for b in some) for part, some in batches.items()},
             "accuracy of the best constant": round(constant, 4),
         },
