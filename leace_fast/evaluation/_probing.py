@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import Track
-from ..models import LABELS, device_of, inputs_of, resolve_sites
+from .._warnings import warn
+from ..models import LABELS, describe, device_of, inputs_of, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
@@ -57,13 +58,23 @@ class Probing:
 
         Raises:
             ValueError: its labels are of several concepts, or the erasers were fitted on it.
+            TypeError: its labels are no tensor.
+
+        Warns:
+            UserWarning: its labels are real-valued.
         """
         if not has_classes(batch):
+            if batch.get(LABELS) is not None:
+                warn(
+                    f"{LABELS} are real-valued, and probes read classes: nothing is probed", about="real-valued labels"
+                )
             return
         if isinstance(labels := batch[LABELS], Mapping):
             raise ValueError(
                 f"{LABELS} names several concepts ({', '.join(labels)}): evaluate one of them at a time, or probe=False"
             )
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"in batch {index}: {LABELS} is {describe(labels)}, expected a tensor")
         self._refuse_seen(batch, index, stream)
         if not self.rows:
             self._start(example)

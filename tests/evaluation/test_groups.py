@@ -117,6 +117,34 @@ def test_classes_of_sequences_and_tokens():
     assert classes_of({"concept_labels": torch.tensor([4, 5])}, torch.zeros(2, 2)).tolist() == [[4, 4], [5, 5]]
 
 
+def test_groups_of_padding_may_be_below_0():
+    inputs = batch(attention_mask=torch.tensor([0, 1, 1, 1, 1]).expand(8, 5))
+    numbers = torch.where(inputs["attention_mask"].bool(), torch.arange(8)[:, None], -1)
+    assert torch.equal(Groups().of({**inputs, "concept_groups": numbers}, 0), numbers)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"probe_rows": -5}, ValueError, "probe_rows is -5, expected an integer of 1 or more"),
+        ({"probe_batches": {"x": 1}}, TypeError, r"probe_batches is a dict, expected several batches"),
+        ({"scrubber": Eraser(torch.eye(6)[:, :1], torch.eye(6)[:1])}, TypeError, "a Eraser, expected a Scrubber"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        measure(MODEL, [batch()], **options)
+
+
+def test_labels_that_no_probe_can_read_are_told():
+    with pytest.raises(TypeError, match="in batch 0: concept_labels is a list, expected a tensor"):
+        measure(MODEL, [{**batch(), "concept_labels": [1] * 8}])
+    real = {**batch(), "concept_labels": torch.randn(8, 5, 1)}
+    with pytest.warns(UserWarning, match="concept_labels are real-valued") as told:
+        assert measure(MODEL, [real, real]).probes == {}
+    assert len(told) == 1
+
+
 def test_labelled_and_only():
     inputs = batch(2, attention_mask=torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]))
     inputs["concept_labels"][0, 0] = -100
