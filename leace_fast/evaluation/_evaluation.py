@@ -103,7 +103,7 @@ def evaluate(
             named "in-sample", and say nothing of other rows.
         sites: where to probe; None for those of the scrubber, or the norms.
         probe_rows: most rows that a probe is trained or tested on, drawn evenly, always the same ones; fewer where
-            those of all sites would take more than 512 MiB.
+            those of all sites would take more than 512 MiB, or with what a probe needs beside them 1 GiB.
         track: `track(items, stage)` returns the items and may show progress.
 
     Raises:

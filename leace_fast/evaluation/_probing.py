@@ -18,6 +18,7 @@ from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
 from ._probe import Probe, linear_probe
 
 MEMORY = 2**29  # bytes of rows that are held, of all sites, to train on and to test on
+WORKING = 24  # bytes that a probe takes beside, for each number in the rows of its site to train on, and to test on
 
 
 class Probing:
@@ -134,7 +135,8 @@ class Probing:
     def _start(self, example: Mapping[str, Any]) -> None:
         sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
         width = sum(site.width for site in sites) * _item_size(self.model)
-        most = min(self.most, MEMORY // (2 * width))
+        beside = WORKING * max(site.width for site in sites)
+        most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
 
 

@@ -34,6 +34,7 @@ from ..fitting import (
     warn_of,
     warn_of_leaks,
     warn_of_narrow,
+    warn_of_none,
     whitening_of,
 )
 from ..statistics import Cells, Moments
@@ -235,6 +236,8 @@ def _with_contrasts(found: Directions, cells: Sequence[Cells], white: Whitening,
     """
     most = MOST_CONTRASTS if wanted == "auto" else wanted
     every = contrasts_of(cells, white, found.basis, most)
+    if not every.shape[1]:
+        warn_of_none()
     rest = crossed_leak(cells, white, most)[: every.shape[1] + 1]
     number = chosen(rest) if wanted == "auto" else every.shape[1]
     columns = white.unwhiten(every)
