@@ -60,7 +60,10 @@ def progress_bars(console: Any = None, clock: Callable[[], float] = time.monoton
 
 
 def _length(items: Any) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+    try:
+        return len(items)
+    except (TypeError, NotImplementedError):  # a loader of a stream has a length in name only
+        return None
 
 
 @dataclass(eq=False)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .._progress import Track, untracked
-from ..models import GROUPS, Site, check_inputs, evaluating, with_groups
+from .._warnings import once
+from ..models import GROUPS, Site, check_inputs, describe, evaluating, with_groups
 from ..scrubbing import Scrubber
 from ._groups import TEST, TRAIN
 from ._losses import bits_per_byte
@@ -64,6 +65,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@once()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -101,7 +103,7 @@ def evaluate(
             named "in-sample", and say nothing of other rows.
         sites: where to probe; None for those of the scrubber, or the norms.
         probe_rows: most rows that a probe is trained or tested on, drawn evenly, always the same ones; fewer where
-            those of all sites would take more than 512 MiB.
+            those of all sites would take more than 512 MiB, or with what a probe needs beside them 1 GiB.
         track: `track(items, stage)` returns the items and may show progress.
 
     Raises:
@@ -116,7 +118,15 @@ def evaluate(
     ['0.0']
     """
     check_inputs(model, batches)
+    if probe_batches is not None:
+        check_inputs(model, probe_batches, "probe_batches")
+    if isinstance(probe_rows, bool) or not isinstance(probe_rows, int) or probe_rows < 1:
+        raise ValueError(f"probe_rows is {probe_rows!r}, expected an integer of 1 or more")
     if scrubber is not None:
+        if not isinstance(scrubber, Scrubber):
+            raise TypeError(
+                f"scrubber is {describe(scrubber)}, expected a Scrubber: for one site, Scrubber({{site: eraser}})"
+            )
         scrubber.check_model(model)
     by_turns = probe_batches is None
     probes = Probing(model, scrubber, sites, by_turns, probe_rows, in_sample) if probe else None

@@ -39,7 +39,8 @@ class Groups:
             index: its number, for errors.
 
         Raises:
-            ValueError: they do not fit the labels, one is below 0, or some batches have groups and others have none.
+            ValueError: they do not fit the labels, one of a labelled token is below 0, or some batches have groups and
+                others have none.
             TypeError: they are no integers.
         """
         labels, groups = batch[LABELS], batch.get(GROUPS)
@@ -60,9 +61,11 @@ class Groups:
                 f"in batch {index}: {GROUPS} has shape {tuple(groups.shape)}, expected (batch,) or (batch, length) "
                 f"with labels of shape {tuple(labels.shape)}"
             )
-        if groups.numel() and int(groups.min()) < 0:
-            raise ValueError(f"in batch {index}: {GROUPS} holds {int(groups.min())}, expected 0 or more")
-        return groups.long().cpu()
+        groups = groups.long().cpu()
+        used = groups[labelled(batch, groups)]  # padding may have any
+        if used.numel() and int(used.min()) < 0:
+            raise ValueError(f"in batch {index}: {GROUPS} holds {int(used.min())}, expected 0 or more")
+        return groups
 
     def _number(self, told: int | None) -> int:
         """The number of a sequence of this hash; a new one for one that holds nothing."""

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import Track
-from ..models import LABELS, device_of, inputs_of, resolve_sites
+from .._warnings import warn
+from ..models import LABELS, describe, device_of, inputs_of, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
 from ._probe import Probe, linear_probe
 
 MEMORY = 2**29  # bytes of rows that are held, of all sites, to train on and to test on
+WORKING = 24  # bytes that a probe takes beside, for each number in the rows of its site to train on, and to test on
 
 
 class Probing:
@@ -57,13 +59,23 @@ class Probing:
 
         Raises:
             ValueError: its labels are of several concepts, or the erasers were fitted on it.
+            TypeError: its labels are no tensor.
+
+        Warns:
+            UserWarning: its labels are real-valued.
         """
         if not has_classes(batch):
+            if batch.get(LABELS) is not None:
+                warn(
+                    f"{LABELS} are real-valued, and probes read classes: nothing is probed", about="real-valued labels"
+                )
             return
         if isinstance(labels := batch[LABELS], Mapping):
             raise ValueError(
                 f"{LABELS} names several concepts ({', '.join(labels)}): evaluate one of them at a time, or probe=False"
             )
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"in batch {index}: {LABELS} is {describe(labels)}, expected a tensor")
         self._refuse_seen(batch, index, stream)
         if not self.rows:
             self._start(example)
@@ -123,7 +135,8 @@ class Probing:
     def _start(self, example: Mapping[str, Any]) -> None:
         sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
         width = sum(site.width for site in sites) * _item_size(self.model)
-        most = min(self.most, MEMORY // (2 * width))
+        beside = WORKING * max(site.width for site in sites)
+        most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
 
 

@@ -13,7 +13,7 @@ from ._concept import (
     fullest,
     union_of,
 )
-from ._contrasts import MOST_CONTRASTS, Contrasts, check_contrasts, chosen, contrasts_of, crossed_leak
+from ._contrasts import MOST_CONTRASTS, Contrasts, check_contrasts, chosen, contrasts_of, crossed_leak, warn_of_none
 from ._fitted import check_class, check_count, check_rank, fitted, mean_squared_change, warn_of
 from ._leak import expected, warn_of_leaks, warn_of_narrow
 from ._row_stream import RowStream, Summary
@@ -57,5 +57,6 @@ __all__ = [
     "warn_of",
     "warn_of_leaks",
     "warn_of_narrow",
+    "warn_of_none",
     "whitening_of",
 ]

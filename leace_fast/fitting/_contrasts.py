@@ -27,9 +27,6 @@ def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | Non
     Raises:
         ValueError: `contrasts` is neither "auto" nor an integer >= 0, comes beside a rank, or the rows came without
             groups.
-
-    Warns:
-        UserWarning: no group has rows enough of a class.
     """
     good = contrasts == "auto" or (isinstance(contrasts, int) and not isinstance(contrasts, bool) and contrasts >= 0)
     if not good:
@@ -41,13 +38,16 @@ def check_contrasts(contrasts: object, every: Sequence[Moments], rank: int | Non
     found = [cells for one in every if (cells := one.cells) is not None]
     if not found:
         raise ValueError("contrasts need groups: the text, speaker or module of each row, as update(x, y, groups=...)")
-    if not any(bool((cells.counts >= LEAST_ROWS).any()) for cells in found):
-        warn(
-            f"no group has {LEAST_ROWS} rows of a class, which contrasts are taken from: there are none; give larger "
-            "groups, or contrasts=0",
-            about="no contrasts",
-        )
     return found
+
+
+def warn_of_none() -> None:
+    """Warn that there are no contrasts, although some were asked for."""
+    warn(
+        f"there are no contrasts: they come from groups that hold several classes, with {LEAST_ROWS} rows of each; "
+        "give such groups, or contrasts=0",
+        about="no contrasts",
+    )
 
 
 def contrasts_of(every: Sequence[Cells], white: Whitening, basis: Tensor, most: int) -> Tensor:

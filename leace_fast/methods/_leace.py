@@ -28,15 +28,18 @@ from ..fitting import (
     described,
     expected,
     fullest,
+    scaling_of,
     span_of,
     union_of,
     warn_of,
     warn_of_leaks,
     warn_of_narrow,
+    warn_of_none,
     whitening_of,
 )
 from ..statistics import Cells, Moments
 
+MOST_LEFT = 1e-6  # of the differences of class means, beyond which they are not erased
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 
 
@@ -123,6 +126,8 @@ def leace(
         linear = _change(left, right, white) + float((left @ (right @ mean)).square().sum())
         change, ratio = linear, linear / change if change else 1.0
         _check_cost(ratio, max_cost_ratio)
+    if metric is not None and rank is None and (told := _left_by(left, right, concepts, every)):
+        directions, incomplete = replace(directions, not_erased=(*directions.not_erased, told)), True
     if incomplete:
         warn_of(directions.not_erased)
     report = Report(
@@ -163,6 +168,22 @@ def _metric(metric: object, moments: Moments) -> Moments:
     if not metric.count:
         raise ValueError("the metric holds no rows: call update(x) first")
     return metric
+
+
+def _left_by(left: Tensor, right: Tensor, concepts: Sequence[Concept], every: Sequence[Moments]) -> str:
+    """Tell of class means that differ all the same, as the rows of the metric hardly vary where they do; "" if none."""
+    worst = 0.0
+    for concept, moments in zip(concepts, every, strict=True):
+        scaling = scaling_of(moments)
+        rest = scaling.whiten(concept.columns - left @ (right @ concept.columns))[~scaling.constant]
+        whole = scaling.whiten(concept.columns)[~scaling.constant].norm()
+        worst = max(worst, float(rest.norm() / whole.clamp_min(1e-300)))
+    if worst < MOST_LEFT:
+        return ""
+    return (
+        f"class means differ by {worst:.1g} of what they did, in directions in which the metric's rows hardly vary: "
+        "give a metric of more rows or other ones, or merge the labelled rows into it"
+    )
 
 
 @dataclass(frozen=True)
@@ -215,6 +236,8 @@ def _with_contrasts(found: Directions, cells: Sequence[Cells], white: Whitening,
     """
     most = MOST_CONTRASTS if wanted == "auto" else wanted
     every = contrasts_of(cells, white, found.basis, most)
+    if not every.shape[1]:
+        warn_of_none()
     rest = crossed_leak(cells, white, most)[: every.shape[1] + 1]
     number = chosen(rest) if wanted == "auto" else every.shape[1]
     columns = white.unwhiten(every)

@@ -114,11 +114,11 @@ def check_module(model: Any) -> None:
         raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
 
 
-def check_inputs(model: Any, batches: Any) -> None:
+def check_inputs(model: Any, batches: Any, name: str = "batches") -> None:
     """Raise TypeError for a model that is no module, and for one batch in the place of many."""
     check_module(model)
     if isinstance(batches, (Mapping, Tensor)):
-        raise TypeError(f"batches is {describe(batches)}, expected several batches: for one, pass [batch]")
+        raise TypeError(f"{name} is {describe(batches)}, expected several batches: for one, pass [batch]")
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -64,17 +64,23 @@ class Job:
     groups: str = GROUPS
     decoder: set[str] = field(default_factory=set)
     seen: Seen = field(default_factory=Seen)
+    grouped: bool | None = None  # whether batches have groups, once one came
 
     def __post_init__(self) -> None:
         takes_metric = "metric" in inspect.signature(self.fit).parameters
-        if self.neutral and not takes_metric:
+        if self.has_neutral and not takes_metric:
             raise ValueError(f"the method {self.facts['method']!r} has no metric that neutral batches could count in")
         self.all_rows = self.all_rows and takes_metric
 
     @property
     def has_others(self) -> bool:
         """Whether rows without labels count in the metric: of labelled batches, or of neutral ones."""
-        return self.all_rows or bool(self.neutral)
+        return self.all_rows or self.has_neutral
+
+    @property
+    def has_neutral(self) -> bool:
+        """Whether there are neutral batches, or a stream that may have some: not every stream has a length."""
+        return not isinstance(self.neutral, (list, tuple)) or bool(self.neutral)
 
     def read(self, batch: Any, index: int) -> tuple[dict[str, Any], Reading]:
         """A batch with its groups in their place, and what it says of its rows.
@@ -85,9 +91,15 @@ class Job:
         labels = self.labels(batch, index)
         batch = with_groups(batch, self.groups, index)
         try:
-            return dict(batch), Reading.of(f"batch {index}", batch, labels)
+            reading = Reading.of(f"batch {index}", batch, labels)
         except (ValueError, TypeError) as error:
             raise type(error)(f"in batch {index}: {error}") from None
+        grouped = reading.groups is not None
+        if self.grouped not in (None, grouped):
+            had = "" if grouped else "no "
+            raise ValueError(f"batch {index} has {had}{self.groups}, unlike those before: give them to all or to none")
+        self.grouped = grouped
+        return dict(batch), reading
 
     def read_neutral(self, batch: Any, index: int) -> tuple[dict[str, Any], Reading]:
         """The same of a batch that counts in the metric alone: labels that it may have do not count."""

@@ -35,12 +35,16 @@ def scrub_in_parallel(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     names = job.find(job.read(first[1], 0)[0], sites)
     digest = Digest()
     digest.add(first[1])
+    opening, neutral = _opened(job.neutral)
+    if opening is not None:
+        digest.add(job.read_neutral(opening, 0)[0])
     gathered = _Gathered(job, names, job.checkpoint(digest))
     with torch.no_grad(), evaluating(job.model), tap(job.model, names, gathered.at_site):
         for index, batch in chain([first], stream):
-            gathered.run(*job.read(batch, index))
+            batch, reading = job.read(batch, index)
+            gathered.run(batch, reading)
             job.seen.add(batch)  # those too that a checkpoint holds already
-        for index, batch in enumerate(job.track(job.neutral, "neutral") if job.neutral else ()):
+        for index, batch in enumerate(job.track(neutral, "neutral") if job.has_neutral else ()):
             gathered.run(*job.read_neutral(batch, index))
     job.concepts.check_classes(gathered.moments[names[0]].concepts)
     return {site: job.eraser(site, gathered.moments[site]) for site in job.track(names, "fit")}
@@ -53,6 +57,13 @@ def _learn_classes(job: Job, batches: Iterable[Mapping[str, Any]], first: Mappin
         job.concepts.count(job.labels(batch, index) for index, batch in enumerate(batches))
     else:
         job.concepts.take(labels)
+
+
+def _opened(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Return the first of some batches, None of none, and all of them, also if they can be read once only."""
+    stream = iter(batches)
+    first = next(stream, None)
+    return first, chain([first], stream) if stream is batches and first is not None else batches
 
 
 class _Gathered:

@@ -34,10 +34,10 @@ class Reading:
         """Return what a batch says, whose labels were read.
 
         Raises:
-            ValueError, TypeError: its groups are no integers, or not of its shape.
+            ValueError, TypeError: its groups are no integers or not of its shape.
         """
         rows = torch.zeros(_sequences(batch, labels), dtype=torch.int64)
-        return cls(where, labels, _groups(batch), BatchLabels(rows, batch))
+        return cls(where, labels, _groups(batch, labels), BatchLabels(rows, batch))
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,21 @@ class SiteMoments:
         self.others.update(x, mask=y == IGNORE if mask is None else (y == IGNORE) & mask)
 
 
-def _groups(batch: Mapping[str, Any]) -> BatchLabels | None:
+def _groups(batch: Mapping[str, Any], labels: Mapping[str, BatchLabels]) -> BatchLabels | None:
     groups = batch.get(GROUPS)
     if groups is None:
         return None
-    if not isinstance(groups, Tensor) or groups.is_floating_point():
+    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.dtype == torch.bool:
         raise TypeError(f"{GROUPS} is {describe(groups)}, expected integers (batch,) or (batch, length)")
-    return BatchLabels(groups, batch, name=GROUPS)
+    read = BatchLabels(groups, batch, name=GROUPS)
+    for name, each in labels.items():
+        axes = min(len(read.lead), len(each.lead))
+        if read.lead[:axes] != each.lead[:axes]:
+            raise ValueError(
+                f"{GROUPS} has shape {tuple(groups.shape)}, expected (batch,) or (batch, length) with {name} of shape "
+                f"{tuple(each.labels.shape)}"
+            )
+    return read
 
 
 def _sequences(batch: Mapping[str, Any], labels: Mapping[str, BatchLabels]) -> int:

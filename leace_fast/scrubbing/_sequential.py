@@ -39,7 +39,7 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     if not stored:
         raise ValueError("got no batches, expected some to fit on")
     job.concepts.count(reading.labels for _, reading in stored)
-    for index, batch in enumerate(job.track(job.neutral, "read neutral") if job.neutral else ()):
+    for index, batch in enumerate(job.track(job.neutral, "read neutral") if job.has_neutral else ()):
         batch, reading = job.read_neutral(batch, index)
         if job.folder is not None:
             digest.add(batch)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from leace_fast import Eraser, Scrubber, evaluate
 from leace_fast.evaluation import without_seen
 from leace_fast.evaluation._groups import SEVERAL, TEST, TRAIN, Groups, Parts, classes_of, labelled, only
+from leace_fast.evaluation._probing import Probing
 from leace_fast.scrubbing import Seen
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -115,6 +116,43 @@ def test_classes_of_sequences_and_tokens():
     inputs["attention_mask"] = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
     assert classes_of(inputs, torch.arange(3)).tolist() == [2, 1, -100]
     assert classes_of({"concept_labels": torch.tensor([4, 5])}, torch.zeros(2, 2)).tolist() == [[4, 4], [5, 5]]
+
+
+def test_groups_of_padding_may_be_below_0():
+    inputs = batch(attention_mask=torch.tensor([0, 1, 1, 1, 1]).expand(8, 5))
+    numbers = torch.where(inputs["attention_mask"].bool(), torch.arange(8)[:, None], -1)
+    assert torch.equal(Groups().of({**inputs, "concept_groups": numbers}, 0), numbers)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"probe_rows": -5}, ValueError, "probe_rows is -5, expected an integer of 1 or more"),
+        ({"probe_batches": {"x": 1}}, TypeError, r"probe_batches is a dict, expected several batches"),
+        ({"scrubber": Eraser(torch.eye(6)[:, :1], torch.eye(6)[:1])}, TypeError, "a Eraser, expected a Scrubber"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        measure(MODEL, [batch()], **options)
+
+
+def test_labels_that_no_probe_can_read_are_told():
+    with pytest.raises(TypeError, match="in batch 0: concept_labels is a list, expected a tensor"):
+        measure(MODEL, [{**batch(), "concept_labels": [1] * 8}])
+    real = {**batch(), "concept_labels": torch.randn(8, 5, 1)}
+    with pytest.warns(UserWarning, match="concept_labels are real-valued") as told:
+        assert measure(MODEL, [real, real]).probes == {}
+    assert len(told) == 1
+
+
+def test_wide_sites_are_probed_on_fewer_rows():
+    """20,000 rows of 4096 columns would take two gigabytes: the rows, and what a probe makes of them."""
+    model = nn.Sequential(nn.LayerNorm(4096, elementwise_affine=False))
+    probing = Probing(model, None, ["0"], True, 20_000, False)
+    inputs = {"input": torch.zeros(1, 1, 4096)}
+    probing.admit({**inputs, "concept_labels": torch.zeros(1, 1).long()}, 0, TEST, inputs)
+    assert 7_000 < probing.rows[TRAIN].most < 9_000
 
 
 def test_labelled_and_only():

@@ -92,11 +92,14 @@ def test_a_metric_of_other_rows_changes_no_unit_of_what_is_expected(size: float)
     assert eraser.report.expected_group_leak == pytest.approx(plain.expected_group_leak, rel=1e-6)
 
 
-def test_contrasts_of_groups_with_few_rows_of_each_class_warn() -> None:
+@pytest.mark.parametrize("size", [8, 100])
+def test_groups_that_give_no_contrasts_warn(size: int) -> None:
+    """Of few rows of each class, or of one class each."""
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(400, DIM, generator=generator), torch.arange(400) % 2
-    with pytest.warns(UserWarning, match="no group has 10 rows of a class"):
-        eraser = leace(Moments(DIM, 2).update(x, y, groups=torch.arange(400) // 8), contrasts=5)
+    x, group = torch.randn(400, DIM, generator=generator), torch.arange(400) // size
+    y = torch.arange(400) % 2 if size == 8 else group % 2
+    with pytest.warns(UserWarning, match="there are no contrasts: they come from groups that hold several classes"):
+        eraser = leace(Moments(DIM, 2).update(x, y, groups=group), contrasts=5)
     assert eraser.report is not None and eraser.report.contrasts == 0
 
 

@@ -346,3 +346,15 @@ def test_a_ridge_keeps_the_rounding_of_a_float32_norm_from_being_read() -> None:
     assert moved(default) > 100 * moved(steady) and moved(steady) < 1e-5
     within((steady(x)[y == 0].mean(0) - steady(x)[y == 1].mean(0)), 1e-14, "class means")
     assert float((steady(x) - x).square().sum()) < 1.01 * float((default(x) - x).square().sum())
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-14])
+def test_a_metric_that_hides_a_direction_of_the_means_says_so(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(900, 6, generator=generator, dtype=torch.float64), torch.arange(900) % 3
+    x[:, 0] += y
+    other = torch.randn(500, 6, generator=generator, dtype=torch.float64)
+    other[:, 0] = other[:, 1] * scale
+    with pytest.warns(UserWarning, match="class means differ by .* the metric's rows hardly vary"):
+        eraser = leace(Moments(6, 3).update(x, y), metric=Moments(6).update(other))
+    assert eraser.report is not None and len(eraser.report.not_erased) == 1

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from leace_fast import Moments, Scrubber, leace, scrub, tap
 
@@ -144,6 +145,30 @@ def test_a_checkpoint_keeps_the_other_rows_and_the_groups(
     assert [e.report for e in whole.values()] == [e.report for e in resumed.values()]
     with pytest.raises(ValueError, match="it differs in metric"):
         scrub(model, given, checkpoint=tmp_path / "cut", **options | {"neutral": (), "metric": "labelled"})
+    for other in ((), batches(5, labelled=False, seed=2)):
+        with pytest.raises(ValueError, match="it differs in data"):
+            scrub(model, given, checkpoint=tmp_path / "cut", **options | {"neutral": other})
+
+
+def test_neutral_streams_of_no_known_length(model: nn.Module) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(batches(3, labelled=False))
+
+    given = batches(12)
+    of_list = scrub(model, given, groups="speaker", neutral=list(Stream()), mode="parallel")
+    once_only, loaded = iter(Stream()), DataLoader(Stream(), batch_size=None)
+    assert same(scrub(model, given, groups="speaker", neutral=once_only, mode="parallel"), of_list)
+    assert same(scrub(model, given, groups="speaker", neutral=loaded, mode="parallel"), of_list)
+
+
+def test_groups_in_some_batches_only_are_refused_by_number(model: nn.Module) -> None:
+    bare = [{k: v for k, v in batch.items() if k != "speaker"} for batch in batches(2)]
+    grouped = [{**batch, "concept_groups": torch.arange(len(batch["concept_labels"]))} for batch in bare]
+    with pytest.raises(ValueError, match="batch 1 has no concept_groups, unlike those before"):
+        scrub(model, [grouped[0], bare[1]])
+    with pytest.raises(ValueError, match="in batch 1: concept_groups has shape"):
+        scrub(model, [grouped[0], {**grouped[1], "concept_groups": torch.arange(99)}])
 
 
 def test_a_method_without_a_metric_takes_no_neutral_batches(model: nn.Module) -> None:

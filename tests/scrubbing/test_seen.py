@@ -150,3 +150,11 @@ def test_images_tell_sequences_of_the_same_ids_apart():
     assert seen.found({"input_ids": ids, "pixel_values": torch.ones(2, 3, 4, 4)}) == []
     padded = {"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
     assert seen.found({**padded, "pixel_values": torch.zeros(1, 3, 4, 4)}) == [0]
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_groups_of_another_name_are_no_part_of_a_sequence(mode):
+    batches = [{**batch, "speaker": torch.arange(len(batch["concept_labels"]))} for batch in blocks_batches()]
+    seen = scrub(Blocks(), batches, mode=mode, groups="speaker")._seen
+    bare = {name: value for name, value in batches[0].items() if name != "speaker"}
+    assert seen.found(bare) == list(range(len(bare["concept_labels"])))
