@@ -135,12 +135,13 @@ def evaluated(text: Text, scrubber: Scrubber | None, probe: bool) -> dict[str, A
     """Return loss and divergence over the fresh modules, and the probes of each site."""
     windows = [{name: value for name, value in batch.items() if name != GROUPS} for batch in text.batches(text.fresh)]
     result = evaluate(text.model, windows, scrubber, text_bytes=text.fresh_bytes, probe=probe, probe_rows=PROBE_ROWS)
-    halves = [text.batches(modules) for modules in text.halves] if probe else []
-    ways = [
-        evaluate(text.model, test, scrubber, probe_batches=train, probe_rows=PROBE_ROWS).probes
-        for test, train in (halves, halves[::-1])
-        if probe
-    ]
+    ways: list[Any] = []
+    if probe:
+        halves = [text.batches(modules) for modules in text.halves]
+        ways = [
+            evaluate(text.model, test, scrubber, probe_batches=train, probe_rows=PROBE_ROWS).probes
+            for test, train in (halves, halves[::-1])
+        ]
     return {
         "nats": result.nats,
         "bits_per_byte": result.bits_per_byte,

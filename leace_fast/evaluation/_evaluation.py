@@ -117,17 +117,7 @@ def evaluate(
     >>> list(evaluate(nn.Sequential(block), [rows]).probes)
     ['0.0']
     """
-    check_inputs(model, batches)
-    if probe_batches is not None:
-        check_inputs(model, probe_batches, "probe_batches")
-    if isinstance(probe_rows, bool) or not isinstance(probe_rows, int) or probe_rows < 1:
-        raise ValueError(f"probe_rows is {probe_rows!r}, expected an integer of 1 or more")
-    if scrubber is not None:
-        if not isinstance(scrubber, Scrubber):
-            raise TypeError(
-                f"scrubber is {describe(scrubber)}, expected a Scrubber: for one site, Scrubber({{site: eraser}})"
-            )
-        scrubber.check_model(model)
+    _check(model, batches, scrubber, probe_batches, probe_rows)
     by_turns = probe_batches is None
     probes = Probing(model, scrubber, sites, by_turns, probe_rows, in_sample) if probe else None
     passes = Passes(model, scrubber, probes)
@@ -148,3 +138,19 @@ def evaluate(
         text_bytes=text_bytes,
         probes=probes.fitted(track) if probes else {},
     )
+
+
+def _check(model: nn.Module, batches: Any, scrubber: Any, probe_batches: Any, probe_rows: Any) -> None:
+    """Raise for arguments of `evaluate` that are none."""
+    check_inputs(model, batches)
+    if probe_batches is not None:
+        check_inputs(model, probe_batches, "probe_batches")
+    if isinstance(probe_rows, bool) or not isinstance(probe_rows, int) or probe_rows < 1:
+        raise ValueError(f"probe_rows is {probe_rows!r}, expected an integer of 1 or more")
+    if scrubber is None:
+        return
+    if not isinstance(scrubber, Scrubber):
+        raise TypeError(
+            f"scrubber is {describe(scrubber)}, expected a Scrubber: for one site, Scrubber({{site: eraser}})"
+        )
+    scrubber.check_model(model)

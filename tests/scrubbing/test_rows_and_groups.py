@@ -144,10 +144,11 @@ def test_a_checkpoint_keeps_the_other_rows_and_the_groups(
     assert same(whole, resumed)
     assert [e.report for e in whole.values()] == [e.report for e in resumed.values()]
     with pytest.raises(ValueError, match="it differs in metric"):
-        scrub(model, given, checkpoint=tmp_path / "cut", **options | {"neutral": (), "metric": "labelled"})
-    for other in ((), batches(5, labelled=False, seed=2)):
+        scrub(model, given, checkpoint=tmp_path / "cut", **{**options, "neutral": (), "metric": "labelled"})
+    others: list[Any] = [(), batches(5, labelled=False, seed=2)]
+    for other in others:
         with pytest.raises(ValueError, match="it differs in data"):
-            scrub(model, given, checkpoint=tmp_path / "cut", **options | {"neutral": other})
+            scrub(model, given, checkpoint=tmp_path / "cut", **{**options, "neutral": other})
 
 
 def test_neutral_streams_of_no_known_length(model: nn.Module) -> None:

@@ -157,4 +157,4 @@ def test_groups_of_another_name_are_no_part_of_a_sequence(mode):
     batches = [{**batch, "speaker": torch.arange(len(batch["concept_labels"]))} for batch in blocks_batches()]
     seen = scrub(Blocks(), batches, mode=mode, groups="speaker")._seen
     bare = {name: value for name, value in batches[0].items() if name != "speaker"}
-    assert seen.found(bare) == list(range(len(bare["concept_labels"])))
+    assert seen is not None and seen.found(bare) == list(range(len(bare["concept_labels"])))
