@@ -11,6 +11,8 @@ from ..statistics import IGNORE
 from ._intervals import NOTHING, Interval, group_intervals
 from ._logistic import Mixture, fit_mixture
 
+ROUNDED = 5e-5  # nats that are written as 0
+
 
 class Probe(NamedTuple):
     """What a linear probe reads in the test rows, beside the best constant answer.
@@ -51,10 +53,14 @@ class Probe(NamedTuple):
         nats, accuracy = f"[{low:+.4f}, {high:+.4f}]", f"[{least:.3f}, {most:.3f}]"
         if self.nats_interval == NOTHING:
             nats = accuracy = "[too few groups to tell]"
+        elif max(abs(low), abs(high)) < ROUNDED:
+            nats = "[it found nothing to go by]"
+        above = self.nats_interval != NOTHING and least > self.constant
+        told = ", leaks" if self.leaks else ", accuracy above the constant" if above else ""
         return (
             f"{'in-sample ' if self.in_sample else ''}probe {self.accuracy:.3f} {accuracy}, best constant "
             f"{self.constant:.3f}, {self.nats:+.4f} nats {nats}, {self.train_groups:,} groups to train and "
-            f"{self.test_groups:,} to test{', leaks' if self.leaks else ''}"
+            f"{self.test_groups:,} to test{told}"
         )
 
 

@@ -16,6 +16,7 @@ from ._whitening import Whitening
 LEAST_ROWS = 10  # of a cell of group and class that gives a contrast
 MOST_CONTRASTS = 20  # contrasts that "auto" looks at
 AUTO = 0.5  # share of what these take away that "auto" is content with
+LITTLE_BESIDE_NOISE = 0.5  # share of the noise of counts, which varies by about a third in few columns
 RESOLVED = 1e-10  # eigenvalues below this share of the largest are rounding
 
 Contrasts = int | Literal["auto"]
@@ -88,11 +89,25 @@ def crossed_leak(every: Sequence[Cells], white: Whitening, most: int = MOST_CONT
     return [(one + two) / 2 for one, two in zip(*curves, strict=False)]
 
 
-def chosen(leaks: Sequence[float]) -> int:
-    """Return the smallest number of contrasts that takes away half of what any number of them would."""
-    least = min(leaks)
-    enough = leaks[0] - AUTO * (leaks[0] - least)
-    return next(number for number, leak in enumerate(leaks) if leak <= enough)
+def chosen(leaks: Sequence[float], every: Sequence[Cells], rank: int) -> int:
+    """Return the smallest number of contrasts that takes away half of what any number of them would.
+
+    What the noise of counts leaves in the half that is looked at is no difference between groups, and does not count:
+    where there is little else, no contrasts are taken.
+
+    Args:
+        leaks: as `crossed_leak` returns them.
+        every: counts and means by group and class, of each concept.
+        rank: of what is erased without contrasts.
+    """
+    # Of the half that is looked at and of the one that was fitted, for each direction that is not erased.
+    noise = sum(2 * (len(one.classes.unique()) - 1) / float(one.counts.sum()) for one in every)
+    dim = every[0].means.shape[1]
+    rest = [leak - noise * (dim - rank - number) for number, leak in enumerate(leaks)]
+    if rest[0] <= LITTLE_BESIDE_NOISE * noise * (dim - rank):
+        return 0
+    enough = rest[0] - AUTO * (rest[0] - min(rest))
+    return next(number for number, leak in enumerate(rest) if leak <= enough)
 
 
 def _left_over(fit: Sequence[Cells], seen: Sequence[Cells], white: Whitening, most: int) -> list[float]:

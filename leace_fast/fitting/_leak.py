@@ -12,7 +12,7 @@ from torch import Tensor
 from .._warnings import warn
 from ..statistics import Cells, Moments
 from ._concept import DEPENDENT
-from ._whitening import Whitening, whitening_of
+from ._whitening import ROWS_PER_DIMENSION, Whitening, whitening_of
 
 # Nats: two even classes of normal rows that .02 are left of can be told with 58 %, of .01 with 56, of 0 with 50.
 MUCH, LITTLE = 0.02, 0.01
@@ -159,14 +159,20 @@ def warn_of_leaks(report: Any) -> None:
     if report.groups and report.effective_groups < FEW_GROUPS:
         warn(
             f"the rows come from {report.groups} groups, by their shares as good as {report.effective_groups:.1f}: on "
-            f"a fresh group much may be left; fit on {FEW_GROUPS} or more of like size, with fewer rows each",
+            f"a fresh group much may be left; fit on {FEW_GROUPS} or more of like size",
             about="few groups",
         )
 
 
-def warn_of_narrow(white: Whitening) -> None:
-    """Warn of a metric whose rows fill few of the columns."""
+def warn_of_narrow(white: Whitening, rows: float | None) -> None:
+    """Warn of a metric whose rows fill few of the columns or, where a metric was given, are fewer than would do."""
     dim = len(white.scale)
+    if rows is not None and rows < ROWS_PER_DIMENSION * dim:
+        warn(
+            f"the metric is of {rows:,.0f} rows, few for {dim} columns: what least change is on other rows is hardly "
+            f"known; {ROWS_PER_DIMENSION * dim:,} or more would do",
+            about="few rows in the metric",
+        )
     if white.effective_rank < NARROW * dim:
         warn(
             f"the rows that least change is measured on fill {white.effective_rank:.1f} of {dim} dimensions (effective "

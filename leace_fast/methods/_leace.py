@@ -149,7 +149,7 @@ def leace(
         **directions.fresh,
     )
     warn_of_leaks(report)
-    warn_of_narrow(white)
+    warn_of_narrow(white, None if metric is None else main.effective_count)
     solve = white.readers(whitened_mean)[0] if affine else None
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
 
@@ -238,20 +238,26 @@ def _with_contrasts(found: Directions, cells: Sequence[Cells], white: Whitening,
     every = contrasts_of(cells, white, found.basis, most)
     if not every.shape[1]:
         warn_of_none()
+        return found
     rest = crossed_leak(cells, white, most)[: every.shape[1] + 1]
-    number = chosen(rest) if wanted == "auto" else every.shape[1]
+    number = min(chosen(rest, cells, found.basis.shape[1]), every.shape[1]) if wanted == "auto" else every.shape[1]
     columns = white.unwhiten(every)
     changes = float(found.left.square().sum()) + torch.cat([columns.new_zeros(1), columns.square().sum(0).cumsum(0)])
     level = found.fresh["expected_group_leak"] / rest[0] if rest[0] else 0.0
     front = tuple(
-        (i, level * leak, change) for i, (leak, change) in enumerate(zip(rest, changes.tolist(), strict=False))
+        (i, max(level * leak, 0.0), change)
+        for i, (leak, change) in enumerate(zip(rest, changes.tolist(), strict=False))
     )
-    leak = front[min(number, len(front) - 1)][1]
+    rank, dim = found.basis.shape[1], len(found.basis)
+    told = {
+        "expected_group_leak": front[min(number, len(front) - 1)][1],
+        "expected_leak": found.fresh["expected_leak"] * (dim - rank - number) / max(dim - rank, 1),
+    }
     return replace(
         found,
         basis=torch.cat([found.basis, every[:, :number]], 1),
         left=torch.cat([found.left, columns[:, :number]], 1),
-        fresh=found.fresh | {"expected_group_leak": leak},
+        fresh=found.fresh | told,
         contrasts=number,
         front=front,
     )

@@ -28,7 +28,7 @@ def plot_probes(study: Study, path: str | os.PathLike[str], concept: str = "the 
     figure, axes = _figure(4.4)
     x = range(len(study.sites))
     constant = [100 * site.constant for site in study.sites]
-    axes.plot(x, constant, color=CONSTANT, linewidth=7, solid_capstyle="butt", zorder=1)
+    axes.plot(x, constant, color="#7d838c", linewidth=2.2, linestyle=(0, (2, 1.2)), zorder=2)
     ends = [("best constant", "#7d838c", constant[-1])]
     low = min(constant)
     for name, colour in {"clean": CLEAN, **_colours(study)}.items():

@@ -207,3 +207,33 @@ def test_real_valued_targets_count_as_so_many_classes_more() -> None:
     targets = torch.cat([x[:, :2], x[:, :1] + x[:, 1:2]], 1)  # one of the three is the sum of the others
     report = leace(Moments(DIM, target_dim=3).update(x, targets)).report
     assert report is not None and report.expected_leak == pytest.approx(2 * (DIM - 2) / (2 * len(x)))
+
+
+def test_auto_takes_no_contrasts_where_groups_do_not_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y, group = torch.arange(6000) % 2, torch.randint(200, (6000,), generator=generator)
+    x = torch.randn(6000, DIM, generator=generator) + 2 * torch.eye(2, DIM)[y]
+    report = leace(Moments(DIM, 2).update(x, y, groups=group), contrasts="auto").report
+    assert report is not None and report.contrasts == 0 and report.rank == 1
+
+
+def test_where_there_are_no_contrasts_as_much_is_expected_as_without() -> None:
+    """Each group has one class: within none of them do classes differ."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(40).repeat_interleave(100)
+    y = group % 2
+    x = torch.randn(4000, DIM, generator=generator) + torch.randn(40, DIM, generator=generator)[group]
+    moments = Moments(DIM, 2).update(x, y, groups=group)
+    with pytest.warns(UserWarning, match="there are no contrasts"):
+        found = leace(moments, contrasts=5).report
+    wanted = leace(moments).report
+    assert found is not None and wanted is not None
+    assert found.expected_group_leak == wanted.expected_group_leak and found.contrasts == 0
+
+
+def test_at_full_rank_nothing_is_expected() -> None:
+    x, y, group = population(30, 0)
+    report = leace(Moments(DIM, CLASSES).update(x, y, groups=group), contrasts=500).report
+    assert report is not None and report.rank == DIM
+    assert report.expected_leak == 0 and report.expected_group_leak is not None
+    assert 0 <= report.expected_group_leak < 1e-12

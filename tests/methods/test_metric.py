@@ -110,3 +110,9 @@ def test_what_is_no_metric() -> None:
     broken = Moments(DIM).update(torch.full((3, DIM), float("nan")))
     with pytest.raises(ValueError, match="rows held NaN or Inf"):
         leace(moments, metric=broken)
+
+
+def test_a_metric_of_few_rows_warns() -> None:
+    x, y = labelled()
+    with pytest.warns(UserWarning, match="the metric is of 40 rows, few for 12 columns: .* 48 or more would do"):
+        leace(Moments(DIM, 3).update(x, y), metric=Moments(DIM).update(ordinary()[:40]))
