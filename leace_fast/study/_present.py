@@ -76,6 +76,12 @@ def verdict(study: Study) -> list[str]:
         f"The probes are fresh: no eraser was fitted on their {group}s. They were trained on {probe.train_groups} "
         f"{group}s ({probe.train_rows:,} rows) and tested on {probe.test_groups} others ({probe.test_rows:,} rows)."
     ]
+    if group == "row":
+        lines = [
+            f"Rows were drawn at random: some to fit on, {probe.train_rows:,} to train probes on and "
+            f"{probe.test_rows:,} to test them on. Where rows of one text or speaker are alike, those of fresh ones "
+            "tell more: name the group of each row."
+        ]
     for name in study.variants:
         read = sum(any(probe.leaks for probe in site.erased[name] if probe) for site in study.sites)
         more = f", on {group}s that they were trained on at most {points(study, name, 'same'):.1f}"

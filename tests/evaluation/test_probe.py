@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from leace_fast.evaluation import _logistic, linear_probe
+from leace_fast.evaluation import Probe, _logistic, linear_probe
 from leace_fast.evaluation._logistic import fit_mixture
 from leace_fast.evaluation._probe import best_constant
 
@@ -182,3 +182,10 @@ def test_a_group_in_both_parts_and_other_bad_groups():
         linear_probe(x, y, x, y, groups=groups.float())
     with pytest.raises(ValueError, match="y holds the class -1"):
         linear_probe(x, y - 1, x, y)
+
+
+def test_a_probe_says_what_it_found() -> None:
+    found = Probe(0.5, 0.5, 0.0, (0.49, 0.51), (-1e-7, 1e-7), 100, 100, 10, 10)
+    assert "it found nothing to go by" in str(found) and "above" not in str(found)
+    assert str(found._replace(accuracy_interval=(0.51, 0.52))).endswith("accuracy above the constant")
+    assert str(found._replace(nats=0.02, nats_interval=(0.01, 0.03))).endswith("leaks")
