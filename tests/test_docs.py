@@ -167,7 +167,7 @@ def test_labels_of_words_and_of_last_tokens(index: int) -> None:
 def test_groups_metric_and_contrasts(model, batches, capsys) -> None:
     ids = batches[0]["input_ids"].flip(1)
     scope = {
-        "texts": [torch.arange(8) // 4 + 2 * number for number in range(len(batches))],
+        "numbers": [torch.arange(8) // 4 + 2 * number for number in range(len(batches))],
         "ordinary": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}],
         "held_out": [{**batches[0], "input_ids": ids, "concept_labels": ids % 6}],
     }
