@@ -167,9 +167,10 @@ def a_part_of_the_assets(tmp_path):
 def test_the_shipped_model_shows_what_is_claimed(a_part_of_the_assets):
     study, _ = run_demo(a_part_of_the_assets, random_seeds=2)
     few, many, contrasts = study.variants
-    assert len(study.sites) == 10 and all(site.clean.other.leaks for site in study.sites)
-    for site in study.sites:
-        assert site.clean.other.accuracy > site.constant + 0.1, site
+    assert len(study.sites) == 10
+    for site in study.sites:  # with two modules to train on, those of other modules tell little
+        assert site.clean.same is not None
+        assert site.clean.same.accuracy > site.constant + 0.1 and site.clean.same.nats > 0.5, site
     worst = {(name, kind): points(study, name, kind) for name in study.variants for kind in ("other", "same")}
     assert worst[few, "same"] > worst[many, "same"] > worst[contrasts, "same"], worst
     loss = study.loss
