@@ -13,6 +13,7 @@ EXTRAS = {
     "datasets": "hf",
     "sklearn": "audit",
     "scipy": "audit",
+    "threadpoolctl": "audit",
     "matplotlib": "audit",
     "datasketches": "quantiles",
     "typer": "",
