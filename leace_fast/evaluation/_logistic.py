@@ -108,8 +108,8 @@ def _fit(z: Tensor, y: Tensor, seen: Tensor) -> tuple[Tensor, Tensor] | None:
     classes = y.unique()
     if len(classes) < 2:
         return None
-    one_thread, model = _logistic_regression(len(y))
-    with one_thread, warnings.catch_warnings():
+    model = _logistic_regression(len(y))
+    with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few steps: what they leave is too little to matter
         model.fit(z.numpy(), y.numpy())
     weight, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
@@ -134,7 +134,13 @@ def _trust(logits: Tensor, y: Tensor, seen: Tensor, constant: Tensor) -> float:
 def _logistic_regression(rows: int):
     with optional("linear probes need scikit-learn"):
         from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=1 / (PENALTY * rows), max_iter=MAX_STEPS, tol=TOLERANCE)
+
+
+def _one_thread():
+    """Its products are small: with several threads they take several times as long."""
+    with optional("linear probes need threadpoolctl"):
         from threadpoolctl import threadpool_limits
 
-    # Its products are small: with several threads they take several times as long.
-    return threadpool_limits(1), LogisticRegression(C=1 / (PENALTY * rows), max_iter=MAX_STEPS, tol=TOLERANCE)
+    return threadpool_limits(1)
