@@ -10,15 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from leace_fast.data import batched
-from leace_fast.demo import ASSETS, Module, fits, load_modules
-from leace_fast.demo._language_model import windows
-from leace_fast.models import GROUPS, multiplies
+from leace_fast.demo import ASSETS, Module, batches_of, fits, load_language_model, load_modules
 
-CONTEXT, BATCH = 1024, 8
 HELD_OUT = "held_out.jsonl.gz"
 
 
@@ -51,27 +46,10 @@ class Text(NamedTuple):
 
 def load_text(assets: Path = ASSETS) -> Text:
     """Return the model and the modules of an assets folder, split as the demo splits them."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(assets / "model")
-    dtype = "auto" if multiplies(torch.bfloat16) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=dtype).eval()
-    model.config.use_cache = False
+    model, tokenizer = load_language_model(assets)
     modules = load_modules(assets / HELD_OUT)
     fit, fresh = ([module for module in modules if fits(module.name) == side] for side in (True, False))
     return Text(model, tokenizer, fit, fresh)
-
-
-def batches_of(modules: Sequence[Module], tokenizer: Any, numbers: Mapping[str, int]) -> list[dict[str, Tensor]]:
-    """Return whole modules as batches of windows of like length; `concept_groups` are their numbers, by name."""
-    pieces = [(numbers[module.name], window) for module in modules for window in windows(module, tokenizer, CONTEXT)]
-    pieces.sort(key=lambda piece: -len(piece[1].input_ids))  # as `batched` sorts, so that the groups fit
-    made = []
-    for begin in range(0, len(pieces), BATCH):
-        groups, chunk = zip(*pieces[begin : begin + BATCH], strict=True)
-        (batch,) = batched(chunk, BATCH, tokenizer.pad_token_id)
-        made.append({**batch, GROUPS: torch.tensor(groups)})
-    return made
 
 
 class Reading(NamedTuple):

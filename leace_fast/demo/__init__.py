@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._corpus import ASSETS, CATEGORIES, Module, load_modules
-from ._run import CONCEPT, Demo, batches_of, fits, load_demo, machine, run_demo, scrub_demo
+from ._run import CONCEPT, Demo, batches_of, fits, load_demo, load_language_model, machine, run_demo, scrub_demo
 
 __all__ = [
     "ASSETS",
@@ -14,6 +14,7 @@ __all__ = [
     "batches_of",
     "fits",
     "load_demo",
+    "load_language_model",
     "load_modules",
     "machine",
     "run_demo",

@@ -18,7 +18,7 @@ from .._extras import optional
 from .._progress import Track, untracked
 from ..data import batched
 from ..methods import leace
-from ..models import GROUPS, multiplies
+from ..models import multiplies
 from ..scrubbing import Scrubber, scrub
 from ..study import Clock, Study, run_study
 from ._corpus import ASSETS, CATEGORIES, Module, load_modules
@@ -134,23 +134,29 @@ def _inputs(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
 
 
+def load_language_model(assets: Path) -> tuple[Any, Any]:
+    """Return the demo's model and its tokenizer; where bfloat16 has no products here, the model is in float32."""
+    with optional("the demo needs transformers"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets / "model")
+    dtype = "auto" if multiplies(torch.bfloat16) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=dtype).eval()
+    model.config.use_cache = False
+    return model, tokenizer
+
+
 def load_demo(assets: str | os.PathLike[str] = ASSETS) -> Demo:
     """Return the demo's model and its batches.
 
     Raises:
         FileNotFoundError: the folder lacks the model or a text.
     """
-    with optional("the demo needs transformers"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
     assets = Path(assets)
     for needed in (assets / "model" / "config.json", assets / HELD_OUT, assets / LIBRARY):
         if not needed.is_file():
             raise FileNotFoundError(f"no file {needed}, expected the demo's model and texts in {assets}")
-    tokenizer = AutoTokenizer.from_pretrained(assets / "model")
-    dtype = "auto" if multiplies(torch.bfloat16) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=dtype).eval()
-    model.config.use_cache = False
+    model, tokenizer = load_language_model(assets)
     held_out, library = load_modules(assets / HELD_OUT), load_modules(assets / LIBRARY)
     fit, fresh = ([module for module in held_out if fits(module.name) == side] for side in (True, False))
     many, number = [*fit, *library], itertools.count()
@@ -180,11 +186,9 @@ def batches_of(
         numbers: of the modules by name, their groups; None for their places.
     """
     numbers = numbers or {module.name: place for place, module in enumerate(modules)}
-    pieces = [(numbers[module.name], each) for module in modules for each in windows(module, tokenizer, CONTEXT)]
-    pieces.sort(key=lambda piece: -len(piece[1].input_ids))  # as `batched` sorts, so that the groups fit
-    made = []
-    for first in range(0, len(pieces), BATCH):
-        groups, chunk = zip(*pieces[first : first + BATCH], strict=True)
-        (batch,) = batched(chunk, BATCH, tokenizer.pad_token_id)
-        made.append({**batch, GROUPS: torch.tensor(groups)})
-    return made
+    pieces = [
+        window._replace(group=numbers[module.name])
+        for module in modules
+        for window in windows(module, tokenizer, CONTEXT)
+    ]
+    return list(batched(pieces, BATCH, tokenizer.pad_token_id))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._progress import Track
 from .._warnings import warn
-from ..models import LABELS, describe, device_of, inputs_of, resolve_sites
+from ..models import LABELS, describe, device_of, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
@@ -134,7 +134,7 @@ class Probing:
 
     def _start(self, example: Mapping[str, Any]) -> None:
         sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
-        width = sum(site.width for site in sites) * _item_size(self.model)
+        width = sum(site.width for site in sites) * item_size(self.model)
         beside = WORKING * max(site.width for site in sites)
         most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))
         self.rows = [SiteRows(self.model, sites, most) for _ in (TRAIN, TEST)]
@@ -168,8 +168,3 @@ def _labelled_and_seen(batch: Mapping[str, Any], seen: Seen) -> list[int]:
     """The places in a batch of sequences that have a label and that erasers were fitted on."""
     kept = labelled(batch, torch.arange(len(batch[LABELS])))
     return [place for place in seen.found(batch) if kept[place]]
-
-
-def _item_size(model: nn.Module) -> int:
-    """Bytes of a number in the rows of a model."""
-    return next((each.element_size() for each in model.parameters() if each.is_floating_point()), 4)

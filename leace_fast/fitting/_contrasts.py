@@ -123,20 +123,15 @@ def _left_over(fit: Sequence[Cells], seen: Sequence[Cells], white: Whitening, mo
 
 def _halves(cells: Cells) -> tuple[Cells, Cells]:
     """Return the cells of every other group, by falling weight, and those of the rest."""
-    ids, group = cells.groups.unique(return_inverse=True)
+    ids = cells.ids
     if len(ids) < 2:
         raise ValueError(f"the rows come from {len(ids)} group, expected at least two to take contrasts from")
-    weights = cells.weights.new_zeros(len(ids)).index_add_(0, group, cells.weights)
-    order = ids[weights.argsort(descending=True, stable=True)]
+    order = ids[cells.group_weights.argsort(descending=True, stable=True)]
     return cells.of_groups(order[::2]), cells.of_groups(order[1::2])
 
 
 def _deviations(cells: Cells) -> Tensor:
     """Return the mean of each cell less that of its group, times the root of its rows (d, m)."""
-    ids, group = cells.groups.unique(return_inverse=True)
-    weights = cells.weights.new_zeros(len(ids)).index_add_(0, group, cells.weights)
-    sums = cells.means.new_zeros(len(ids), cells.means.shape[1])
-    sums.index_add_(0, group, cells.weights[:, None] * cells.means)
     kept = cells.counts >= LEAST_ROWS
-    apart = cells.means - (sums / weights[:, None])[group]
+    apart = cells.means - cells.group_means[cells.places]
     return (apart * cells.counts.sqrt()[:, None])[kept].mT

@@ -70,10 +70,9 @@ def fitted(
             "shrinkage": white.shrinkage,
             "smallest_eigenvalue": white.smallest_eigenvalue,
             "error_bound": moments.relative_error / white.smallest_eigenvalue,
+            "effective_rank": white.effective_rank,
         }
     )
-    if white is not None:
-        whitened["effective_rank"] = white.effective_rank
     report = Report(
         method=method,
         dim=moments.dim,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._warnings import warn
-from ..statistics import Cells, Moments
+from ..statistics import Cells, Moments, summed
 from ._concept import DEPENDENT
 from ._whitening import ROWS_PER_DIMENSION, Whitening, whitening_of
 
@@ -42,8 +42,8 @@ class Means:
     def of(cls, cells: Cells) -> Means:
         """Return the means of the classes that some cells hold."""
         present, place = cells.classes.unique(return_inverse=True)
-        weights = _summed(cells.weights, place, len(present))
-        sums = _summed(cells.weights[:, None] * cells.means, place, len(present))
+        weights = summed(cells.weights, place, len(present))
+        sums = summed(cells.weights[:, None] * cells.means, place, len(present))
         return cls(present, weights / weights.sum(), sums / weights[:, None], sums.sum(0) / weights.sum())
 
     @property
@@ -89,15 +89,14 @@ def group_leak(cells: Cells, white: Whitening, basis: Tensor) -> float:
     Source: Efron and Stein 1981, https://doi.org/10.1214/aos/1176345462, for the jackknife's variance of means.
     """
     means = Means.of(cells)
-    ids, group = cells.groups.unique(return_inverse=True)
+    group, by_group = cells.places, cells.group_weights
     kind = torch.searchsorted(means.present, cells.classes)
-    by_class, by_group = _summed(cells.weights, kind, len(means.present)), _summed(cells.weights, group, len(ids))
+    by_class = summed(cells.weights, kind, len(means.present))
     share, of_group = cells.weights / by_class[kind], by_group / by_group.sum()
-    if len(ids) < 2 or bool((share >= 1).any()):
+    if len(by_group) < 2 or bool((share >= 1).any()):
         return float("inf")
-    centres = _summed(cells.weights[:, None] * cells.means, group, len(ids)) / by_group[:, None]
     moved = (share / (1 - share))[:, None] * (cells.means - means.means[kind])
-    as_a_whole = (of_group / (1 - of_group))[:, None] * (centres - means.total)
+    as_a_whole = (of_group / (1 - of_group))[:, None] * (cells.group_means - means.total)
     moved, as_a_whole = (outside(white.whiten(part.mT), basis).mT for part in (moved, as_a_whole))
     # sum_k p_k |moved_gk - whole_g|^2, where the cells without rows did not move
     prior = means.shares[kind]
@@ -128,8 +127,8 @@ def expected(
     found: dict[str, Any] = {"expected_leak": max(count_leak(one, rank) for one in every)}
     grouped = [(one, cells) for one in every if (cells := one.cells) is not None and len(cells.groups)]
     if grouped:
-        fewest = min((one for one, _ in grouped), key=lambda one: one.effective_groups)
-        found |= {"groups": fewest.num_groups, "effective_groups": fewest.effective_groups}
+        fewest = min((cells for _, cells in grouped), key=lambda cells: cells.effective_groups)
+        found |= {"groups": len(fewest.ids), "effective_groups": fewest.effective_groups}
         if white is not None and basis is not None:
             seen_by = ((white, basis) if left is None else _as_seen_by(one, left) for one, _ in grouped)
             found["expected_group_leak"] = max(
@@ -179,8 +178,3 @@ def warn_of_narrow(white: Whitening, rows: float | None) -> None:
             "rank): other rows may change much more; measure on ordinary ones, by metric= or neutral=",
             about="narrow metric",
         )
-
-
-def _summed(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """Return the sums of values (c, ...) by index (c,): (count, ...)."""
-    return values.new_zeros(count, *values.shape[1:]).index_add_(0, index, values)

@@ -154,10 +154,9 @@ def leace(
     return Eraser(left, right, mean if affine else None, method="leace", report=report, mean_solve=solve)
 
 
-def _metric(metric: object, moments: Moments) -> Moments:
+def _metric(metric: Moments, moments: Moments) -> Moments:
     """Return the moments that least change is measured by; raise if they are not of rows like those of the concept."""
     check_moments(metric)
-    assert isinstance(metric, Moments)
     metric.check_finite()
     for name in ("dim", "device"):
         if getattr(metric, name) != getattr(moments, name):

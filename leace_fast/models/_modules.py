@@ -42,6 +42,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
 
 
+def item_size(model: nn.Module) -> int:
+    """Bytes of a number in the rows of a model, as its first parameter of floating dtype has them.
+
+    >>> item_size(nn.Linear(2, 2))
+    4
+    """
+    return next((each.element_size() for each in model.parameters() if each.is_floating_point()), 4)
+
+
 def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """What a model takes of a batch: all but the concept's labels and groups, the tensors on a device.
 

@@ -77,8 +77,8 @@ class SiteMoments:
             self.others.update(x, mask=reading.rows.rows(site, x, decoder)[1])
             return
         first = next(iter(reading.labels.values()))
-        if first.axes or not all_rows:
-            return  # every row that is not masked has targets
+        if first.axes or not all_rows:  # of real-valued targets every row that is not masked has some
+            return
         y, mask = first.rows(site, x, decoder)
         self.others.update(x, mask=y == IGNORE if mask is None else (y == IGNORE) & mask)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._checks import check_shapes
-from ._group_sums import Cells
+from ._group_sums import Cells, summed
 from ._kernels import GPU_ROW_DTYPES, serves
 from ._kind import Kind
 from ._moments import Moments
@@ -19,4 +19,5 @@ __all__ = [
     "Moments",
     "check_shapes",
     "serves",
+    "summed",
 ]

@@ -84,17 +84,13 @@ class Derived(ABC):
     def num_groups(self) -> int:
         """Number of groups that have rows; 0 where the rows came without groups."""
         cells = self.cells
-        return 0 if cells is None else len(cells.groups.unique())
+        return 0 if cells is None else len(cells.ids)
 
     @property
     def effective_groups(self) -> float:
         """One over the sum of the squared shares of the groups in the weight; 0 where the rows came without groups."""
         cells = self.cells
-        if cells is None or not len(cells.groups):
-            return 0.0
-        weights = cells.weights.new_zeros(self.num_groups)
-        weights.index_add_(0, cells.groups.unique(return_inverse=True)[1], cells.weights)
-        return float(weights.sum() ** 2 / weights.square().sum())
+        return 0.0 if cells is None else cells.effective_groups
 
     @property
     def means_about_shift(self) -> Tensor:

@@ -31,10 +31,41 @@ class Cells:
     weights: Tensor
     means: Tensor
 
+    @property
+    def ids(self) -> Tensor:
+        """The groups that have rows (g,) int64, sorted."""
+        return self.groups.unique_consecutive()
+
+    @property
+    def places(self) -> Tensor:
+        """The place of each cell's group among them (c,) int64."""
+        return self.groups.unique_consecutive(return_inverse=True)[1]
+
+    @property
+    def group_weights(self) -> Tensor:
+        """Sums of the weights by group (g,)."""
+        return summed(self.weights, self.places, len(self.ids))
+
+    @property
+    def group_means(self) -> Tensor:
+        """Means of x by group (g, d), less the shift of `means`."""
+        return summed(self.weights[:, None] * self.means, self.places, len(self.ids)) / self.group_weights[:, None]
+
+    @property
+    def effective_groups(self) -> float:
+        """One over the sum of the squared shares of the groups in the weight; 0 without rows."""
+        weights = self.group_weights
+        return float(weights.sum() ** 2 / weights.square().sum()) if len(weights) else 0.0
+
     def of_groups(self, ids: Tensor) -> Cells:
         """Return the cells of some groups, sorted ids (g,) int64."""
         kept = torch.isin(self.groups, ids)
         return Cells(*(part[kept] for part in (self.groups, self.classes, self.counts, self.weights, self.means)))
+
+
+def summed(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Return the sums of values (c, ...) by index (c,): (count, ...)."""
+    return values.new_zeros(count, *values.shape[1:]).index_add_(0, index, values)
 
 
 class GroupSums:

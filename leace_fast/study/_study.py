@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._progress import Track, untracked
 from ..evaluation import SiteRows, erased, next_token_losses, random_like, without_seen
-from ..models import LABELS, MASK, Site, device_of, evaluating, inputs_of, resolve_sites
+from ..models import LABELS, MASK, Site, device_of, evaluating, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber
 from ..statistics import IGNORE
 from ._clock import Clock
@@ -70,7 +70,7 @@ def run_study(
     clock, score, parts = clock or Clock(), text_bytes > 0, HeldOut(held_out, same_groups)
     sites = resolve_sites(model, inputs_of(_only(INPUTS, held_out[0]), device_of(model)), list(variants[main]))
 
-    most = min(2 * probe_rows, PROBE_MEMORY // sum(site.width * _item_size(model) for site in sites))
+    most = min(2 * probe_rows, PROBE_MEMORY // sum(site.width * item_size(model) for site in sites))
     nats: dict[str, float] = {}
     readings: dict[str, dict[str, Reading]] = {}
     for name, scrubber in {CLEAN: None, **variants}.items():
@@ -173,11 +173,6 @@ def _loss(nats: Mapping[str, float], random: Sequence[float], held_out: Sequence
     tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in held_out)
     erased_nats = {name: value / tokens for name, value in nats.items() if name != CLEAN}
     return Loss(nats[CLEAN] / tokens, erased_nats, tuple(value / tokens for value in random), tokens, text_bytes)
-
-
-def _item_size(model: nn.Module) -> int:
-    """Bytes of a number in the rows of a model."""
-    return next((each.element_size() for each in model.parameters() if each.is_floating_point()), 4)
 
 
 def _only(names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
