@@ -7,13 +7,18 @@
 #include <tuple>
 
 #include "operators.h"
+#include "threads.h"
 
 namespace {
 
 using namespace leace_fast;
 
+// Of the least that a thread is given, in one portion.
+constexpr int64_t MOST_GRAINS = 4;
+
 void parallel_for(int64_t begin, int64_t end, int64_t grain, leace_fast_body body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  threads::share(end - begin, grain, MOST_GRAINS * grain,
+                 [&](int64_t first, int64_t last) { body(begin + first, begin + last, context); });
 }
 
 void check(leace_fast_status status) {

@@ -1,6 +1,7 @@
 // The sums of the statistics as torch operators, for narrow rows on the CPU; the statistics in Python check and
 // call them.
 #include "../cpu/moments/moments.h"
+#include "threads.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <initializer_list>
 #include <optional>
 
@@ -18,20 +20,12 @@ using leace_fast::cpu::InstructionSet;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Handing work to another thread costs some microseconds: give it at least this many operations.
-constexpr int64_t WORK_PER_THREAD = 1 << 17;
-// In which each thread's share is handed out: one that is held up by others on its core holds up no one.
-constexpr int64_t PORTIONS = 4;
+// Handing work to another thread costs some microseconds: give it at least this many operations, and not many more.
+constexpr int64_t LEAST_WORK = 1 << 17, MOST_WORK = 1 << 19;
 
 void parallel(int64_t count, int64_t cost, const leace_fast::moments::Work& work) {
-  const int64_t least = std::max<int64_t>(1, WORK_PER_THREAD / std::max<int64_t>(cost, 1));
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (count + least - 1) / least);
-  if (threads <= 1) return work(0, count);
-  const int64_t portion = std::max(least, (count + threads * PORTIONS - 1) / (threads * PORTIONS));
-  std::atomic<int64_t> next = 0;
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(portion)) < count;) work(begin, std::min(begin + portion, count));
-  });
+  const auto items = [&](int64_t operations) { return std::max<int64_t>(1, operations / std::max<int64_t>(cost, 1)); };
+  leace_fast::threads::share(count, items(LEAST_WORK), items(MOST_WORK), work);
 }
 
 const double* doubles(const Tensor& tensor) { return static_cast<const double*>(tensor.const_data_ptr()); }
@@ -126,6 +120,20 @@ bool add_second_moment(Tensor second, const Tensor& x, const std::optional<Tenso
   });
 }
 
+// As Tensor::copy_, which shares out the smallest of batches.
+void copy_rows(Tensor to, const Tensor& x) {
+  STD_TORCH_CHECK(to.dim() == 2 && to.is_cpu() && x.is_cpu() && to.scalar_type() == x.scalar_type() &&
+                      x.dim() == 2 && to.size(0) == x.size(0) && to.size(1) == x.size(1) && to.is_contiguous(),
+                  "copy_rows: expected rows (n, d) of one dtype");
+  with_rows(x, std::nullopt, [&](const auto& rows) {
+    const int64_t bytes = rows.dim * int64_t(sizeof(*rows.x));
+    auto* target = static_cast<char*>(to.mutable_data_ptr());
+    parallel(rows.count, rows.dim / 4 + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) std::memcpy(target + row * bytes, rows.x + row * rows.stride, bytes);
+    });
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
@@ -136,10 +144,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(leace_fast, m) {
   m.def(
       "add_second_moment(Tensor(a!) second, Tensor x, Tensor? weight, Tensor shift, Tensor total, Tensor squares, "
       "int instruction_set) -> bool");
+  m.def("copy_rows(Tensor(a!) to, Tensor x) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(leace_fast, CPU, m) {
   m.impl("all_finite", TORCH_BOX(&all_finite));
   m.impl("add_class_sums", TORCH_BOX(&add_class_sums));
   m.impl("add_second_moment", TORCH_BOX(&add_second_moment));
+  m.impl("copy_rows", TORCH_BOX(&copy_rows));
 }

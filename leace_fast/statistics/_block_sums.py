@@ -66,6 +66,14 @@ def all_finite(x: Tensor) -> bool:
     return reference.all_finite(x)
 
 
+def copy_rows(to: Tensor, x: Tensor) -> None:
+    """Copy rows x (n, d) into contiguous ones of the same dtype; torch's own copy waits for threads at each batch."""
+    if has_kernel(x) and x.stride(1) == 1:
+        torch.ops.leace_fast.copy_rows.default(to, x)
+    else:
+        to.copy_(x)
+
+
 def relative_error(x: Tensor) -> float:
     """Return a bound on the rounding error of the correlation matrix of some rows, by how they are multiplied.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ._block_sums import copy_rows
+
 PARTS = ("x", "labels", "targets", "weight", "groups")
 IGNORE = -100  # the label of rows to leave out, as in torch's losses
 
@@ -60,7 +62,8 @@ class Rows:
         free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
         for name in PARTS:
             if (part := getattr(rows, name)) is not None:
-                getattr(self, name)[free] = part[taken]
+                copy = copy_rows if name == "x" else Tensor.copy_
+                copy(getattr(self, name)[free], part[taken])
         self.used += count
         return count
 

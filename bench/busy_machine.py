@@ -1,0 +1,115 @@
+"""Two threads against one, on a machine that is idle and on one where others work: `python bench/busy_machine.py`.
+
+Each figure is how many times faster calls with two threads are than calls with one: they take turns in one process,
+while 0, 1 or 2 other processes keep a core busy each. Beside ours stands the update of the peer, concept-erasure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from concept_erasure import LeaceFitter
+
+import leace_fast as lf
+
+CLASSES = 8
+DIMS = (512, 1024, 2048)
+NEIGHBOURS = (0, 1, 2)
+
+
+def _busy() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes of the same priority that never rest, inside the `with` block."""
+    others = [multiprocessing.get_context("spawn").Process(target=_busy, daemon=True) for _ in range(count)]
+    for other in others:
+        other.start()
+    time.sleep(0.5 if others else 0)
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def ratio(call: Callable[[], object], seconds: float) -> float:
+    """Seconds with one thread over seconds with two, of calls in alternating order."""
+
+    def time_of(threads: int) -> float:
+        torch.set_num_threads(threads)
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    for threads in (1, 2):
+        time_of(threads)
+    one, two = [], []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(one) < 10:
+        for threads in ((1, 2), (2, 1))[len(one) % 2]:
+            (one if threads == 1 else two).append(time_of(threads))
+    return sum(one) / sum(two)
+
+
+def calls(dim: int, batch: int) -> dict[str, Callable[[], object]]:
+    """What is timed: 16,384 rows in batches, by ours and by the peer; erasing them; and the closed form."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16384, dim, generator=generator)
+    y = torch.randint(CLASSES, (16384,), generator=generator)
+    z = torch.nn.functional.one_hot(y, CLASSES).float()
+    moments, fitter = lf.Moments(dim, CLASSES), LeaceFitter(dim, CLASSES, dtype=torch.float32)
+    eraser = lf.leace(moments.copy().update(x, y))
+
+    def update() -> None:
+        for rows, labels in zip(x.split(batch), y.split(batch), strict=True):
+            moments.update(rows, labels)
+
+    def peer_update() -> None:
+        for rows, labels in zip(x.split(batch), z.split(batch), strict=True):
+            fitter.update(rows, labels)
+
+    update()
+    return {
+        "update": update,
+        "concept-erasure update": peer_update,
+        "apply": lambda: eraser(x),
+        "leace": lambda: lf.leace(moments),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each figure")
+    parser.add_argument("--only", nargs="*", help="which calls")
+    parser.add_argument("--batch", type=int, nargs="*", default=[256, 4096])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = []
+    for dim in DIMS:
+        for batch in options.batch:
+            for name, call in calls(dim, batch).items():
+                if options.only and name not in options.only:
+                    continue
+                for count in NEIGHBOURS:
+                    with neighbours(count):
+                        value = ratio(call, options.seconds)
+                    found.append({"call": name, "dim": dim, "batch": batch, "neighbours": count, "ratio": value})
+                    print(f"{name:24} d={dim:5} batch={batch:5} neighbours={count}: {value:.2f}x", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
