@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+
+from ._at_once import Step
 
 PARTS = ("x", "labels", "targets", "weight", "groups")
 IGNORE = -100  # the label of rows to leave out, as in torch's losses
@@ -54,15 +57,20 @@ class Rows:
         """Return an empty buffer for a block of rows of this kind."""
         return Rows(**self._map(lambda part: part.new_empty(block, *part.shape[1:])), used=0)
 
-    def take(self, rows: Rows, begin: int) -> int:
-        """Copy rows from `begin` on into this buffer until it is full; return how many."""
-        count = min(len(self.x) - self.used, rows.used - begin)
-        free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
-        for name in PARTS:
-            if (part := getattr(rows, name)) is not None:
-                getattr(self, name)[free] = part[taken]
-        self.used += count
-        return count
+    def copying(self, rows: Rows) -> list[Step]:
+        """Return what copies rows into this buffer, behind those that it holds."""
+        free = self.part(self.used, self.used + len(rows))
+        pairs = ((getattr(free, name), getattr(rows, name)) for name in PARTS)
+        return [partial(place.copy_, part) for place, part in pairs if part is not None]
+
+    def with_used(self, used: int) -> Rows:
+        """Return the same buffer, of which other rows count."""
+        return Rows(self.x, self.labels, self.targets, self.weight, used, self.groups)
+
+    @property
+    def room(self) -> int:
+        """Rows that are free."""
+        return len(self.x) - self.used
 
     @property
     def is_full(self) -> bool:
