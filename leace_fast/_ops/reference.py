@@ -176,9 +176,7 @@ def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | N
     sums.addmm_(members, rows)
 
 
-def second_moment(
-    x: Tensor, weight: Tensor | None, shift: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def second_moment(x: Tensor, weight: Tensor | None, shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `sum w (x - shift)(x - shift)'` in three parts, which add up to it: a matrix (d, d), of which the lower
     triangle counts, and the factors (d, 2) and (2, d) of a matrix of rank two, all float64.
 

@@ -1,4 +1,4 @@
-"""What some `Moments` hold: sums, rows that wait for a full block, on the host or on a GPU, and what is known of them."""
+"""What some `Moments` hold: sums, rows that wait for a full block, on the host or on a GPU, and a tally of them."""
 
 from __future__ import annotations
 

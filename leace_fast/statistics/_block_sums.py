@@ -25,18 +25,19 @@ class Narrow(NamedTuple):
     x: Tensor
     weight: Tensor | None
     shift: Tensor  # (d,)
-    sums: Tensor  # (2, d): of w (x - shift), and of its squares
+    total: Tensor  # (d,): of w (x - shift)
+    squares: Tensor  # (d,): of w (x - shift)^2
 
     def steps(self, second: Tensor) -> list[Step]:
         """Return what adds the products in place; it returns False, and adds nothing, where squares leave float32."""
         add = torch.ops.leace_fast.add_second_moment.default._op  # the function that is written in C
-        return [partial(add, second, self.x, self.weight, self.shift, *self.sums, LEVEL)]
+        return [partial(add, second, self.x, self.weight, self.shift, self.total, self.squares, LEVEL)]
 
     def add_to(self, second: Tensor) -> Tensor:
         """Add the products in place, by either means, and return the second moment."""
         if not self.steps(second)[0]():
             rows = self.x.double()
-            Wide(*reference.second_moment(rows, self.weight, self.shift, self.sums[0])).add_to(second)
+            Wide(*reference.second_moment(rows, self.weight, self.shift, self.total)).add_to(second)
         return second
 
     def new(self, second: Tensor) -> None:
@@ -66,9 +67,7 @@ class Wide(NamedTuple):
 Products = Narrow | Wide
 
 
-def block_sums(
-    groups: int, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor
-) -> tuple[Tensor, Products]:
+def block_sums(groups: int, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> tuple[Tensor, Products]:
     """Return the sums of rows by group (g, d) float64, `sum w (x - shift)`, and the products for the second moment.
 
     Rows of float64 are summed in float64. The products of all others are exact or rounded to float32, and so are
@@ -93,9 +92,10 @@ def block_sums(
         added = reference.class_sums(x, labels, groups, weight, shift)
         return added, Wide(*reference.second_moment(x, weight, shift, added.sum(0)))
     x = x if x.stride(1) == 1 else x.contiguous()
-    added, of_block = shift.new_zeros(groups, len(shift)), shift.new_zeros(2, len(shift))
-    torch.ops.leace_fast.add_class_sums.default(added, *of_block, x, labels, weight, shift, LEVEL)
-    return added, Narrow(x, weight, shift, of_block)
+    added = shift.new_zeros(groups, len(shift))
+    total, squares = shift.new_zeros(2, len(shift))
+    torch.ops.leace_fast.add_class_sums.default(added, total, squares, x, labels, weight, shift, LEVEL)
+    return added, Narrow(x, weight, shift, total, squares)
 
 
 def surely_fit(waiting: Sequence[Products]) -> bool:
@@ -106,10 +106,12 @@ def surely_fit(waiting: Sequence[Products]) -> bool:
     narrow = [products for products in waiting if isinstance(products, Narrow)]
     if not narrow:
         return True
-    total, squares = numpy.stack([products.sums.numpy() for products in narrow], 1)
+    total, squares = (numpy.stack([part.numpy() for part in parts]) for parts in zip(*(n[-2:] for n in narrow)))
     sizes = numpy.array([_size(products) for products in narrow])[:, :, None]  # (blocks, 3, 1)
     rest = squares - total * total / sizes[:, 0]
-    inside = (rest > LEAST_SHARE * squares) & (rest > LEAST_SQUARE * sizes[:, 2]) & (squares < MOST_SQUARE * sizes[:, 1])
+    inside = (
+        (rest > LEAST_SHARE * squares) & (rest > LEAST_SQUARE * sizes[:, 2]) & (squares < MOST_SQUARE * sizes[:, 1])
+    )
     return bool((inside | (squares == 0)).all())
 
 

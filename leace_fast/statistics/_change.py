@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._accumulator import Accumulator
@@ -38,22 +39,29 @@ class Change:
         if serves(self.after.device) and getattr(x, "dtype", None) in GPU_ROW_DTYPES:
             self._add_on_device(x, y, mask, weight, groups)
             return self
-        self._read_device()
-        rows, skipped = check_rows(self.after.kind, self.after.device, x, y, mask, weight, groups)
-        error = relative_error(rows.x) if len(rows) and rows.x.element_size() < 8 else 0.0
-        self.after.tally = self.after.tally.with_rows(skipped, error)
-        self._begin_groups(rows)
-        block, begin = self.after.block_rows, 0
-        while begin < len(rows):
-            if not self.after.staged and len(rows) - begin >= block:
+        if self.before.on_device is not None:  # what waits on the device comes before rows that it does not take
+            self.before.read_device()
+            self.after = self.before.twin()
+        after = self.after
+        rows, skipped = check_rows(after.kind, after.device, x, y, mask, weight, groups)
+        count, begin, block = rows.used, 0, after.block_rows
+        if not count:
+            after.tally = after.tally.with_rows(skipped, 0.0)
+            return self
+        error = 0.0 if rows.x.dtype == torch.float64 else relative_error(rows.x)
+        after.tally = after.tally.with_rows(skipped, error)
+        if rows.groups is not None and after.groups is None:
+            after.groups = GroupSums(after.kind.dim, after.kind.num_classes or 1, after.device)
+        while begin < count:
+            if not after.staged and count - begin >= block:
                 self._absorb(rows.part(begin, begin + block))
                 begin += block
                 continue
-            if self.after.staged is None or not self.after.staged.fits(rows):
+            if after.staged is None or not after.staged.fits(rows):
                 self.flush()
-                self.after.staged = rows.staging(block)
-            begin += self._stage(rows, begin)
-            if self.after.staged.is_full:
+                after.staged = rows.staging(block)
+            begin += self._stage(after.staged, rows, begin)
+            if after.staged.is_full:
                 self.flush()
         return self
 
@@ -74,10 +82,13 @@ class Change:
 
     def commit(self, owner: Any) -> None:
         """Put the sums after the call in the place of those before it, as the attribute `_sums` of an owner."""
-        exchange = partial(setattr, owner, "_sums", self.after)
         others = self._copies
         if self.after.groups is not None and self.after.groups is not self.before.groups:
             others = [*others, *self.after.groups.steps()]
+        if self._draft is None and not others:
+            owner._sums = self.after
+            return
+        exchange = partial(setattr, owner, "_sums", self.after)
         if self._draft is not None:
             self.after.state = self._draft.state
             if products := self._draft.steps():
@@ -102,16 +113,10 @@ class Change:
                 groups = self.after.groups = groups.draft()
             groups.add(rows.x, rows.labels, rows.groups, rows.weight, shift)
 
-    def _begin_groups(self, rows: Rows) -> None:
-        if rows.groups is not None and self.after.groups is None and len(rows):
-            self.after.groups = GroupSums(self.after.kind.dim, self.after.kind.num_classes or 1, self.after.device)
-
-    def _stage(self, rows: Rows, begin: int) -> int:
+    def _stage(self, here: Rows, rows: Rows, begin: int) -> int:
         """Copy rows from `begin` on to where others wait, until that is full; return how many."""
-        here, waits = self.after.staged, self.before.staged
-        assert here is not None
-        count = min(here.room, len(rows) - begin)
-        copies = here.copying(rows.part(begin, begin + count))
+        count = min(here.room, rows.used - begin)
+        copies, waits = here.copying(rows, begin, count), self.before.staged
         if waits is not None and waits.x is here.x and here.used < waits.used:
             self._copies += copies
         else:
@@ -121,12 +126,6 @@ class Change:
         return count
 
     # ------------------------------------------------------------- on a GPU
-
-    def _read_device(self) -> None:
-        """Take in what waits on a device, before rows that it does not take."""
-        if self.before.on_device is not None:
-            self.before.read_device()
-            self.after = self.before.twin()
 
     def _add_on_device(self, x: Tensor, y: Any, mask: Any, weight: Any, groups: Any) -> None:
         """Add rows by the kernels, in place; with groups this waits for the device, as these have to be known here."""
@@ -140,7 +139,8 @@ class Change:
             after.tally = after.tally.with_rows(0, waiting.relative_error)
             return
         rows, skipped = check_rows(after.kind, after.device, x, y, mask, weight, groups)
-        self._begin_groups(rows)
+        if after.groups is None:
+            after.groups = GroupSums(after.kind.dim, after.kind.num_classes or 1, after.device)
         after.tally = after.tally.with_rows(skipped, 0.0)
         if len(rows) and rows.labels is not None:
             self._copies.append(waiting.begin_change())

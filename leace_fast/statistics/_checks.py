@@ -163,6 +163,8 @@ def _finite_rows(rows: Rows) -> Tensor | None:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    if type(value) is Tensor and not value.requires_grad:
+        return value
     try:
         return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from ._block_sums import Products, block_sums, surely_fit
 from ._state import State
 
 # Blocks whose products wait at most. Beyond, the sums are copied first: that costs little then, and Ctrl-C waits for
-# no more than so many.
-MOST_WAITING = 16
+# no more than so many. A small one is copied when a second block comes: that costs less than to wait.
+MOST_WAITING, SMALL = 16, 2**17
 
 
 class Draft:
@@ -34,7 +34,7 @@ class Draft:
     """
 
     def __init__(self, state: State) -> None:
-        self.state = replace(state)
+        self.state = copy.copy(state)
         self._waiting: list[tuple[int | None, Products]] = []  # with their group, where each has a second moment
         self._blocks = 0
         self._owns = False  # the second moment, which may change in place
@@ -101,7 +101,7 @@ class Draft:
             self.state.second, self._owns = new, True
             return
         self._waiting.append((group, products))
-        if self._blocks > MOST_WAITING:
+        if self._blocks > (1 if self.state.second.numel() <= SMALL else MOST_WAITING):
             self._own()
 
     def _second(self, group: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""One lock for each `Moments`: threads add to them one after the other, and a process that is forked finds them whole."""
+"""One lock for each `Moments`: threads add to them in turn, and a process that is forked finds them whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
+
+import torch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -30,10 +32,13 @@ def new_lock() -> Any:
 
 
 def locked(method: Method) -> Method:
-    """Let a method hold `_lock` of its object."""
+    """Let a method hold `_lock` of its object; tensors that it makes in inference mode can be changed outside of it."""
 
     @functools.wraps(method)
     def holding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            with self._lock, torch.inference_mode(False), torch.no_grad():
+                return method(self, *args, **kwargs)
         with self._lock:
             return method(self, *args, **kwargs)
 

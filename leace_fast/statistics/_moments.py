@@ -88,7 +88,7 @@ class Moments(Derived):
 
     # ------------------------------------------------------------- streaming
 
-    @torch.inference_mode(False)
+    @locked
     def update(
         self,
         x: Tensor,
@@ -126,8 +126,7 @@ class Moments(Derived):
         >>> Moments(dim=4, num_classes=2).update(tokens, labels, groups=texts).num_groups
         2
         """
-        with self._lock:
-            Change(self._sums).add(x, y, mask, weight, groups).commit(self)
+        Change(self._sums).add(x, y, mask, weight, groups).commit(self)
         return self
 
     @torch.inference_mode(False)
@@ -200,7 +199,7 @@ class Moments(Derived):
             self._sums = after
         return self
 
-    @torch.inference_mode(False)
+    @locked
     def pooled(self) -> Moments:
         """Return moments of the same rows without their labels: of x alone, for `metric=`.
 
@@ -212,8 +211,7 @@ class Moments(Derived):
         >>> moments.pooled().update(torch.randn(5, 3)).count
         14
         """
-        with self._lock:
-            settled = self._settled()
+        settled = self._settled()
         kind = replace(self._kind, num_classes=None, target_dim=None, per_class=False)
         return Moments._of(Accumulator(kind, settled.state.pooled(), settled.tally.pooled()))
 
@@ -345,7 +343,12 @@ class Moments(Derived):
     def _kind(self) -> Kind:
         return self._sums.kind
 
-    @torch.inference_mode(False)
+    @locked
+    def _take_in(self) -> None:
+        """Take in the rows that still wait."""
+        self._sums.read_device()
+        Change(self._sums).flush().commit(self)
+
     def _flush(self) -> State:
         """Take in the rows that still wait, and return the sums of all.
 
@@ -353,9 +356,7 @@ class Moments(Derived):
             ValueError: rows were met on a device that were no labels, masks or weights.
         """
         if self._sums.staged or self._sums.on_device is not None or self._sums.tally.mistaken:
-            with self._lock:
-                self._sums.read_device()
-                Change(self._sums).flush().commit(self)
+            self._take_in()
         return self._sums.state
 
     def _settled(self) -> Accumulator:

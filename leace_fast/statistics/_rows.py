@@ -57,11 +57,11 @@ class Rows:
         """Return an empty buffer for a block of rows of this kind."""
         return Rows(**self._map(lambda part: part.new_empty(block, *part.shape[1:])), used=0)
 
-    def copying(self, rows: Rows) -> list[Step]:
-        """Return what copies rows into this buffer, behind those that it holds."""
-        free = self.part(self.used, self.used + len(rows))
-        pairs = ((getattr(free, name), getattr(rows, name)) for name in PARTS)
-        return [partial(place.copy_, part) for place, part in pairs if part is not None]
+    def copying(self, rows: Rows, begin: int, count: int) -> list[Step]:
+        """Return what copies rows from `begin` on into this buffer, behind those that it holds."""
+        free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
+        pairs = ((getattr(self, name), getattr(rows, name)) for name in PARTS)
+        return [partial(place[free].copy_, part[taken]) for place, part in pairs if part is not None]
 
     def with_used(self, used: int) -> Rows:
         """Return the same buffer, of which other rows count."""
@@ -70,12 +70,12 @@ class Rows:
     @property
     def room(self) -> int:
         """Rows that are free."""
-        return len(self.x) - self.used
+        return self.x.shape[0] - self.used
 
     @property
     def is_full(self) -> bool:
         """Whether a block is complete."""
-        return self.used == len(self.x)
+        return self.used == self.x.shape[0]
 
     def filled(self) -> Rows:
         """Return the rows that are filled, as views."""
