@@ -1,4 +1,4 @@
-"""Exceptions that come from nowhere: at any instruction of the statistics, at any operation of torch, or by a signal."""
+"""Exceptions that come from nowhere: at any instruction of the package, at any operation of torch, by a signal."""
 
 from __future__ import annotations
 

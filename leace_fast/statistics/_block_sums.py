@@ -106,12 +106,12 @@ def surely_fit(waiting: Sequence[Products]) -> bool:
     narrow = [products for products in waiting if isinstance(products, Narrow)]
     if not narrow:
         return True
-    total, squares = (numpy.stack([part.numpy() for part in parts]) for parts in zip(*(n[-2:] for n in narrow)))
+    total = numpy.stack([products.total.numpy() for products in narrow])
+    squares = numpy.stack([products.squares.numpy() for products in narrow])
     sizes = numpy.array([_size(products) for products in narrow])[:, :, None]  # (blocks, 3, 1)
     rest = squares - total * total / sizes[:, 0]
-    inside = (
-        (rest > LEAST_SHARE * squares) & (rest > LEAST_SQUARE * sizes[:, 2]) & (squares < MOST_SQUARE * sizes[:, 1])
-    )
+    least = numpy.maximum(LEAST_SHARE * squares, LEAST_SQUARE * sizes[:, 2])
+    inside = (rest > least) & (squares < MOST_SQUARE * sizes[:, 1])
     return bool((inside | (squares == 0)).all())
 
 

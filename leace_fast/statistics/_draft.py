@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._ops import slices
 from ._at_once import Step
-from ._block_sums import Products, block_sums, surely_fit
+from ._block_sums import Products, Wide, block_sums, surely_fit
 from ._state import State
 
 # Blocks whose products wait at most. Beyond, the sums are copied first: that costs little then, and Ctrl-C waits for
@@ -57,6 +57,8 @@ class Draft:
             self._add_block(x, labels, weight)
         else:
             self._add_by_group(x, labels, weight)
+        if x.dtype == torch.float64 or targets is not None:
+            self._check_range()
 
     def settled(self) -> State:
         """Return the state with all rows, whose second moment is a copy where products still waited."""
@@ -103,6 +105,10 @@ class Draft:
         self._waiting.append((group, products))
         if self._blocks > (1 if self.state.second.numel() <= SMALL else MOST_WAITING):
             self._own()
+
+    def _check_range(self) -> None:
+        """Raise ValueError if squares leave float64; those of other rows cannot."""
+        self.state.check_range([products for _, products in self._waiting if isinstance(products, Wide)])
 
     def _second(self, group: int | None) -> Tensor:
         return self.state.second if group is None else self.state.second[group]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ._state import State
 
 # A removal that would leave a larger relative error than this is refused.
@@ -18,6 +16,7 @@ def without(state: State, taken: State) -> State:
             are left.
 
     >>> import torch
+    >>> from dataclasses import replace
     >>> one = torch.ones(1, dtype=torch.int64)
     >>> whole = replace(State.empty(1, 1, 0, False, one.device), counts=one, weights=one.double())
     >>> without(whole, whole).is_empty

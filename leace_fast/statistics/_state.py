@@ -7,10 +7,14 @@ the formula of Chan, Golub and LeVeque (1983).
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from ._block_sums import Wide
 
 
 @dataclass
@@ -82,7 +86,18 @@ class State:
             for name, tensor in moved.tensors().items()
             if not name.endswith("shift")
         }
-        return replace(self, **sums)
+        both = replace(self, **sums)
+        both.check_range()
+        return both
+
+    def check_range(self, waiting: Sequence[Wide] = ()) -> None:
+        """Raise ValueError if a sum of squares has left the range of float64, or will with products that wait."""
+        total = float(self.second.diagonal(dim1=-2, dim2=-1).sum()) + sum(float(products.product.trace()) for products in waiting)
+        for name, trace in (("x", total), ("y", float(self.target_second.trace()))):
+            if not math.isfinite(trace):
+                raise ValueError(
+                    f"the sums of the squares of {name} leave the range of float64: multiply {name} by a constant first"
+                )
 
     def pooled(self) -> State:
         """Return the sums of the same rows as one group, without targets."""

@@ -1,4 +1,4 @@
-"""A call that ends in the middle, by Ctrl-C or for want of memory, leaves moments as they were, or as they were to be."""
+"""A call that ends in the middle, by Ctrl-C or for want of memory, changes moments wholly or not at all."""
 
 from __future__ import annotations
 
