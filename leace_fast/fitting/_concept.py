@@ -86,7 +86,7 @@ def absent_of(moments: Moments) -> tuple[str, ...]:
     counts = moments.class_counts.tolist()
     if not any(counts):
         raise ValueError("the moments hold no rows: call update(x, y) first")
-    hidden = hidden_columns(moments.variance.sqrt(), moments.mean)
+    hidden = hidden_columns(moments.variance.sqrt(), moments.mean, _signal(moments))
     if moments.num_classes is None:
         constant = (moments.target_covariance.diagonal() <= 0).nonzero().flatten()
         return (*(f"target {j}: it is constant" for j in constant.tolist()), *hidden)
@@ -104,15 +104,31 @@ def constant_columns(deviation: Tensor, mean: Tensor) -> Tensor:
     return deviation <= CONSTANT * mean.abs()
 
 
-def hidden_columns(deviation: Tensor, mean: Tensor) -> tuple[str, ...]:
-    """Return a line on the columns that are taken for constant and are not quite: nothing in them is erased."""
-    varies = constant_columns(deviation, mean) & (deviation > EQUAL * CONSTANT * mean.abs())
-    found = varies.nonzero().flatten().tolist()
+def hidden_columns(deviation: Tensor, mean: Tensor, signal: Tensor | None = None) -> tuple[str, ...]:
+    """Return a line on the columns that are taken for constant and are not quite: nothing in them is erased.
+
+    Args:
+        deviation, mean: (d,) of the columns.
+        signal: (d,) how far class means lie apart, which counts where squares are too small for float64.
+    """
+    rounding = CONSTANT * mean.abs()
+    varies = deviation > EQUAL * rounding
+    if signal is not None:
+        varies |= signal > EQUAL**2 * rounding
+    found = (varies & constant_columns(deviation, mean)).nonzero().flatten().tolist()
     if not found:
         return ()
     names = ", ".join(map(str, found[:MOST_NAMED])) + (", ..." if len(found) > MOST_NAMED else "")
     kind = f"column {names} of x varies" if len(found) == 1 else f"columns {names} of x ({len(found)}) vary"
     return (f"{kind} by less than rounding: take off what is common to all rows, or leave the column out",)
+
+
+def _signal(moments: Moments) -> Tensor:
+    """Return how far the class means of each column lie apart (d,), or what they are to targets of unit variance."""
+    if moments.num_classes is not None:
+        return moments.class_mean_differences[moments.class_counts > 0].abs().amax(0)
+    spread = moments.target_covariance.diagonal().clamp_min(0).sqrt()
+    return (moments.cross_covariance / torch.where(spread > 0, spread, torch.inf)).abs().amax(1)
 
 
 def concept_of(moments: Moments) -> Concept:

@@ -92,7 +92,9 @@ class State:
 
     def check_range(self, waiting: Sequence[Wide] = ()) -> None:
         """Raise ValueError if a sum of squares has left the range of float64, or will with products that wait."""
-        total = float(self.second.diagonal(dim1=-2, dim2=-1).sum()) + sum(float(products.product.trace()) for products in waiting)
+        total = float(self.second.diagonal(dim1=-2, dim2=-1).sum()) + sum(
+            float(products.product.trace()) for products in waiting
+        )
         for name, trace in (("x", total), ("y", float(self.target_second.trace()))):
             if not math.isfinite(trace):
                 raise ValueError(
