@@ -10,8 +10,14 @@ from .reference import ROW_DTYPES, compute_dtype
 
 def check_apart(x: Tensor) -> None:
     """Raise ValueError if rows of x share memory: they cannot change in place."""
-    if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
-        raise ValueError("x is expanded: its rows share memory and cannot change in place, clone it first")
+    if not x.numel():
+        return
+    end = 1  # of what the dimensions so far reach
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride < end:
+            kind = "expanded" if stride == 0 else "of overlapping strides"
+            raise ValueError(f"x is {kind}: its rows share memory and cannot change in place, clone it first")
+        end += (size - 1) * stride
 
 
 def check_project(

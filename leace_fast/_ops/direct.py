@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.compiler import is_dynamo_compiling
 
@@ -20,7 +21,7 @@ class Bound:
     """`project(x, left, right, mean)`, for x on the device of the factors and of a dtype computed in theirs.
 
     Dense rows on the CPU go straight to the kernel, at half the cost of a call of the operator: the memory is all that
-    the kernel needs to know, where no gradient, compiler, transform, mode or profiler watches the call. The bits are
+    the kernel needs to know, where no gradient or tangent, compiler, transform, mode or profiler watches the call. The bits are
     the same.
 
     Args:
@@ -49,6 +50,7 @@ class Bound:
             not is_dynamo_compiling()
             and not _count_modes()
             and not _is_profiled()
+            and forward_ad._current_level < 0
             and not (_needs_gradients() and x.requires_grad)
         ):
             y = self.kernel(x)
@@ -62,6 +64,7 @@ class Bound:
             not is_dynamo_compiling()
             and not _count_modes()
             and not _is_profiled()
+            and forward_ad._current_level < 0
             and not (_needs_gradients() and x.requires_grad)
             and self.kernel(x, True) is not None
         ):
@@ -102,6 +105,7 @@ class BoundNorm:
             not is_dynamo_compiling()
             and not _count_modes()
             and not _is_profiled()
+            and forward_ad._current_level < 0
             and not (_needs_gradients() and any(p is not None and p.requires_grad for p in (x, weight, bias)))
         ):
             y = self.kernel(x, weight, bias)

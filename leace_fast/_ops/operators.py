@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from .arguments import check_apart, check_norm, check_project
@@ -104,6 +105,8 @@ def project_(
         check_project(x, left, right, mean, index)
         check_apart(x)
         return x.copy_(reference.project(x, left, right, mean, index))
+    if not x.is_contiguous():
+        check_apart(x)
     watched = _watched(x)
     try:
         _called(torch.ops.leace_fast.project_.default, (x, left, right, mean, index, packed), watched)
@@ -254,11 +257,12 @@ def check_index(x: Tensor) -> None:
 
 
 def _has_kernel(x: Tensor, left: Tensor) -> bool:
-    """Return whether a compiled operator is to be called: transforms such as vmap know plain torch only."""
+    """Return whether a compiled operator is to be called: transforms and tangents know plain torch only."""
     return (
         EXTENSION.present
         and (x.is_cpu or (x.device.type in EXTENSION.devices and _fits_gpu(x, left)))
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
 
 

@@ -176,18 +176,17 @@ def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor, weight: Tensor | N
     sums.addmm_(members, rows)
 
 
-def add_second_moment(second: Tensor, x: Tensor, weight: Tensor | None, shift: Tensor, total: Tensor) -> None:
-    """Add `sum w (x - shift)(x - shift)'` to the lower triangle of `second` (d, d) float64.
+def second_moment(x: Tensor, weight: Tensor | None, shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `sum w (x - shift)(x - shift)'` in three parts, which add up to it: a matrix (d, d), of which the lower
+    triangle counts, and the factors (d, 2) and (2, d) of a matrix of rank two, all float64.
 
     Shapes: x (n, d), weight (n,) or None, shift (d,), and `total` (d,), the exact sum of `w (x - shift)`.
     """
     count = float(len(x)) if weight is None else float(weight.sum())
     offset = total / count  # of the rows' mean from the shift
     product, rest = _centred_product(x, _centre(x, shift + offset), weight)
-    for rows, columns in panels(len(second)):
-        second[rows, columns] += product[rows, columns]
     # The product was taken about a rounded mean: centre it exactly, then move it to the shift.
-    second.addmm_(torch.stack([-rest / count, total], 1), torch.stack([rest, offset]))
+    return product, torch.stack([-rest / count, total], 1), torch.stack([rest, offset])
 
 
 def _centre(x: Tensor, mean: Tensor) -> Tensor:

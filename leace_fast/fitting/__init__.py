@@ -10,7 +10,9 @@ from ._concept import (
     check_moments,
     concept_of,
     concepts_of,
+    constant_columns,
     fullest,
+    hidden_columns,
     union_of,
 )
 from ._contrasts import MOST_CONTRASTS, Contrasts, check_contrasts, chosen, contrasts_of, crossed_leak, warn_of_none
@@ -43,6 +45,7 @@ __all__ = [
     "concept_of",
     "concept_subspace",
     "concepts_of",
+    "constant_columns",
     "contrasts_of",
     "crossed_leak",
     "described",
@@ -50,6 +53,7 @@ __all__ = [
     "factored",
     "fitted",
     "fullest",
+    "hidden_columns",
     "mean_squared_change",
     "scaling_of",
     "span_of",

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from ..statistics import Moments
 
+EPSILON = 2.0**-52
+CONSTANT = 4 * EPSILON  # share of its mean below which the deviation of a column is rounding
+# Share of that below which it is none: sums of equal numbers are rounded too, but by far less.
+EQUAL = 2.0**-16
+MOST_NAMED = 5
 # Directions of targets at unit variance with less variance than this are sums of the other targets, rounded.
 DEPENDENT = 2.0**-40
 
@@ -81,16 +86,49 @@ def absent_of(moments: Moments) -> tuple[str, ...]:
     counts = moments.class_counts.tolist()
     if not any(counts):
         raise ValueError("the moments hold no rows: call update(x, y) first")
+    hidden = hidden_columns(moments.variance.sqrt(), moments.mean, _signal(moments))
     if moments.num_classes is None:
         constant = (moments.target_covariance.diagonal() <= 0).nonzero().flatten()
-        return tuple(f"target {j}: it is constant" for j in constant.tolist())
+        return (*(f"target {j}: it is constant" for j in constant.tolist()), *hidden)
     present = [j for j, count in enumerate(counts) if count]
     if len(present) < 2:
         raise ValueError(
             f"only class {present[0]} has rows ({counts[present[0]]} of them), expected at least two classes: "
             "there is nothing to tell apart, check the labels"
         )
-    return tuple(f"class {j}: it has no rows" for j, count in enumerate(counts) if not count)
+    return (*(f"class {j}: it has no rows" for j, count in enumerate(counts) if not count), *hidden)
+
+
+def constant_columns(deviation: Tensor, mean: Tensor) -> Tensor:
+    """Return which columns are taken for constant (d,) bool: they vary by less than their numbers are rounded."""
+    return deviation <= CONSTANT * mean.abs()
+
+
+def hidden_columns(deviation: Tensor, mean: Tensor, signal: Tensor | None = None) -> tuple[str, ...]:
+    """Return a line on the columns that are taken for constant and are not quite: nothing in them is erased.
+
+    Args:
+        deviation, mean: (d,) of the columns.
+        signal: (d,) how far class means lie apart, which counts where squares are too small for float64.
+    """
+    rounding = CONSTANT * mean.abs()
+    varies = deviation > EQUAL * rounding
+    if signal is not None:
+        varies |= signal > EQUAL**2 * rounding
+    found = (varies & constant_columns(deviation, mean)).nonzero().flatten().tolist()
+    if not found:
+        return ()
+    names = ", ".join(map(str, found[:MOST_NAMED])) + (", ..." if len(found) > MOST_NAMED else "")
+    kind = f"column {names} of x varies" if len(found) == 1 else f"columns {names} of x ({len(found)}) vary"
+    return (f"{kind} by less than rounding: take off what is common to all rows, or leave the column out",)
+
+
+def _signal(moments: Moments) -> Tensor:
+    """Return how far the class means of each column lie apart (d,), or what they are to targets of unit variance."""
+    if moments.num_classes is not None:
+        return moments.class_mean_differences[moments.class_counts > 0].abs().amax(0)
+    spread = moments.target_covariance.diagonal().clamp_min(0).sqrt()
+    return (moments.cross_covariance / torch.where(spread > 0, spread, torch.inf)).abs().amax(1)
 
 
 def concept_of(moments: Moments) -> Concept:

@@ -46,12 +46,14 @@ def span_of(concept: Concept, metric: Scaling) -> Span:
     noise = _noise(concept, metric, bound, length)
     if NOISE_MARGIN * float(noise.norm()) < WELL_APART and (apart := _well_apart(columns, whitened, length)):
         return Span(*apart)
-    basis, certain = _kept(whitened, length, noise)
+    basis, certain, dropped = _kept(whitened, length, noise)
     if not certain:
         noise = _noise(concept, metric, metric.inverse_norms(), length)
-        basis, _ = _kept(whitened, length, noise)
+        basis, _, dropped = _kept(whitened, length, noise)
     hidden = ((length > 0) & (NOISE_MARGIN * noise >= 1)).tolist()
-    unresolved = (f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost)
+    unresolved = [f"{name}: less apart than rounding" for name, lost in zip(concept.names, hidden, strict=True) if lost]
+    if dropped:
+        unresolved.append(f"{dropped} of {basis.shape[1] + dropped} directions: less apart than rounding")
     return Span(basis, metric.unwhiten(basis), tuple(unresolved))
 
 
@@ -89,8 +91,8 @@ def _well_apart(columns: Tensor, whitened: Tensor, length: Tensor) -> tuple[Tens
     return basis, left
 
 
-def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool]:
-    """Return a basis of the singular vectors that stand above rounding, and whether less noise would keep the same."""
+def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool, int]:
+    """Return a basis of the singular vectors above rounding, whether less noise keeps the same, and how many it hides."""
     told = (length > 0) & (NOISE_MARGIN * noise < 1)
     unit = whitened[:, told] / length[told]
     floor = max(whitened.shape[0], unit.shape[1]) * EPSILON
@@ -99,10 +101,11 @@ def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool
     orthonormal, triangle = torch.linalg.qr(unit)
     if _smallest_singular_value(triangle) > threshold:
         # All directions stand, and any basis of their span will do: no singular vectors are needed.
-        return orthonormal, all_told
+        return orthonormal, all_told, 0
     vectors, values, _ = torch.linalg.svd(triangle, full_matrices=False)
     above = values > threshold
-    return orthonormal @ vectors[:, above], all_told and bool((above == (values > floor)).all())
+    hidden = int((values > floor).sum()) - int(above.sum())
+    return orthonormal @ vectors[:, above], all_told and not hidden, hidden
 
 
 def _smallest_singular_value(triangle: Tensor) -> float:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .._ops import cholesky
 from ..statistics import Moments
+from ._concept import EPSILON, constant_columns
 
 Shrinkage = Literal["auto"] | bool | float
 # Below this many effective rows for each dimension, shrinking is nearer to the population than not shrinking.
 ROWS_PER_DIMENSION = 4
-EPSILON = 2.0**-52
 ITERATIONS = 4
 PANEL = 256
 SMALL = 16  # up to here all singular values cost less than a few solves
@@ -124,7 +124,7 @@ def scaling_of(moments: Moments, concepts: Sequence[Moments] = ()) -> Scaling:
 def _deviations(moments: Moments) -> tuple[Tensor, Tensor]:
     """Return the standard deviation of each column (d,), and which are constant."""
     deviation = moments.variance.sqrt()
-    return deviation, deviation <= 4 * EPSILON * moments.mean.abs()
+    return deviation, constant_columns(deviation, moments.mean)
 
 
 def whitening_of(

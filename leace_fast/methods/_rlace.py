@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..erasers import Eraser, Report
-from ..fitting import EPSILON, RowStream, Summary, check_count, check_rank
+from ..fitting import RowStream, Summary, check_count, check_rank, constant_columns, hidden_columns, warn_of
 
 MOMENTUM = (0.9, 0.999)  # of Adam
 REACH_MOMENTUM = 0.95  # the gradient by P is small and noisy: it is taken over some twenty batches
@@ -48,6 +48,9 @@ def rlace(
         TypeError: batches can be gone over once only, or hold no tensors.
         ValueError: rank or another option is out of range, or there are rows of one class only.
 
+    Warns:
+        UserWarning: a column varies by less than rounding, and is left as it is.
+
     Guarantees: class means equal at full rank, nothing below; mean kept.
 
     Source: Ravfogel et al. 2022, https://arxiv.org/abs/2201.12091, equation 6 and algorithm 1, of standardised columns;
@@ -82,15 +85,17 @@ def rlace(
         game = _Game(summary, classes, scale, float(values.norm()))
         basis = game.played(rows, vectors[:, :rank], steps, classifier_rate, projection_rate)
         not_erased = (f"{full - rank} of {full} directions: rank={rank} was asked for", "a game gives no guarantee")
+    hidden = hidden_columns(summary.deviation, summary.mean)
+    warn_of(hidden)
     left, right = basis * torch.where(scale.isinf(), 0.0, scale)[:, None], (basis / scale[:, None]).mT
     change = sum(float(((x - summary.mean) @ right.mT @ left.mT).square().sum()) for x, _ in rows) / summary.rows
-    report = Report("rlace", dim, rank, summary.rows, change, not_erased=not_erased)
+    report = Report("rlace", dim, rank, summary.rows, change, not_erased=(*not_erased, *hidden))
     return Eraser(left, right, summary.mean, method="rlace", report=report)
 
 
 def _scale(summary: Summary) -> Tensor:
     """Return the deviation of each column (d,), infinite for a constant one, which is left alone."""
-    constant = summary.deviation <= 4 * EPSILON * summary.mean.abs()
+    constant = constant_columns(summary.deviation, summary.mean)
     return torch.where(constant, torch.inf, summary.deviation)
 
 

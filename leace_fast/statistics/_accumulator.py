@@ -1,17 +1,13 @@
-"""Rows added up: into the sums block by block, and what does not fill a block waits, on the host or on a GPU."""
+"""What some `Moments` hold: sums, rows that wait for a full block, on the host or on a GPU, and a tally of them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._block_sums import relative_error
-from ._checks import check_rows, check_shapes
+from ._checks import check_shapes
 from ._device import DeviceRows
 from ._group_sums import GroupSums
-from ._kernels import GPU_ROW_DTYPES, serves
 from ._kind import Kind
 from ._rows import Rows
 from ._state import State
@@ -20,6 +16,8 @@ from ._tally import Tally
 
 class Accumulator:
     """Sums over rows, with the rows that still wait for a full block.
+
+    On the host none of it changes, but by a `Change`, which puts another in its place.
 
     Args:
         kind: what is summed.
@@ -34,68 +32,17 @@ class Accumulator:
         self.staged: Rows | None = None
         self.on_device: DeviceRows | None = None
 
-    def add(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        mask: Tensor | None = None,
-        weight: Tensor | None = None,
-        groups: Tensor | None = None,
-    ) -> None:
-        """Add rows, as `Moments.update`."""
-        self.check_grouped(groups is not None)
-        if serves(self.device) and getattr(x, "dtype", None) in GPU_ROW_DTYPES:
-            if groups is not None:
-                self._add_grouped(x, y, mask, weight, groups)
-                return
-            parts = check_shapes(self.kind, x, y, mask, weight)
-            waiting = self.rows_on_device()
-            waiting.add(self.state, *parts)
-            self.tally.note_error(waiting.relative_error)
-            return
-        if self.on_device is not None:
-            self.on_device.join(self.state)
-        rows, skipped = check_rows(self.kind, self.device, x, y, mask, weight, groups)
-        self._begin_groups(rows)
-        self.tally.skipped += skipped
-        if len(rows) and rows.x.dtype != torch.float64:
-            self.tally.note_error(relative_error(rows.x))
-        block, begin = self._block_rows, 0
-        while begin < len(rows):
-            if not self.staged and len(rows) - begin >= block:
-                self._absorb(rows.part(begin, begin + block))
-                begin += block
-                continue
-            if self.staged is None or not self.staged.fits(rows):
-                self.flush()
-                self.staged = rows.staging(block)
-            begin += self.staged.take(rows, begin)
-            if self.staged.is_full:
-                self.flush()
-
-    def flush(self) -> State:
-        """Take in the rows that still wait, and return the sums of all.
-
-        Raises:
-            ValueError: rows were met on a device that were no labels, masks or weights.
-        """
-        if self.staged or self.on_device is not None or self.tally.mistaken:
-            self._take_in()
-        return self.state
-
-    def settled(self) -> Accumulator:
-        """Return this with all rows in the sums: itself if they are, else a copy."""
-        if not self.staged and (self.on_device is None or self.on_device.is_read):
-            return self
-        settled = self.copy()
-        settled.flush()
-        return settled
+    def twin(self) -> Accumulator:
+        """Return one that holds the same."""
+        twin = Accumulator.__new__(Accumulator)
+        vars(twin).update(vars(self))
+        return twin
 
     @torch.inference_mode(False)
     def copy(self) -> Accumulator:
         """Return one that shares nothing with this."""
         on_device = None if self.on_device is None else self.on_device.copy(self.state)
-        twin = Accumulator(self.kind, self.state.copy(), self.tally.copy())
+        twin = Accumulator(self.kind, self.state.copy(), self.tally)
         twin.groups = None if self.groups is None else self.groups.copy()
         twin.staged = None if self.staged is None else self.staged.copy()
         twin.on_device = on_device
@@ -120,8 +67,9 @@ class Accumulator:
     def commit(self) -> None:
         """Count what was staged last."""
         rows = self.rows_on_device()
-        rows.commit(self.state)
-        self.tally.note_error(rows.relative_error)
+        with rows.changing():
+            rows.commit(self.state)
+            self.tally = self.tally.with_rows(0, rows.relative_error)
 
     def drop(self) -> None:
         """Forget what was staged and not committed."""
@@ -131,42 +79,16 @@ class Accumulator:
     @torch.inference_mode(False)
     def read_device(self) -> None:
         """Take in what waits on the device, and what was met there; raise if that were no labels, masks or weights."""
-        if self.on_device is not None and not self.on_device.is_read:
-            self.on_device.flush(self.state)
-            self.tally.take(self.on_device.take_counts(self.state))
+        rows = self.on_device
+        if rows is not None:
+            rows.check_whole()
+            if not rows.is_read:
+                with rows.changing():
+                    rows.flush(self.state)
+                    self.tally = self.tally.with_counts(rows.take_counts(self.state))
         self.tally.check(self.kind)
 
-    # ------------------------------------------------------------- internal
-
-    @property
-    def _block_rows(self) -> int:
-        """Rows in a block: a function of the width alone, so that no batch size changes a bit."""
-        return max(1024, min(2048, 2**21 // self.kind.dim))
-
-    def _absorb(self, rows: Rows) -> None:
-        self.state.absorb(rows.x, rows.labels, rows.targets, rows.weight)
-        self._absorb_groups(rows)
-
-    def _absorb_groups(self, rows: Rows) -> None:
-        if self.groups is not None and rows.groups is not None and rows.labels is not None:
-            self.groups.add(rows.x, rows.labels, rows.groups, rows.weight, self.state.shift)
-
-    def _add_grouped(self, x: Tensor, y: Any, mask: Any, weight: Any, groups: Tensor) -> None:
-        """Add rows on a GPU with their groups; this waits for the device, as the groups have to be known here."""
-        rows, skipped = check_rows(self.kind, self.device, x, y, mask, weight, groups)
-        self._begin_groups(rows)
-        self.tally.skipped += skipped
-        if len(rows) and rows.labels is not None:
-            waiting = self.rows_on_device()
-            waiting.add(self.state, rows.x, rows.labels, None, rows.weight)
-            self.tally.note_error(waiting.relative_error)
-            if self.state.is_empty:
-                waiting.flush(self.state)
-            self._absorb_groups(rows)
-
-    def _begin_groups(self, rows: Rows) -> None:
-        if rows.groups is not None and self.groups is None and len(rows):
-            self.groups = GroupSums(self.kind.dim, self.kind.num_classes or 1, self.device)
+    # -------------------------------------------------------------- queries
 
     def check_grouped(self, given: bool) -> None:
         """Raise ValueError for groups where others came without, or the reverse; or where there are no classes."""
@@ -183,9 +105,7 @@ class Accumulator:
         waits = self.on_device is not None and not self.on_device.is_read
         return bool(self.staged) or waits or not self.state.is_empty
 
-    @torch.inference_mode(False)
-    def _take_in(self) -> None:
-        if self.staged:
-            self._absorb(self.staged.filled())
-            self.staged.used = 0
-        self.read_device()
+    @property
+    def block_rows(self) -> int:
+        """Rows in a block: a function of the width alone, so that no batch size changes a bit."""
+        return max(1024, min(2048, 2**21 // self.kind.dim))

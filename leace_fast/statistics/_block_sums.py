@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy
 import torch
 from torch import Tensor
 
 from .._ops import load_extension, reference
+from ._at_once import Step
 
 # Of the instruction set in use, in `load_extension().instruction_sets`; at 0, the baseline, all is plain torch.
 LEVEL = len(load_extension().instruction_sets) - 1 if load_extension().present else 0
+# Sums of squares, and their share in those about the shift, well inside of what the kernels take.
+LEAST_SQUARE, MOST_SQUARE, LEAST_SHARE = 1e-28, 1e32, 1e-14
 
 
-def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> None:
-    """Add rows to the sums of their groups and to the second moment, both about a shift.
+class Narrow(NamedTuple):
+    """Rows (n, d) whose products a compiled kernel is still to add to a second moment."""
+
+    x: Tensor
+    weight: Tensor | None
+    shift: Tensor  # (d,)
+    total: Tensor  # (d,): of w (x - shift)
+    squares: Tensor  # (d,): of w (x - shift)^2
+
+    def steps(self, second: Tensor) -> list[Step]:
+        """Return what adds the products in place; it returns False, and adds nothing, where squares leave float32."""
+        add = torch.ops.leace_fast.add_second_moment.default._op  # the function that is written in C
+        return [partial(add, second, self.x, self.weight, self.shift, self.total, self.squares, LEVEL)]
+
+    def add_to(self, second: Tensor) -> Tensor:
+        """Add the products in place, by either means, and return the second moment."""
+        if not self.steps(second)[0]():
+            rows = self.x.double()
+            Wide(*reference.second_moment(rows, self.weight, self.shift, self.total)).add_to(second)
+        return second
+
+    def new(self, second: Tensor) -> None:
+        """Return None: there is no second moment that could take the place of the one before."""
+
+
+class Wide(NamedTuple):
+    """Products of rows that are to be added to a second moment, and a term of rank two."""
+
+    product: Tensor  # (d, d)
+    columns: Tensor  # (d, 2)
+    rows: Tensor  # (2, d)
+
+    def steps(self, second: Tensor) -> list[Step]:
+        """Return what adds them in place."""
+        return [partial(second.add_, self.product), partial(second.addmm_, self.columns, self.rows)]
+
+    def add_to(self, second: Tensor) -> Tensor:
+        """Add them in place, and return the second moment."""
+        return second.add_(self.product).addmm_(self.columns, self.rows)
+
+    def new(self, second: Tensor) -> Tensor:
+        """Return the second moment with them, in the memory of the product."""
+        return self.product.add_(second).addmm_(self.columns, self.rows)
+
+
+Products = Narrow | Wide
+
+
+def block_sums(groups: int, x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> tuple[Tensor, Products]:
+    """Return the sums of rows by group (g, d) float64, `sum w (x - shift)`, and the products for the second moment.
 
     Rows of float64 are summed in float64. The products of all others are exact or rounded to float32, and so are
     sums of up to 1024 of these; sums of rows are float64 always. The bits depend on the rows alone, and on `LEVEL`.
 
     Args:
-        sums: (g, d) float64, changed: `sum w (x - shift)` by group.
-        second: (d, d) float64, changed in its lower triangle: `sum w (x - shift)(x - shift)'`.
+        groups: their number g.
         x: (n, d) finite rows, n >= 1.
         labels: (n,) int64, the groups.
         weight: (n,) float64 > 0, or None for ones.
@@ -28,24 +83,44 @@ def add_block(sums: Tensor, second: Tensor, x: Tensor, labels: Tensor, weight: T
     Source: Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115, for moving centres.
 
     >>> import torch
-    >>> sums, second = torch.zeros(2, 1).double(), torch.zeros(1, 1).double()
-    >>> add_block(sums, second, torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 1, 1]), None, sums[0].clone())
-    >>> sums.tolist(), second.tolist()
+    >>> x, zero = torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(1).double()
+    >>> sums, products = block_sums(2, x, torch.tensor([0, 1, 1]), None, zero)
+    >>> sums.tolist(), products.add_to(torch.zeros(1, 1).double()).tolist()
     ([[1.0], [5.0]], [[14.0]])
     """
     if not has_kernel(x):
-        added = reference.class_sums(x, labels, len(sums), weight, shift)
-        reference.add_second_moment(second, x, weight, shift, added.sum(0))
-        sums += added
-        return
+        added = reference.class_sums(x, labels, groups, weight, shift)
+        return added, Wide(*reference.second_moment(x, weight, shift, added.sum(0)))
     x = x if x.stride(1) == 1 else x.contiguous()
-    added = torch.zeros_like(sums)
+    added = shift.new_zeros(groups, len(shift))
     total, squares = shift.new_zeros(2, len(shift))
-    kernels = torch.ops.leace_fast
-    kernels.add_class_sums.default(added, total, squares, x, labels, weight, shift, LEVEL)
-    if not kernels.add_second_moment.default(second, x, weight, shift, total, squares, LEVEL):
-        reference.add_second_moment(second, x.double(), weight, shift, total)
-    sums += added
+    torch.ops.leace_fast.add_class_sums.default(added, total, squares, x, labels, weight, shift, LEVEL)
+    return added, Narrow(x, weight, shift, total, squares)
+
+
+def surely_fit(waiting: Sequence[Products]) -> bool:
+    """Tell whether it is certain, by the sums of the blocks, that no kernel will refuse the products of any.
+
+    The kernels look at squares about a centre of their own, which lies within a deviation of the mean.
+    """
+    narrow = [products for products in waiting if isinstance(products, Narrow)]
+    if not narrow:
+        return True
+    total = numpy.stack([products.total.numpy() for products in narrow])
+    squares = numpy.stack([products.squares.numpy() for products in narrow])
+    sizes = numpy.array([_size(products) for products in narrow])[:, :, None]  # (blocks, 3, 1)
+    rest = squares - total * total / sizes[:, 0]
+    least = numpy.maximum(LEAST_SHARE * squares, LEAST_SQUARE * sizes[:, 2])
+    inside = (rest > least) & (squares < MOST_SQUARE * sizes[:, 1])
+    return bool((inside | (squares == 0)).all())
+
+
+def _size(products: Narrow) -> tuple[float, float, float]:
+    """Return the sum of the weights, and the least and the most that the kernel may divide them by."""
+    if products.weight is None:
+        return float(len(products.x)), 1.0, 1.0
+    most = float(products.weight.max())
+    return float(products.weight.sum()), most / 4, most
 
 
 def cell_sums(x: Tensor, cell: Tensor, count: int, weight: Tensor | None, shift: Tensor) -> Tensor:
@@ -66,12 +141,11 @@ def all_finite(x: Tensor) -> bool:
     return reference.all_finite(x)
 
 
-def copy_rows(to: Tensor, x: Tensor) -> None:
-    """Copy rows x (n, d) into contiguous ones of the same dtype; torch's own copy waits for threads at each batch."""
-    if has_kernel(x) and x.stride(1) == 1:
-        torch.ops.leace_fast.copy_rows.default(to, x)
-    else:
-        to.copy_(x)
+def copying(to: Tensor, part: Tensor) -> Step:
+    """Return what copies a tensor into another; rows by a kernel, as torch's threads would meet for the fewest."""
+    if part.ndim == 2 and has_kernel(part) and part.stride(1) == 1 and to.dtype == part.dtype:
+        return partial(torch.ops.leace_fast.copy_rows.default._op, to, part)
+    return partial(to.copy_, part)
 
 
 def relative_error(x: Tensor) -> float:

@@ -15,6 +15,7 @@ from ._rows import IGNORE, Rows
 
 MOST_WEIGHT = 1e100
 MOST_VALUE = 1e150  # of a float64 row: its square must stay finite
+MOST_PRODUCT = 1e290  # of a weight and two values: sums of many must stay finite
 
 
 def check_shapes(
@@ -87,6 +88,8 @@ def check_rows(
         rows, skipped = rows.where(finite), int((~finite).sum())
     _check_size("x", rows.x)
     _check_size("y", rows.targets)
+    if rows.weight is not None:
+        _check_products(rows, rows.weight)
     _check_group_range(rows.groups, kind.num_classes or 1)
     return rows, skipped
 
@@ -146,6 +149,21 @@ def _check_size(name: str, part: Tensor | None) -> None:
         )
 
 
+def _check_products(rows: Rows, weight: Tensor) -> None:
+    """Raise ValueError if a weight times the square of a value is too large for sums in float64."""
+    parts = [part for part in (rows.x, rows.targets) if part is not None]
+    if not len(weight) or all(part.dtype != torch.float64 for part in parts):
+        return
+    sizes = torch.stack([part.abs().amax(1).double() for part in parts]).amax(0)
+    # In this order no product overflows on the way.
+    most, at = (weight * sizes / MOST_PRODUCT * sizes).max(0)
+    if float(most) > 1:
+        raise ValueError(
+            f"a weight of {float(weight[at]):.0e} meets a value of {float(sizes[at]):.0e}, expected weight * value^2 up "
+            f"to {MOST_PRODUCT:.0e}, so that sums stay in range: only ratios of weights count, multiply all by a constant"
+        )
+
+
 def _out_of_range(labels: Tensor, num_classes: int) -> bool:
     """Tell whether a label is none of 0..num_classes-1."""
     if labels.numel() == 0:
@@ -163,6 +181,8 @@ def _finite_rows(rows: Rows) -> Tensor | None:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    if type(value) is Tensor and not value.requires_grad:
+        return value
     try:
         return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _streams as streams
+from ._at_once import Step
 from ._kernels import kernels_for
 from ._kind import Kind
 from ._rows import IGNORE
@@ -58,6 +59,31 @@ class DeviceRows:
         self._dtype, self._weighted = torch.bfloat16, False
         self._kernels: BlockKernels | None = None  # of that dtype, once they are needed
         self._turns = Turns(device)
+        self._is_whole = True  # no change of these rows, or of their sums, was left half-way
+
+    def begin_change(self) -> Step:
+        """Begin to change rows and sums, in place; returns what says that this is done.
+
+        Kernels are launched one after the other: what comes between, as Ctrl-C, leaves sums that are of no use.
+        """
+        self._is_whole = False
+        return functools.partial(setattr, self, "_is_whole", True)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change rows and sums in place."""
+        self.check_whole()
+        done = self.begin_change()
+        yield
+        done()
+
+    def check_whole(self) -> None:
+        """Raise ValueError if a change was left half-way."""
+        if not self._is_whole:
+            raise ValueError(
+                f"a call that added rows on {self.device} was interrupted, and part of the rows are in the sums: begin "
+                "anew, or from a file or a copy of these moments"
+            )
 
     def add(self, state: State, x: Tensor, y: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
         """Add rows x (..., dim) with labels (...) or targets (..., t); shapes and dtypes were checked before."""
@@ -127,6 +153,7 @@ class DeviceRows:
 
     def copy(self, state: State) -> DeviceRows:
         """Return a buffer that shares nothing with this one but scratch memory; what is only staged is left out."""
+        self.check_whole()
         twin = DeviceRows(self.kind, self.device)
         twin.used, twin.relative_error, twin.is_read = self.used, self.relative_error, self.is_read
         twin._dtype, twin._weighted = self._dtype, self._weighted

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ._at_once import Step
 from ._block_sums import cell_sums
 
 MOST_GROUP = 2**40  # ids below it, times the number of a class, stay in int64
@@ -71,6 +73,9 @@ def summed(values: Tensor, index: Tensor, count: int) -> Tensor:
 class GroupSums:
     """Sums of rows by group and class, of the pairs that have rows, about a shift of their own.
 
+    A `draft` takes rows while these sums stay as they are, and shares their memory, which grows with every text of a
+    corpus: what it adds to cells that there were before waits, as `steps`.
+
     Args:
         dim: width of x.
         num_classes: number of classes.
@@ -80,6 +85,8 @@ class GroupSums:
     def __init__(self, dim: int, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
         self._slots: dict[int, int] = {}  # by group * num_classes + class, in the order in which they came
+        self._new: dict[int, int] = {}  # those of a draft that are not yet among them
+        self._waiting: list[tuple[Tensor, ...]] | None = None  # what a draft is to add: slots, then what to each
         self._shift = torch.zeros(dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(0, dtype=torch.int64, device=device)
         self._weights = self._shift.new_zeros(0)
@@ -94,7 +101,7 @@ class GroupSums:
         Args:
             shift: (d,) float64 near to the rows, that sums are taken about if these are the first.
         """
-        if not self._slots:
+        if not self._slots and not self._new:
             self._shift = shift.clone()
         keys, cell = torch.unique(groups * self.num_classes + labels, return_inverse=True)
         w = torch.ones_like(cell, dtype=torch.float64) if weight is None else weight
@@ -104,6 +111,29 @@ class GroupSums:
             self._weights.new_zeros(len(keys)).index_add_(0, cell, w),
             cell_sums(x, cell, len(keys), weight, self._shift),
         )
+
+    def draft(self) -> GroupSums:
+        """Return sums of the same rows that can be added to while these stay as they are."""
+        draft = GroupSums.like(self)
+        draft._slots, draft._shift = self._slots, self._shift
+        draft._counts, draft._weights, draft._sums = self._counts, self._weights, self._sums
+        draft._waiting = []
+        return draft
+
+    def steps(self) -> list[Step]:
+        """Return what makes a draft whole, and takes its place in the memory of the sums that it was drawn from."""
+        added = [step for each in self._waiting or () for step in self._adding(*each)]
+        return [*added, partial(self._slots.update, self._new), partial(setattr, self, "_waiting", None)]
+
+    def settled(self) -> GroupSums:
+        """Return the sums of a draft in memory of their own."""
+        made = GroupSums.like(self)
+        made._slots, made._shift = self._slots | self._new, self._shift
+        made._counts, made._weights, made._sums = self._counts.clone(), self._weights.clone(), self._sums.clone()
+        for each in self._waiting or ():
+            for step in made._adding(*each):
+                step()
+        return made
 
     def class_counts(self) -> Tensor:
         """Return the rows of each class (k,) int64."""
@@ -183,13 +213,26 @@ class GroupSums:
 
     def _add(self, keys: Tensor, counts: Tensor, weights: Tensor, sums: Tensor) -> None:
         """Add to the cells of distinct keys, which are made where they are new."""
-        slots = [self._slots.setdefault(key, len(self._slots)) for key in keys.tolist()]
-        self._reserve(len(self._slots))
+        slots = [self._slot(key) for key in keys.tolist()]
+        self._reserve(len(self._slots) + len(self._new))
         index = torch.tensor(slots, dtype=torch.int64, device=self._shift.device)
         # Every slot occurs once: no order of additions could change a bit.
-        self._counts[index] += counts
-        self._weights[index] += weights
-        self._sums[index] += sums
+        added = (index, counts, weights, sums)
+        if self._waiting is not None:
+            self._waiting.append(added)
+            return
+        for step in self._adding(*added):
+            step()
+        self._slots.update(self._new)
+        self._new = {}
+
+    def _adding(self, index: Tensor, counts: Tensor, weights: Tensor, sums: Tensor) -> list[Step]:
+        parts = ((self._counts, counts), (self._weights, weights), (self._sums, sums))
+        return [partial(part.index_add_, 0, index, more) for part, more in parts]
+
+    def _slot(self, key: int) -> int:
+        slot = self._slots.get(key)
+        return self._new.setdefault(key, len(self._slots) + len(self._new)) if slot is None else slot
 
     def _reserve(self, cells: int) -> None:
         """Make room for so many cells, twice as many at a time."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._files import load_tensors, save_tensors
 from ._accumulator import Accumulator
+from ._change import Change
 from ._derived import Derived
 from ._group_sums import GroupSums
 from ._kind import Kind, NonFinite, Precision
+from ._locks import locked, new_lock
 from ._removal import without
 from ._state import State
 from ._tally import Tally
@@ -65,6 +68,7 @@ class Moments(Derived):
         nonfinite: NonFinite = "raise",
     ) -> None:
         kind = Kind(dim, num_classes, target_dim, per_class, precision, nonfinite)
+        self._lock = new_lock()
         self._sums = Accumulator(kind, State.empty(*kind.sizes, torch.device(device)), Tally())
 
     @property
@@ -78,12 +82,13 @@ class Moments(Derived):
         return self._kind.nonfinite
 
     @nonfinite.setter
+    @locked
     def nonfinite(self, value: NonFinite) -> None:
         self._sums.kind = replace(self._kind, nonfinite=value)
 
     # ------------------------------------------------------------- streaming
 
-    @torch.inference_mode(False)
+    @locked
     def update(
         self,
         x: Tensor,
@@ -121,7 +126,7 @@ class Moments(Derived):
         >>> Moments(dim=4, num_classes=2).update(tokens, labels, groups=texts).num_groups
         2
         """
-        self._sums.add(x, y, mask, weight, groups)
+        Change(self._sums).add(x, y, mask, weight, groups).commit(self)
         return self
 
     @torch.inference_mode(False)
@@ -142,19 +147,20 @@ class Moments(Derived):
         18
         """
         self._check_same_kind(other)
-        self.check_finite()
-        theirs = Moments._of(other._sums.settled())
-        theirs.check_finite()
-        state, sums, added = self._flush(), self._sums, theirs._sums
-        if added.has_rows:
-            sums.check_grouped(added.groups is not None)
-        state.combine(added.state)
-        if added.groups is not None:
-            sums.groups = sums.groups or GroupSums.like(added.groups)
-            sums.groups.combine(added.groups)
-        sums.tally.merge(added.tally)
-        if sums.tally.removed:
-            sums.tally.restore(added.state.fingerprint())
+        one, two = sorted((self._lock, other._lock), key=id)  # in the same order everywhere
+        with one, two:
+            self.check_finite()
+            theirs = Moments._of(other._settled())
+            theirs.check_finite()
+            state, after, added = self._flush(), self._sums.twin(), theirs._sums
+            if added.has_rows:
+                after.check_grouped(added.groups is not None)
+            if added.groups is not None:
+                after.groups = GroupSums.like(added.groups) if after.groups is None else after.groups.copy()
+                after.groups.combine(added.groups)
+            after.state = state.combined(added.state)
+            after.tally = after.tally.merged(added.tally, added.state.fingerprint)
+            self._sums = after
         return self
 
     @torch.inference_mode(False)
@@ -177,26 +183,23 @@ class Moments(Derived):
         9
         """
         self._check_same_kind(other)
-        taken = other._sums.settled()
-        name = taken.state.fingerprint()
-        if self._sums.tally.removed[name]:
-            raise ValueError("these moments were removed before: merge them again first")
-        settled = self._sums.settled()
-        left = without(settled.state, taken.state)
-        groups = settled.groups
-        if groups is not None and taken.has_rows:
-            if taken.groups is None:
-                raise ValueError("the moments to remove have no groups, these have: remove only what was merged")
-            groups = None if left.is_empty else groups.without(taken.groups)
-        tally = settled.tally.copy()
-        tally.skipped = max(tally.skipped - taken.tally.skipped, 0)
-        if not left.is_empty:
-            tally.removed[name] += 1
-        self._sums = Accumulator(self._kind, left, tally)
-        self._sums.groups = groups
+        one, two = sorted((self._lock, other._lock), key=id)
+        with one, two:
+            taken, settled = other._settled(), self._settled()
+            name = taken.state.fingerprint() if taken.has_rows else None
+            if name and settled.tally.removed[name]:
+                raise ValueError("these moments were removed before: merge them again first")
+            left, groups = without(settled.state, taken.state), settled.groups
+            if groups is not None and taken.has_rows:
+                if taken.groups is None:
+                    raise ValueError("the moments to remove have no groups, these have: remove only what was merged")
+                groups = None if left.is_empty else groups.without(taken.groups)
+            after = Accumulator(self._kind, left, settled.tally.without(taken.tally, name))
+            after.groups = groups
+            self._sums = after
         return self
 
-    @torch.inference_mode(False)
+    @locked
     def pooled(self) -> Moments:
         """Return moments of the same rows without their labels: of x alone, for `metric=`.
 
@@ -208,11 +211,12 @@ class Moments(Derived):
         >>> moments.pooled().update(torch.randn(5, 3)).count
         14
         """
-        settled = self._sums.settled()
+        settled = self._settled()
         kind = replace(self._kind, num_classes=None, target_dim=None, per_class=False)
         return Moments._of(Accumulator(kind, settled.state.pooled(), settled.tally.pooled()))
 
     @property
+    @locked
     def skipped(self) -> int:
         """Rows left out because x, or a target, was not finite."""
         self._sums.read_device()
@@ -228,6 +232,7 @@ class Moments(Derived):
 
     # ----------------------------------------------------------------- files
 
+    @locked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically, with a checksum; it contains class means of the data.
 
@@ -283,10 +288,12 @@ class Moments(Derived):
             raise ValueError(f"{os.fspath(path)} holds no moments that can be read: {error}") from error
         return cls._of(sums)
 
+    @locked
     def copy(self) -> Moments:
         """Return moments that share nothing with these."""
         return Moments._of(self._sums.copy())
 
+    @locked
     def check_finite(self) -> None:
         """Refuse rows that were not finite, unless they are to be skipped.
 
@@ -315,6 +322,12 @@ class Moments(Derived):
 
     # -------------------------------------------------------------- internal
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_sums": self.copy()._sums}  # a lock cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=new_lock())
+
     def _group_sums(self) -> GroupSums | None:
         self._flush()
         return self._sums.groups
@@ -323,16 +336,33 @@ class Moments(Derived):
     def _of(cls, sums: Accumulator) -> Moments:
         """Return moments that hold some sums."""
         moments = cls.__new__(cls)
-        moments._sums = sums
+        moments._lock, moments._sums = new_lock(), sums
         return moments
 
     @property
     def _kind(self) -> Kind:
         return self._sums.kind
 
+    @locked
+    def _take_in(self) -> None:
+        """Take in the rows that still wait."""
+        self._sums.read_device()
+        Change(self._sums).flush().commit(self)
+
     def _flush(self) -> State:
-        """Take in the rows that still wait, and return the sums of all."""
-        return self._sums.flush()
+        """Take in the rows that still wait, and return the sums of all.
+
+        Raises:
+            ValueError: rows were met on a device that were no labels, masks or weights.
+        """
+        if self._sums.staged or self._sums.on_device is not None or self._sums.tally.mistaken:
+            self._take_in()
+        return self._sums.state
+
+    def _settled(self) -> Accumulator:
+        """Return all rows in the sums, with no change to these moments but what a device is waited for."""
+        self._sums.read_device()
+        return Change(self._sums).flush().settled()
 
     def _check_same_kind(self, other: Moments) -> None:
         if not isinstance(other, Moments):
@@ -341,14 +371,17 @@ class Moments(Derived):
 
     # ------------------------------------------------------- for `record`
 
+    @locked
     def _stage(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
         """Copy rows that the kernels can take; they do not count before `_commit`, and are dropped by the next call."""
         self._sums.stage(x, y, mask)
 
+    @locked
     def _commit(self) -> None:
         """Count what was staged last."""
         self._sums.commit()
 
+    @locked
     def _drop(self) -> None:
         """Forget what was staged and not committed."""
         self._sums.drop()

@@ -16,8 +16,9 @@ def without(state: State, taken: State) -> State:
             are left.
 
     >>> import torch
-    >>> whole = State.empty(1, 1, 0, False, torch.device("cpu"))
-    >>> whole.absorb(torch.ones(3, 1), None, None, None)
+    >>> from dataclasses import replace
+    >>> one = torch.ones(1, dtype=torch.int64)
+    >>> whole = replace(State.empty(1, 1, 0, False, one.device), counts=one, weights=one.double())
     >>> without(whole, whole).is_empty
     True
     """
@@ -28,8 +29,7 @@ def without(state: State, taken: State) -> State:
             "remove only what was merged"
         )
     by_group = state.second.ndim == 3
-    left = state.copy()
-    left.combine(taken, sign=-1)
+    left = state.combined(taken, sign=-1)
     if left.is_empty:
         return State.empty(len(left.shift), len(rest), len(left.target_shift), by_group, left.shift.device)
     # What has no rows has no sums either: set them to zero instead of to what rounding left.

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._block_sums import copy_rows
+from ._at_once import Step
+from ._block_sums import copying
 
 PARTS = ("x", "labels", "targets", "weight", "groups")
 IGNORE = -100  # the label of rows to leave out, as in torch's losses
@@ -56,21 +57,25 @@ class Rows:
         """Return an empty buffer for a block of rows of this kind."""
         return Rows(**self._map(lambda part: part.new_empty(block, *part.shape[1:])), used=0)
 
-    def take(self, rows: Rows, begin: int) -> int:
-        """Copy rows from `begin` on into this buffer until it is full; return how many."""
-        count = min(len(self.x) - self.used, rows.used - begin)
+    def copying(self, rows: Rows, begin: int, count: int) -> list[Step]:
+        """Return what copies rows from `begin` on into this buffer, behind those that it holds."""
         free, taken = slice(self.used, self.used + count), slice(begin, begin + count)
-        for name in PARTS:
-            if (part := getattr(rows, name)) is not None:
-                copy = copy_rows if name == "x" else Tensor.copy_
-                copy(getattr(self, name)[free], part[taken])
-        self.used += count
-        return count
+        pairs = ((getattr(self, name), getattr(rows, name)) for name in PARTS)
+        return [copying(place[free], part[taken]) for place, part in pairs if part is not None]
+
+    def with_used(self, used: int) -> Rows:
+        """Return the same buffer, of which other rows count."""
+        return Rows(self.x, self.labels, self.targets, self.weight, used, self.groups)
+
+    @property
+    def room(self) -> int:
+        """Rows that are free."""
+        return self.x.shape[0] - self.used
 
     @property
     def is_full(self) -> bool:
         """Whether a block is complete."""
-        return self.used == len(self.x)
+        return self.used == self.x.shape[0]
 
     def filled(self) -> Rows:
         """Return the rows that are filled, as views."""

@@ -1,19 +1,20 @@
 """The sums behind `Moments`: what rows add up to, about a fixed shift, in float64.
 
-Blocks of rows add up in `_block_sums.py`. States about different shifts add and
-subtract by the formula of Chan, Golub and LeVeque (1983).
+Rows are added in `_draft.py`. States about different shifts add and subtract by
+the formula of Chan, Golub and LeVeque (1983).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from .._ops import slices
-from ._block_sums import add_block
+from ._block_sums import Wide
 
 
 @dataclass
@@ -71,59 +72,34 @@ class State:
         """Whether no row was added."""
         return not bool(self.counts.any())
 
-    # ---------------------------------------------------------------- rows
-
-    def absorb(self, x: Tensor, labels: Tensor | None, targets: Tensor | None, weight: Tensor | None) -> None:
-        """Add rows x (n, d), n >= 1, finite, with labels (n,) in range or targets (n, t), and weights (n,) > 0."""
-        if self.is_empty:
-            # Rounded to the rows' dtype, so that x - shift is exact where it matters.
-            self.shift = _rounded_mean(x)
-            if targets is not None:
-                self.target_shift = targets.mean(0, dtype=torch.float64)
-        if labels is None:
-            labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self._add_weights(labels, weight)
-        if targets is not None:
-            self._add_targets(x, targets, weight)
-        if self.second.ndim == 2:
-            add_block(self.sums, self.second, x, labels, weight, self.shift)
-            return
-        for group in labels.unique().tolist():
-            member = labels == group
-            own = None if weight is None else weight[member]
-            sums, second = self.sums[group : group + 1], self.second[group]
-            add_block(sums, second, x[member], torch.zeros_like(labels[member]), own, self.shift)
-
-    def _add_weights(self, labels: Tensor, weight: Tensor | None) -> None:
-        """Add counts, weights and squared weights."""
-        self.counts += torch.bincount(labels, minlength=len(self.counts))
-        w = torch.ones_like(labels, dtype=torch.float64) if weight is None else weight
-        self.weights.index_add_(0, labels, w)
-        self.squared_weights.index_add_(0, labels, w * w)
-
-    def _add_targets(self, x: Tensor, targets: Tensor, weight: Tensor | None) -> None:
-        """Add the sums of the targets and their moment with x."""
-        for part in slices(x):
-            centred = targets[part].double() - self.target_shift
-            weighted = centred if weight is None else centred * weight[part, None]
-            self.cross.addmm_((x[part].double() - self.shift).mT, weighted)
-            self.target_sums += weighted.sum(0)
-            self.target_second.addmm_(weighted.mT, centred)
-
     # -------------------------------------------------------------- states
 
-    def combine(self, other: State, sign: int = 1) -> None:
-        """Add the rows of another state, or with `sign=-1` take them away."""
+    def combined(self, other: State, sign: int = 1) -> State:
+        """Return the state with the rows of another, or with `sign=-1` without them."""
         if other.is_empty:
-            return
+            return replace(self)
         if self.is_empty:
-            for name, tensor in other.copy().tensors().items():
-                setattr(self, name, tensor)
-            return
+            return other.copy()
         moved = other.about(self.shift, self.target_shift)
-        for name, tensor in moved.tensors().items():
-            if not name.endswith("shift"):
-                getattr(self, name).add_(tensor, alpha=sign)
+        sums = {
+            name: torch.add(getattr(self, name), tensor, alpha=sign)
+            for name, tensor in moved.tensors().items()
+            if not name.endswith("shift")
+        }
+        both = replace(self, **sums)
+        both.check_range()
+        return both
+
+    def check_range(self, waiting: Sequence[Wide] = ()) -> None:
+        """Raise ValueError if a sum of squares has left the range of float64, or will with products that wait."""
+        total = float(self.second.diagonal(dim1=-2, dim2=-1).sum()) + sum(
+            float(products.product.trace()) for products in waiting
+        )
+        for name, trace in (("x", total), ("y", float(self.target_second.trace()))):
+            if not math.isfinite(trace):
+                raise ValueError(
+                    f"the sums of the squares of {name} leave the range of float64: multiply {name} by a constant first"
+                )
 
     def pooled(self) -> State:
         """Return the sums of the same rows as one group, without targets."""
@@ -158,12 +134,6 @@ class State:
         moved.cross += torch.outer(total, target_by) + torch.outer(by, moved.target_sums)
         _move_second(moved.target_second, self.target_sums, weight, target_by)
         return moved
-
-
-def _rounded_mean(x: Tensor) -> Tensor:
-    """Return the mean of rows (n, d), rounded to their dtype, as float64."""
-    mean = x.mean(0)
-    return (mean if bool(mean.isfinite().all()) else x.double().mean(0).to(x.dtype)).double()
 
 
 def _move_second(second: Tensor, sums: Tensor, weight: Tensor, by: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ MISTAKES = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
     """Rows that were left out, the rounding of those that were not, and the states that were taken away again."""
 
@@ -27,31 +27,35 @@ class Tally:
     removed: Counter[str] = field(default_factory=Counter)  # by fingerprint
     mistaken: Counter[str] = field(default_factory=Counter)  # rows that were no rows to use, met on a device
 
-    def copy(self) -> Tally:
-        """Return a tally that shares nothing with this one."""
-        return replace(self, removed=self.removed.copy(), mistaken=self.mistaken.copy())
-
     def pooled(self) -> Tally:
         """Return what is known of the same rows without their labels: what was taken away from them is another kind."""
         return Tally(self.skipped, self.relative_error)
 
-    def note_error(self, relative_error: float) -> None:
-        """Note how rows were rounded."""
-        self.relative_error = max(self.relative_error, relative_error)
+    def with_rows(self, skipped: int, relative_error: float) -> Tally:
+        """Return the tally after rows, of which some were left out, and which were rounded so."""
+        if not skipped and relative_error <= self.relative_error:
+            return self
+        error = max(self.relative_error, relative_error)
+        return replace(self, skipped=self.skipped + skipped, relative_error=error)
 
-    def merge(self, other: Tally) -> None:
-        """Note that the rows of other moments were added."""
-        self.skipped += other.skipped
-        self.note_error(other.relative_error)
+    def merged(self, other: Tally, fingerprint: Callable[[], str]) -> Tally:
+        """Return the tally after the rows of other moments were added, which may have been removed before.
 
-    def restore(self, fingerprint: str) -> None:
-        """Note that a state was added again after it was removed."""
-        self.removed -= Counter([fingerprint])
+        What was removed from those is not in the sum either. The fingerprint is made only where it may count.
+        """
+        tally, removed = self.with_rows(other.skipped, other.relative_error), self.removed + other.removed
+        return replace(tally, removed=removed - Counter([fingerprint()])) if removed else tally
 
-    def take(self, counts: Mapping[str, int]) -> None:
-        """Take over what a device counted, by reason."""
-        self.skipped += counts["infinite"] + counts["target"]
-        self.mistaken += Counter({what: counts[what] for what in MISTAKES})
+    def without(self, other: Tally, fingerprint: str | None) -> Tally:
+        """Return the tally after the rows of other moments were taken away, if there were any."""
+        skipped, removed = max(self.skipped - other.skipped, 0), self.removed - other.removed
+        return replace(self, skipped=skipped, removed=removed + Counter([fingerprint] if fingerprint else []))
+
+    def with_counts(self, counts: Mapping[str, int]) -> Tally:
+        """Return the tally with what a device counted, by reason."""
+        skipped = self.skipped + counts["infinite"] + counts["target"]
+        mistaken = self.mistaken + Counter({what: counts[what] for what in MISTAKES})
+        return replace(self, skipped=skipped, mistaken=mistaken)
 
     def check(self, kind: Kind) -> None:
         """Raise ValueError if rows were met on a device that were no labels, masks or weights."""

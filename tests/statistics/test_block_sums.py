@@ -31,8 +31,9 @@ def added(x: Tensor, labels: Tensor, groups: int, weight: Tensor | None, shift: 
     """Return what a block of rows adds to sums and second moment, which are not zero before."""
     before = torch.arange(groups * x.shape[1], dtype=torch.float64).reshape(groups, -1)
     one, two = before.clone(), torch.full((x.shape[1],) * 2, 3.0, dtype=torch.float64)
-    sums.add_block(one, two, x, labels, weight, shift)
-    return one - before, torch.tril(two - 3)
+    found, products = sums.block_sums(groups, x, labels, weight, shift)
+    one += found
+    return one - before, torch.tril(products.add_to(two) - 3)
 
 
 def check(x: Tensor, weight: Tensor | None = None, groups: int = 3) -> float:
@@ -144,8 +145,8 @@ def test_weights_of_any_size(kernel: int, dtype: torch.dtype) -> None:
 def added_to_zero(x: Tensor, labels: Tensor, weight: Tensor | None, shift: Tensor) -> tuple[Tensor, Tensor]:
     d = x.shape[1]
     found = torch.zeros(int(labels.max()) + 1, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
-    sums.add_block(*found, x, labels, weight, shift)
-    return found[0], torch.tril(found[1])
+    added, products = sums.block_sums(len(found[0]), x, labels, weight, shift)
+    return found[0] + added, torch.tril(products.add_to(found[1]))
 
 
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-17])
@@ -198,7 +199,7 @@ def test_only_the_lower_triangle_changes(kernel: int) -> None:
     if not kernel:
         pytest.skip("plain torch writes whole blocks")
     second = torch.zeros(100, 100, dtype=torch.float64)
-    sums.add_block(second[:1].clone(), second, rows_of(50, 100, torch.float32), torch.zeros(50).long(), None, second[0])
+    sums.block_sums(1, rows_of(50, 100, torch.float32), torch.zeros(50).long(), None, second[0])[1].add_to(second)
     assert not torch.triu(second, 1).any() and torch.tril(second).ne(0).sum() == 5050
 
 
