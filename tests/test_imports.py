@@ -20,6 +20,7 @@ FLOORS = {
     "_version": 0,
     "_warnings": 0,
     "_extras": 0,
+    "_schema": 0,
     "triton_kernels": 0,
     "_ops": 1,
     "_files": 1,
