@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,15 @@ def save_tensors(path: str | os.PathLike[str], kind: str, tensors: dict[str, Ten
         FileNotFoundError: there is no such folder.
         ValueError: the header holds NaN, or text that is no Unicode.
     """
+    write_bytes(path, tensor_bytes(kind, tensors, header))
+
+
+def tensor_bytes(kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
+    """Return the bytes of such a file."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = dump_json({"format_version": FORMAT_VERSION, "kind": kind, **header}, sort_keys=True)
     data = _ordered(save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST}))
-    write_bytes(path, _with_digest(data, hashlib.sha256(data).hexdigest()))
+    return _with_digest(data, hashlib.sha256(data).hexdigest())
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -57,13 +63,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush to disk which names a folder holds; elsewhere than on POSIX systems that cannot be done."""
     if os.name != "posix":
-        return  # folders cannot be flushed elsewhere
-    folder = os.open(path.parent, os.O_RDONLY)
+        return
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_leftover(name: str, names: Collection[str]) -> bool:
+    """Tell whether a name is that of what `write_bytes` left of a file of one of some names, when it was killed."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", name)
+    return found is not None and found[1] in names
 
 
 def load_tensors(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .._files import read_bytes, read_tensors, save_tensors, unreadable
+from .._files import read_bytes, read_tensors, tensor_bytes, unreadable, write_bytes
 from .._schema import Schema
 from ._report import Report
 
@@ -58,6 +58,7 @@ class Frozen:
 
         Raises:
             FileNotFoundError: there is no such folder.
+            ValueError: the report holds NaN, which no file does.
 
         Source: the format of https://huggingface.co/docs/safetensors.
 
@@ -68,8 +69,12 @@ class Frozen:
         ...     Eraser.load(f"{folder}/eraser.safetensors").rank
         1
         """
+        write_bytes(path, self._to_bytes())
+
+    def _to_bytes(self) -> bytes:
+        """Return what `save` writes."""
         report = self.report.to_dict() if self.report else None
-        save_tensors(path, self._kind, self._tensors(), {**self._facts(), "report": report})
+        return tensor_bytes(self._kind, self._tensors(), {**self._facts(), "report": report})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
