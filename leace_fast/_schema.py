@@ -138,9 +138,11 @@ def row_of(*items: Field) -> Field:
     says = ", ".join(item.says for item in items)
     return Field(
         f"a list of {says}",
-        lambda v: isinstance(v, (list, tuple))
-        and len(v) == len(items)
-        and all(item.fits(each) for item, each in zip(items, v, strict=True)),
+        lambda v: (
+            isinstance(v, (list, tuple))
+            and len(v) == len(items)
+            and all(item.fits(each) for item, each in zip(items, v, strict=True))
+        ),
     )
 
 
@@ -225,7 +227,10 @@ Expected = Mapping[str, tuple[tuple[str, ...], tuple[int | str, ...]]]
 
 
 def check_layouts(
-    found: Mapping[str, Layout], expected: Expected, sizes: Mapping[str, int] | None = None, optional: Sequence[str] = ()
+    found: Mapping[str, Layout],
+    expected: Expected,
+    sizes: Mapping[str, int] | None = None,
+    optional: Sequence[str] = (),
 ) -> dict[str, int]:
     """Hold tensors against the dtypes and shapes that are expected, and return the sizes of the named axes.
 

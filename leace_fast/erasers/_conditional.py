@@ -179,9 +179,7 @@ class TargetEraser(Labelled):
     """
 
     _kind = "target_eraser"
-    _schema = Schema(
-        FIELDS, [{"coefficients": (FLOATS, ("d", "t")), "mean": (FLOATS, ("t",))}], filled=("d", "t")
-    )
+    _schema = Schema(FIELDS, [{"coefficients": (FLOATS, ("d", "t")), "mean": (FLOATS, ("t",))}], filled=("d", "t"))
 
     @torch.inference_mode(False)
     def __init__(

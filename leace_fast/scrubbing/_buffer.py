@@ -146,7 +146,9 @@ class Buffer:
         try:
             yield
         except OSError as error:
-            what = f"{error.strerror or error}: activations beyond the memory budget are kept in {tempfile.gettempdir()}"
+            what = (
+                f"{error.strerror or error}: activations beyond the memory budget are kept in {tempfile.gettempdir()}"
+            )
             raise OSError(error.errno, f"{what}, make room there, set TMPDIR, or give a larger buffer=") from error
 
 

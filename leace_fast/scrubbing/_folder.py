@@ -16,7 +16,19 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, sn
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from .._files import FORMAT_VERSION, check_version, read_bytes, unreadable
-from .._schema import DIGEST, NOTHING, OBJECT, TEXT, check_fields, dump_json, integer, list_of, parse_json, row_of, short
+from .._schema import (
+    DIGEST,
+    NOTHING,
+    OBJECT,
+    TEXT,
+    check_fields,
+    dump_json,
+    integer,
+    list_of,
+    parse_json,
+    row_of,
+    short,
+)
 from ..erasers import Eraser
 from ..models import Identity, on_hub
 from ._seen import Seen

@@ -23,7 +23,9 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_together(folder: Path, files: Mapping[str, bytes], index: tuple[str, bytes], before: Mapping[str, str]) -> None:
+def write_together(
+    folder: Path, files: Mapping[str, bytes], index: tuple[str, bytes], before: Mapping[str, str]
+) -> None:
     """Write files and their index in the place of older ones; what else the folder holds stays.
 
     Args:
