@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,10 @@ def flush_folder(path: Path) -> None:
         os.close(folder)
 
 
-def is_leftover(name: str, names: Collection[str]) -> bool:
-    """Tell whether a name is that of what `write_bytes` left of a file of one of some names, when it was killed."""
+def left_of(name: str) -> str:
+    """Return the name of the file of which `write_bytes` left one of this name when it was killed; "" for others."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", name)
-    return found is not None and found[1] in names
+    return found[1] if found else ""
 
 
 def load_tensors(

@@ -24,6 +24,7 @@ FLOORS = {
     "triton_kernels": 0,
     "_ops": 1,
     "_files": 1,
+    "_folders": 1,
     "_progress": 1,
     "statistics": 2,
     "erasers": 3,

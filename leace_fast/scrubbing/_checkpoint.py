@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import torch
 
-from .._files import FORMAT_VERSION, check_version, is_leftover, read_bytes, write_bytes
+from .._files import FORMAT_VERSION, check_version, left_of, read_bytes, write_bytes
 from .._schema import DIGEST, OBJECT, TEXT, check_fields, integer, list_of, object_of, parse_json
 from ..erasers import Eraser
 from ..statistics import Moments
@@ -144,7 +144,7 @@ class Checkpoint:
         for path in self.folder.iterdir():
             if re.fullmatch(r"batch-\d+", path.name) and path.name != f"batch-{self.index['batch']}":
                 shutil.rmtree(path, ignore_errors=True)
-            elif is_leftover(path.name, names):
+            elif left_of(path.name) in names:
                 path.unlink(missing_ok=True)
 
     def _write(self, index: dict[str, Any]) -> None:

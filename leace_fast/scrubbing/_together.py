@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .._files import flush_folder, is_leftover, read_bytes, write_bytes
+from .._files import flush_folder, left_of, read_bytes, write_bytes
 
 NEW = re.compile(r"(.+)\.[0-9a-f]{16}\.new")
 
@@ -89,6 +89,6 @@ def _clear(folder: Path, names: Iterable[str]) -> None:
     """Remove what saves that were killed have left of files of these names."""
     names = set(names)
     for path in folder.iterdir():
-        new = NEW.fullmatch(path.name)
-        if (new and new[1] in names) or is_leftover(path.name, names):
+        new = NEW.fullmatch(path.name) or NEW.fullmatch(left_of(path.name))
+        if (new[1] if new else left_of(path.name)) in names:
             path.unlink(missing_ok=True)
