@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,19 @@ from torch import Tensor
 
 from ..statistics import IGNORE
 from ._classes import as_classes
+from ._numpy_files import read_npy, read_npz
 
 CHUNK = 16384  # rows
+UNREADABLE = (
+    SafetensorError,
+    BadZipFile,
+    EOFError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    zlib.error,
+    struct.error,
+)
 SHARD_SUFFIXES = (".safetensors", ".npz", ".npy")
 EXPECTED = (
     "expected .safetensors or .npz files that hold x (rows, dim) and y (rows,), "
@@ -110,7 +123,10 @@ class Shards:
             labels = torch.from_numpy(numbers.astype(np.int64))
             groups = None if of is None else torch.from_numpy(np.searchsorted(self._groups, of).astype(np.int64))
             for at in range(0, len(y), CHUNK):
-                piece = x[at : at + CHUNK]
+                try:
+                    piece = x[at : at + CHUNK]
+                except UNREADABLE as error:
+                    raise ValueError(f"{file} cannot be read ({error}), {EXPECTED}") from error
                 # A copy: a memory-mapped file is read-only, which torch does not know.
                 rows = piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece))
                 yield rows, labels[at : at + CHUNK], None if groups is None else groups[at : at + CHUNK]
@@ -178,7 +194,7 @@ def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
         raise FileNotFoundError(f"{path} has no labels beside it: no file {labels}, {EXPECTED}")
     try:
         found = _READERS[path.suffix](path)
-    except (SafetensorError, BadZipFile, EOFError, OSError, ValueError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}), {EXPECTED}") from error
     for name in ("x", "y"):
         if name not in found:
@@ -188,19 +204,14 @@ def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     file = safe_open(path, framework="pt")
-    names = list(file.keys())
-    return {name: file.get_slice(name) if name == "x" else file.get_tensor(name) for name in names}
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    found: dict[str, Any] = dict.fromkeys(file.keys())
+    found |= {name: file.get_tensor(name) for name in ("y", "groups") if name in found}
+    return found | ({"x": file.get_slice("x")} if "x" in found else {})
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
-    x = np.load(path, mmap_mode="r", allow_pickle=False)
     files = {name: _beside(path, name) for name in ("y", "groups")}
-    return {"x": x} | {name: np.load(file, allow_pickle=False) for name, file in files.items() if file.exists()}
+    return {"x": read_npy(path)} | {name: read_npy(file) for name, file in files.items() if file.exists()}
 
 
-_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".npy": _read_npy}
+_READERS = {".safetensors": _read_safetensors, ".npz": read_npz, ".npy": _read_npy}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .._ops import compute_dtype
+from .._schema import Schema
 from ..statistics import IGNORE
 from ._arguments import Rows, checked_labels, checked_rows, factor_of, tensor_of
-from ._labelled import Labelled
+from ._labelled import FIELDS, FLOATS, Labelled
 from ._report import Report
 
 ROWS_AT_ONCE = 8192
@@ -43,6 +44,15 @@ class ConditionalEraser(Labelled):
     """
 
     _kind = "conditional_eraser"
+    _schema = Schema(
+        FIELDS,
+        [
+            {"source": (FLOATS, (*k, "d")), "goal": (FLOATS, (*k, "d")), "maps": (FLOATS, (*k, "d", "d"))}
+            for k in (("k",), ("k", "k"))
+        ],
+        optional=("maps",),
+        filled=("k", "d"),
+    )
 
     @torch.inference_mode(False)
     def __init__(
@@ -55,8 +65,10 @@ class ConditionalEraser(Labelled):
         report: Report | None = None,
     ) -> None:
         source, goal, maps = factor_of(source), factor_of(goal), None if maps is None else factor_of(maps)
-        if source.ndim not in (2, 3) or source.shape != goal.shape:
-            raise ValueError(f"source {tuple(source.shape)} and goal {tuple(goal.shape)}, expected (k, d) twice")
+        if source.ndim not in (2, 3) or source.shape != goal.shape or len(set(source.shape[:-1])) > 1:
+            raise ValueError(
+                f"source {tuple(source.shape)} and goal {tuple(goal.shape)}, expected (k, d) twice, or (k, k, d)"
+            )
         if maps is not None and maps.shape != (*source.shape, source.shape[-1]):
             raise ValueError(f"maps have shape {tuple(maps.shape)}, expected {(*source.shape, source.shape[-1])}")
         self._keep("a map holds", source=source, goal=goal, maps=maps)
@@ -167,6 +179,7 @@ class TargetEraser(Labelled):
     """
 
     _kind = "target_eraser"
+    _schema = Schema(FIELDS, [{"coefficients": (FLOATS, ("d", "t")), "mean": (FLOATS, ("t",))}], filled=("d", "t"))
 
     @torch.inference_mode(False)
     def __init__(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -12,6 +14,7 @@ import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
+from .._folders import in_place_of
 from .._ops import check_project
 from ._arguments import Rows, changed, tensor_of
 from ._compose import composed
@@ -19,6 +22,7 @@ from ._factors import Factored
 from ._linear import MAX_COST_RATIO, linear_map, reading_alike
 
 FILE_NAME = "eraser.safetensors"
+CARD = "README.md"
 
 
 class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-erasure"]):
@@ -217,6 +221,52 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
         parts = (eraser.to(device, torch.float64) for eraser in (self, then))
         left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
         return Eraser(left, right, mean, method=f"{self.method} + {then.method}", site=self.site).to(dtype=dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:
+        """Write the eraser, its config and a model card to a folder, in one step; a card that is there stays.
+
+        Args:
+            save_directory: made if it does not exist.
+            options: as of `huggingface_hub.ModelHubMixin.save_pretrained`.
+
+        Raises:
+            OSError: the folder cannot be made or written to; it is as it was.
+
+        Source: https://huggingface.co/docs/huggingface_hub/package_reference/mixins.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Eraser(torch.eye(3)[:, :1], torch.eye(3)[:1]).save_pretrained(folder)
+        ...     Eraser.from_pretrained(folder).rank
+        1
+        """
+        folder = Path(save_directory)
+        with in_place_of(folder, FILE_NAME) as new:
+            if (folder / CARD).is_file():
+                shutil.copy2(folder / CARD, new / CARD)
+            return super().save_pretrained(new, **{"repo_id": folder.name, **options})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Eraser:
+        """Read what `save_pretrained` wrote or `push_to_hub` pushed; the config beside the eraser is not read.
+
+        Args:
+            pretrained_model_name_or_path: a folder; or, where there is none of that name, `owner/name` of the hub.
+            options: revision, cache_dir, force_download, token and local_files_only, as of `hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: there is no eraser.
+            ValueError: its file is damaged or holds something else.
+
+        Source: https://huggingface.co/docs/huggingface_hub/package_reference/mixins.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Eraser(torch.eye(3)[:, :1], torch.eye(3)[:1]).save_pretrained(folder)
+        ...     Eraser.from_pretrained(folder)
+        Eraser(custom: rank 1 of 3, linear, torch.float32)
+        """
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory / FILE_NAME)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._ops import Bound, compute_dtype
+from .._schema import NOTHING, OBJECT, TEXT, Schema, integer, one_of
 from ._arguments import destination, factor_of
 from ._compose import Factors
 from ._frozen import Frozen
@@ -22,6 +23,27 @@ class Factored(Frozen):
     """Two factors of low rank and the point between them; the arguments are those of `Eraser`."""
 
     _kind = "eraser"
+    _schema = Schema(
+        {
+            "dim": integer(1),
+            "rank": integer(0),
+            "dtype": one_of("float32", "float64"),
+            "method": TEXT,
+            "site": TEXT | NOTHING,
+            "report": OBJECT | NOTHING,
+        },
+        [
+            {
+                "left": ((dtype,), ("dim", "rank")),
+                "right": ((dtype,), ("rank", "dim")),
+                "mean": ((dtype,), ("dim",)),
+                "mean_solve": (("F64",), ("dim",)),
+            }
+            for dtype in ("F32", "F64")
+        ],
+        optional=("mean", "mean_solve"),
+        in_header=("dim", "rank"),
+    )
 
     @torch.inference_mode(False)  # factors made inside inference mode must serve outside it too
     def __init__(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .._files import load_tensors, save_tensors
+from .._files import read_bytes, read_tensors, tensor_bytes, unreadable, write_bytes
+from .._schema import Schema
 from ._report import Report
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Frozen:
     """
 
     _kind: str  # of the file
+    _schema: Schema  # of the file
     _frozen = False
     method: str
     report: Report | None
@@ -56,6 +58,7 @@ class Frozen:
 
         Raises:
             FileNotFoundError: there is no such folder.
+            ValueError: the report holds NaN, which no file does.
 
         Source: the format of https://huggingface.co/docs/safetensors.
 
@@ -66,8 +69,12 @@ class Frozen:
         ...     Eraser.load(f"{folder}/eraser.safetensors").rank
         1
         """
+        write_bytes(path, self._to_bytes())
+
+    def _to_bytes(self) -> bytes:
+        """Return what `save` writes."""
         report = self.report.to_dict() if self.report else None
-        save_tensors(path, self._kind, self._tensors(), {**self._facts(), "report": report})
+        return tensor_bytes(self._kind, self._tensors(), {**self._facts(), "report": report})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
@@ -90,9 +97,17 @@ class Frozen:
         ...     TargetEraser.load(f"{folder}/eraser.safetensors").dim
         3
         """
-        tensors, header = load_tensors(path, cls._kind)
-        report = Report.from_dict(header["report"]) if header["report"] else None
+        return cls._read(read_bytes(path), path, device)
+
+    @classmethod
+    def _read(cls, data: bytes, path: str | os.PathLike[str], device: torch.device | str) -> Self:
+        """Do what `load` does, with the bytes of the file at `path`."""
+        tensors, header = read_tensors(data, path, cls._kind, cls._schema.check)
         parts = {name: tensor.to(device) for name, tensor in tensors.items()}
         names = {name: header[name] for name in ("method", "site") if name in header}
         make = cast("Callable[..., Self]", cls)  # each takes its own parts
-        return make(**parts, **names, report=report)
+        try:
+            report = None if header["report"] is None else Report.from_dict(header["report"])
+            return make(**parts, **names, report=report)
+        except (ValueError, TypeError) as error:
+            raise unreadable(path, cls._kind, error) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from .._schema import NOTHING, OBJECT, TEXT
 from ._arguments import destination, factor_of
 from ._frozen import Frozen
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
+
+
+FIELDS = {"method": TEXT, "report": OBJECT | NOTHING}  # of their files
+FLOATS = ("F32", "F64")
 
 
 class Labelled(Frozen):

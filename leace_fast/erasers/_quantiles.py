@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .._ops import compute_dtype
+from .._schema import Schema
 from ..statistics import IGNORE
 from ._arguments import Rows, checked_labels, checked_rows, factor_of, tensor_of
-from ._labelled import Labelled
+from ._labelled import FIELDS, FLOATS, Labelled
 from ._report import Report
 
 
@@ -39,6 +40,18 @@ class QuantileNormalizer(Labelled):
     """
 
     _kind = "quantile_normalizer"
+    _schema = Schema(
+        FIELDS,
+        [
+            {
+                "source": (FLOATS, ("k", "m", "q")),
+                "goal": (FLOATS, ("k", "m", "q")),
+                "directions": (FLOATS, ("d", "m")),
+            }
+        ],
+        optional=("directions",),
+        filled=("k", "q"),
+    )
 
     @torch.inference_mode(False)
     def __init__(

@@ -6,6 +6,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .._schema import NOTHING, NUMBER, TEXT, check_fields, integer, list_of, row_of, short
+
+REQUIRED = ("method", "dim", "rank", "rows", "change")
+FIELDS = {
+    **{"method": TEXT, "dim": integer(1), "rank": integer(0), "rows": integer(0), "change": NUMBER},
+    **{"ridge": NUMBER, "shrinkage": NUMBER, "smallest_eigenvalue": NUMBER, "error_bound": NUMBER},
+    **{"cost_ratio": NUMBER, "not_erased": list_of(TEXT), "concepts": list_of(TEXT), "expected_leak": NUMBER},
+    **{"groups": integer(0), "effective_groups": NUMBER, "expected_group_leak": NUMBER | NOTHING},
+    **{"effective_rank": NUMBER | NOTHING, "contrasts": integer(0)},
+    "front": list_of(row_of(integer(0), NUMBER, NUMBER)),
+}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -84,6 +96,7 @@ class Report:
 
         Raises:
             TypeError: a name is missing or unknown.
+            ValueError: a value is of another kind.
 
         Source: `dataclasses.asdict`.
 
@@ -91,6 +104,11 @@ class Report:
         >>> Report.from_dict(report.to_dict()) == report
         True
         """
+        if unknown := {*values} - {*FIELDS}:
+            raise TypeError(f"report has the unknown field {short(min(unknown))}")
+        if missing := [name for name in REQUIRED if name not in values]:
+            raise TypeError(f"report lacks {', '.join(missing)}")
+        check_fields(values, FIELDS, optional=[*FIELDS])
         lists = {name: tuple(values.get(name, ())) for name in ("not_erased", "concepts")}
         lists["front"] = tuple(tuple(point) for point in values.get("front", ()))
         return cls(**{**values, **lists})

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._files import write_bytes
+from .._folders import in_place_of
 from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import check_module, tap
 from ._adapter import Adapter, Factors
@@ -149,10 +150,10 @@ def export_lora(
     warn_if_far(distance, plans, "lora_bias")
     config = _config(model, adapters, lora_bias, base_model)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}.{key}": t for name, a in adapters.items() for key, t in a.tensors().items()}
-    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_bytes(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+    with in_place_of(folder, CONFIG) as new:
+        write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_bytes(new / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
     return LoraReport(
         folder=folder,
         rank=config["r"],

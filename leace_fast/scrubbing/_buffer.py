@@ -1,4 +1,4 @@
-"""`Buffer`: tensors that wait, in memory as far as a budget allows and in a memory-mapped file beyond it."""
+"""`Buffer`: tensors that wait, in memory as far as a budget allows and in a temporary file beyond it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,11 @@ class Buffer:
             self._file = None
 
     def put(self, tensor: Tensor) -> Slot:
-        """Store a copy of a tensor; what an axis of stride 0 repeats is stored once."""
+        """Store a copy of a tensor; what an axis of stride 0 repeats is stored once.
+
+        Raises:
+            OSError: the temporary file has no room for it, or cannot be made; its folder is named.
+        """
         small = tensor.detach()[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
         slot = Slot(self, tensor.shape, small.shape, tensor.dtype, tensor.device)
         if self.in_memory + slot.bytes <= self.budget:
@@ -91,8 +97,10 @@ class Buffer:
         else:
             size = -(-slot.bytes // ALIGNMENT) * ALIGNMENT
             free = self._free[size]
-            slot.offset = free.pop() if free else self._grow(size)
-            self._write(slot.offset, small)
+            if not free:
+                free.append(self._grow(size))
+            self._write(free[-1], small)
+            slot.offset = free.pop()
         return slot
 
     def _has_room(self, device: torch.device, size: int) -> bool:
@@ -101,21 +109,47 @@ class Buffer:
         return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
     def _grow(self, size: int) -> int:
+        """Reserve bytes at the end of the file: what lies there can then be written, however full the disk becomes."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="leace-fast-")  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="leace-fast-", buffering=0)  # noqa: SIM115
+        with self._naming_the_folder():
+            if reserve := getattr(os, "posix_fallocate", None):
+                reserve(self._file.fileno(), self._end, size)
+            else:
+                self._transfer(self._file.write, self._end, memoryview(bytes(size)))
         offset, self._end = self._end, self._end + size
-        os.truncate(self._file.fileno(), self._end)
         return offset
-
-    def _map(self, offset: int, size: int, mode: str) -> np.memmap:
-        # mapped for one copy only: pages that stayed mapped would count as this process's memory
-        assert self._file is not None, "the buffer is closed"
-        return np.memmap(self._file, np.uint8, mode, offset, (size,))  # type: ignore[call-overload]
 
     def _write(self, offset: int, tensor: Tensor) -> None:
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        if data.size:
-            self._map(offset, data.size, "r+")[:] = data
+        with self._naming_the_folder():
+            self._transfer(self._file.write, offset, memoryview(data))
+
+    def _read(self, offset: int, size: int) -> np.ndarray:
+        assert self._file is not None, "the buffer is closed"
+        data = np.empty(size, np.uint8)
+        with self._naming_the_folder():
+            self._transfer(self._file.readinto, offset, memoryview(data))
+        return data
+
+    # Not mapped into memory: where a disk fails or fills up, a mapping kills the process instead of raising.
+    def _transfer(self, step: Callable[[memoryview], int | None], offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
+        while len(data):
+            done = step(data)
+            if not done:
+                raise OSError("the temporary file ended early")
+            data = data[done:]
+
+    @contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = (
+                f"{error.strerror or error}: activations beyond the memory budget are kept in {tempfile.gettempdir()}"
+            )
+            raise OSError(error.errno, f"{what}, make room there, set TMPDIR, or give a larger buffer=") from error
 
 
 class Slot:
@@ -134,9 +168,7 @@ class Slot:
         if self.kept is not None:
             tensor = self.kept.to(self.device, copy=True)
         else:
-            data = np.empty(self.bytes, np.uint8)
-            if self.bytes:
-                data[:] = self.buffer._map(self.offset, self.bytes, "r")
+            data = self.buffer._read(self.offset, self.bytes)
             tensor = torch.from_numpy(data).view(self.dtype).reshape(self.small).to(self.device)
         return tensor.expand(self.shape)
 

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from .._files import write_bytes
+from .._files import FORMAT_VERSION, check_version, left_of, read_bytes, write_bytes
+from .._schema import DIGEST, OBJECT, TEXT, check_fields, integer, list_of, object_of, parse_json
 from ..erasers import Eraser
 from ..statistics import Moments
+from ._folder import file_name
 from ._reading import SiteMoments
+from ._together import digest_of
+from ._told_apart import told_apart
 
 INDEX = "checkpoint.json"
-SAMPLED = 16  # values of each parameter that tell one model from another
+FIELDS = {
+    "facts": OBJECT,
+    "erasers": object_of(DIGEST),
+    "batch": integer(-1),
+    "passed": TEXT,
+    "moments": object_of(DIGEST),
+}
+FACTS = {"sites": list_of(TEXT)}
+START_ANEW = "remove the folder to start anew"
 
 
 class Checkpoint:
@@ -42,45 +52,44 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / INDEX
         if path.exists():
-            try:
-                self.index = json.loads(path.read_bytes())
-                found = self.index["facts"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"{path} is damaged ({error!r}): remove the folder to start anew") from error
+            self.index = _read_index(path)
+            found = self.index["facts"]
             if other := [name for name in self.facts if found.get(name) != self.facts[name]]:
-                raise ValueError(
-                    f"{self.folder} holds the checkpoint of another call: it differs in {', '.join(other)}; remove "
-                    "the folder, or name another"
-                )
+                raise self.of_another_call(", ".join(other))
+            self._clear()
         elif any(self.folder.glob("*.safetensors")):
             raise ValueError(f"{self.folder} holds files that are no checkpoint: name another folder")
         else:
-            self.index = {"facts": self.facts, "erasers": {}, "batch": -1}
-            self._write()
+            self.index = {"facts": self.facts, "erasers": {}, "batch": -1, "passed": "", "moments": {}}
+            self._write(self.index)
+
+    def of_another_call(self, different: str) -> ValueError:
+        """What is raised where the folder holds the checkpoint of another call."""
+        return ValueError(
+            f"{self.folder} holds the checkpoint of another call: it differs in {different}; remove the "
+            "folder, or name another"
+        )
 
     def eraser(self, site: str) -> Eraser | None:
         """The eraser of a site, if it was fitted."""
         if site not in self.index["erasers"]:
             return None
-        path = self.folder / f"{quote(site, safe='')}.safetensors"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.index["erasers"][site]:
-            raise ValueError(f"{path} is damaged: remove the folder to start anew")
-        return Eraser.load(path)
+        path = self.folder / file_name(site)
+        return Eraser._read(self._checked(path, self.index["erasers"][site]), path, "cpu")
 
     def add(self, site: str, eraser: Eraser) -> None:
         """Keep the eraser of a site."""
-        path = self.folder / f"{quote(site, safe='')}.safetensors"
-        eraser.save(path)
-        self.index["erasers"][site] = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._write()
+        data = eraser._to_bytes()
+        write_bytes(self.folder / file_name(site), data)
+        self._write({**self.index, "erasers": {**self.index["erasers"], site: digest_of(data)}})
 
     def moments(
-        self, concepts: Sequence[str], others: bool, device_at: Callable[[str], torch.device]
+        self, concepts: Mapping[str, Mapping[str, Any]], others: bool, device_at: Callable[[str], torch.device]
     ) -> tuple[int, dict[str, SiteMoments]]:
         """The number of the last batch that was taken in, -1 if none was, and the statistics by site.
 
         Args:
-            concepts: their names.
+            concepts: their kinds by name, as arguments of `Moments`.
             others: whether rows without labels were kept too.
             device_at: where those of a site go on.
         """
@@ -88,28 +97,78 @@ class Checkpoint:
         if batch < 0:
             return batch, {}
         folder, found = self.folder / f"batch-{batch}", {}
+
+        def load(path: Path, device: torch.device, **kind: Any) -> Moments:
+            self._checked(path, self.index["moments"].get(path.name, ""))
+            moments = Moments.load(path, device=device)
+            if any(getattr(moments, name) != size for name, size in kind.items()):
+                raise ValueError(f"{path} holds {moments}, expected {kind}: {START_ANEW}")
+            return moments
+
         for number, site in enumerate(self.facts["sites"]):
             device = device_at(site)
-            by_name = {name: Moments.load(_file(folder, number, name), device=device) for name in concepts}
-            found[site] = SiteMoments(by_name, Moments.load(_file(folder, number), device=device) if others else None)
+            by_name = {name: load(_file(folder, number, name), device, **kind) for name, kind in concepts.items()}
+            found[site] = SiteMoments(by_name, load(_file(folder, number), device) if others else None)
         return batch, found
 
-    def add_moments(self, batch: int, moments: Mapping[str, SiteMoments]) -> None:
-        """Keep the statistics as they are after a batch."""
-        folder, before = self.folder / f"batch-{batch}", self.index["batch"]
+    def add_moments(self, batch: int, moments: Mapping[str, SiteMoments], passed: str) -> None:
+        """Keep the statistics as they are after a batch, and the digest of the batches so far."""
+        folder, before, digests = self.folder / f"batch-{batch}", self.index["batch"], {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for number, site in enumerate(self.facts["sites"]):
-            for name, each in moments[site].concepts.items():
-                each.save(_file(folder, number, name))
+            named = [(_file(folder, number, name), each) for name, each in moments[site].concepts.items()]
             if (others := moments[site].others) is not None:
-                others.save(_file(folder, number))
-        self.index["batch"] = batch
-        self._write()  # from here on the new folder counts
-        shutil.rmtree(self.folder / f"batch-{before}", ignore_errors=True)
+                named.append((_file(folder, number), others))
+            for path, each in named:
+                each.save(path)
+                digests[path.name] = digest_of(read_bytes(path))
+        # from here on the new folder counts
+        self._write({**self.index, "batch": batch, "passed": passed, "moments": digests})
+        if before >= 0:
+            shutil.rmtree(self.folder / f"batch-{before}", ignore_errors=True)
 
-    def _write(self) -> None:
-        write_bytes(self.folder / INDEX, json.dumps(self.index, indent=1).encode())
+    def _checked(self, path: Path, digest: str) -> bytes:
+        """The bytes of a file, if they are those that were written."""
+        try:
+            data = read_bytes(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing, which {INDEX} names: {START_ANEW}") from None
+        if digest_of(data) != digest:
+            raise ValueError(f"{path} is damaged: {START_ANEW}")
+        return data
+
+    def _clear(self) -> None:
+        """Remove what calls that were killed have left: folders of statistics that do not count, unfinished files."""
+        names = {INDEX, *(file_name(site) for site in self.facts["sites"])}
+        for path in self.folder.iterdir():
+            if re.fullmatch(r"batch-\d+", path.name) and path.name != f"batch-{self.index['batch']}":
+                shutil.rmtree(path, ignore_errors=True)
+            elif left_of(path.name) in names:
+                path.unlink(missing_ok=True)
+
+    def _write(self, index: dict[str, Any]) -> None:
+        text = json.dumps({"format_version": FORMAT_VERSION, **index, "sha256": _index_digest(index)}, indent=1)
+        write_bytes(self.folder / INDEX, text.encode())
+        self.index = index
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = parse_json(read_bytes(path))
+        check_fields(index, {"format_version": integer(1), "sha256": DIGEST})
+        check_version(path, index.pop("format_version"))
+        if index.pop("sha256") != _index_digest(index):
+            raise ValueError("its checksum does not fit")
+        check_fields(index, FIELDS)
+        check_fields(index["facts"], FACTS)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of this release ({error}): {START_ANEW}") from error
+    return index
+
+
+def _index_digest(index: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(index, sort_keys=True).encode())
 
 
 def _file(folder: Path, site: int, concept: str | None = None) -> Path:
@@ -119,32 +178,20 @@ def _file(folder: Path, site: int, concept: str | None = None) -> Path:
     )
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's parameters: their names, shapes and first values."""
-    digest = hashlib.sha256()
-    for name, parameter in model.state_dict().items():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not parameter.is_meta:
-            digest.update(_bytes(parameter.reshape(-1)[:SAMPLED]))
-    return digest.hexdigest()
-
-
 class Digest:
     """A digest of batches, taken in one after another."""
 
     def __init__(self) -> None:
-        self._sha = hashlib.sha256()
+        self._text = ""
 
-    def add(self, batch: Mapping[str, Any]) -> None:
-        """Take in a batch."""
-        leaves, spec = pytree.tree_flatten(dict(batch))
-        self._sha.update(repr(spec).encode())
-        for leaf in leaves:
-            self._sha.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
+    def add(self, batch: Mapping[str, Any], name: str) -> None:
+        """Take in a batch; `name` says which one.
+
+        Raises:
+            ValueError: it holds something that cannot be told from others.
+        """
+        kind = name.rpartition(" ")[0]
+        self._text = digest_of(f"{self._text} {kind} {told_apart(dict(batch), name)}".encode())
 
     def __str__(self) -> str:
-        return self._sha.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return self._text

@@ -15,14 +15,34 @@ import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from .._files import write_bytes
+from .._files import FORMAT_VERSION, check_version, read_bytes, unreadable
+from .._schema import (
+    DIGEST,
+    NOTHING,
+    OBJECT,
+    TEXT,
+    check_fields,
+    dump_json,
+    integer,
+    list_of,
+    parse_json,
+    row_of,
+    short,
+)
 from ..erasers import Eraser
 from ..models import Identity, on_hub
 from ._seen import Seen
+from ._together import digest_of, read_member, write_together
 
-FORMAT_VERSION = 1
 INDEX = "scrubber.json"
 SEEN = "seen.bin"  # no site's file is called so
+FIELDS = {
+    "model_id": TEXT,
+    "revision": TEXT,
+    "config": OBJECT | NOTHING,
+    "sites": list_of(row_of(TEXT, DIGEST)),
+    "seen": DIGEST,
+}
 TAGS = ["concept-erasure"]
 CARD = """# Erasers{of}
 
@@ -41,29 +61,27 @@ with scrubber.attached(model):
 def write_folder(
     folder: str | os.PathLike[str], erasers: Mapping[str, Eraser], identity: Identity, seen: Seen | None
 ) -> None:
-    """Write one safetensors file a site, `seen.bin`, and `scrubber.json`, which comes last and names their checksums.
+    """Write one safetensors file a site, `seen.bin`, and `scrubber.json`, which names their checksums.
 
-    Without `seen`, what the erasers were fitted on is not known, and there is no such file.
+    Whenever that stops, the folder holds the scrubber that was there or this one. Without `seen`, what the erasers were
+    fitted on is not known, and there is no such file.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sites = {}
-    for site, eraser in erasers.items():
-        path = folder / file_name(site)
-        eraser.save(path)
-        sites[site] = hashlib.sha256(path.read_bytes()).hexdigest()
-    index = {
+    files = {file_name(site): eraser._to_bytes() for site, eraser in erasers.items()}
+    index: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model_id": identity.model_id,
         "revision": identity.revision,
         "config": identity.config,
-        "sites": list(sites.items()),
+        "sites": [(site, digest_of(files[file_name(site)])) for site in erasers],
     }
     if seen is not None:
-        data = seen.to_bytes()
-        write_bytes(folder / SEEN, data)
-        index["seen"] = hashlib.sha256(data).hexdigest()
-    write_bytes(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}, indent=1).encode())
+        files[SEEN] = seen.to_bytes()
+        index["seen"] = digest_of(files[SEEN])
+    check_fields(index, FIELDS, optional=["seen"])
+    text = dump_json({**index, "sha256": _digest(index)}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(folder, files, (INDEX, text.encode()), _written(folder))
 
 
 def read_folder(folder: Path, device: torch.device | str) -> tuple[dict[str, Eraser], Identity, Seen | None]:
@@ -76,12 +94,12 @@ def read_folder(folder: Path, device: torch.device | str) -> tuple[dict[str, Era
     index = _read_index(folder)
     erasers = {}
     for site, digest in index["sites"]:
-        _checked(folder / file_name(site), digest)
-        erasers[site] = Eraser.load(folder / file_name(site), device=device)
+        data = read_member(folder, file_name(site), digest, INDEX)
+        erasers[site] = Eraser._read(data, folder / file_name(site), device)
     seen = None
     if digest := index.get("seen"):
         try:
-            seen = Seen.from_bytes(_checked(folder / SEEN, digest))
+            seen = Seen.from_bytes(read_member(folder, SEEN, digest, INDEX))
         except ValueError as error:
             raise ValueError(f"{folder / SEEN} cannot be read ({error}): write the folder again") from error
     return erasers, Identity(index["model_id"], index["revision"], index.get("config") or {}), seen
@@ -139,33 +157,35 @@ def file_name(site: str) -> str:
     return quote(site, safe="") + ".safetensors"
 
 
-def _checked(path: Path, digest: str) -> bytes:
-    """The bytes of a file of the folder, if they are those of this save."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, which {INDEX} names: fetch the whole folder again")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"{path} is damaged or of another save than {INDEX}: write the folder again")
-    return data
+def _written(folder: Path) -> dict[str, str]:
+    """The files of the scrubber that a folder holds, and their digests; none where it holds none that can be read."""
+    try:
+        index = _read_index(folder)
+    except (FileNotFoundError, ValueError):
+        return {}
+    files = {file_name(site): digest for site, digest in index["sites"]}
+    return files | ({SEEN: index["seen"]} if "seen" in index else {})
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_bytes())
-        digest = index.pop("sha256")
-        version = index["format_version"]
-        damaged = version <= FORMAT_VERSION and digest != _digest(index)
+        index = parse_json(read_bytes(path))
+        check_fields(index, {"format_version": integer(1), "sha256": DIGEST})
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder} holds no {INDEX}: pass a folder that save_pretrained wrote") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): write it again, or fetch it again") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this release reads up to {FORMAT_VERSION}: update leace-fast"
-        )
-    if damaged:
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): write it again, or fetch it again") from error
+    check_version(path, index["format_version"])
+    if index.pop("sha256") != _digest(index):
         raise ValueError(f"{path} is damaged (its checksum does not fit): write it again, or fetch it again")
+    try:
+        check_fields(index, FIELDS, optional=["config", "seen"])
+        names = [file_name(site) for site, _ in index["sites"]]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"sites are {short(index['sites'])}, expected at least one, and each once")
+    except ValueError as error:
+        raise unreadable(path, "scrubber", error) from error
     return index
 
 

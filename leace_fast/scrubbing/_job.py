@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import Track
+from .._version import __version__
 from ..erasers import Eraser
 from ..methods import METHODS
 from ..models import (
@@ -25,11 +26,13 @@ from ..models import (
     with_groups,
 )
 from ..statistics import Moments
-from ._checkpoint import Checkpoint, Digest, fingerprint
+from ._checkpoint import Checkpoint, Digest
 from ._concepts import Concepts
+from ._fingerprint import fingerprint
 from ._reading import Reading, SiteMoments
 from ._replay import without_cache
 from ._seen import Seen
+from ._told_apart import told_apart
 
 Fit = Callable[..., Eraser]
 
@@ -65,8 +68,11 @@ class Job:
     decoder: set[str] = field(default_factory=set)
     seen: Seen = field(default_factory=Seen)
     grouped: bool | None = None  # whether batches have groups, once one came
+    _told: str = ""  # the method, for a checkpoint
 
     def __post_init__(self) -> None:
+        if self.folder is not None:  # at once: one that no checkpoint would know again is refused before any work
+            self._told = f"{getattr(self.fit, '__name__', 'custom')} {told_apart(self.fit, 'the method')}"
         takes_metric = "metric" in inspect.signature(self.fit).parameters
         if self.has_neutral and not takes_metric:
             raise ValueError(f"the method {self.facts['method']!r} has no metric that neutral batches could count in")
@@ -169,10 +175,25 @@ class Job:
         return eraser.with_site(site)
 
     def checkpoint(self, data: Digest) -> Checkpoint | None:
-        """The checkpoint of this call on this data, if one is wanted."""
+        """The checkpoint of this call on this data, if one is wanted.
+
+        Raises:
+            ValueError: method, model or data cannot be told from others, or the folder holds another call's checkpoint.
+        """
         if self.folder is None:
             return None
-        known = {"concepts": self.concepts.options, "model": fingerprint(self.model), "data": str(data)}
+        device = device_of(self.model).type
+        known = {
+            "version": __version__,
+            "method": self._told,
+            "concepts": self.concepts.options,
+            "all_rows": self.all_rows,
+            "neutral": self.has_neutral,
+            "decoder": sorted(self.decoder),
+            "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+            "model": fingerprint(self.model),
+            "data": str(data),
+        }
         return Checkpoint(self.folder, {**self.facts, **known})
 
     def device_at(self, site: str) -> torch.device:

@@ -32,7 +32,7 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
         batch, reading = job.read(batch, index)
         job.seen.add(batch)
         if job.folder is not None:
-            digest.add(batch)
+            digest.add(batch, f"batch {index}")
         if not names:
             names = job.find(batch, sites)
         stored.append((Batch(batch, buffer), reading))
@@ -42,7 +42,7 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     for index, batch in enumerate(job.track(job.neutral, "read neutral") if job.has_neutral else ()):
         batch, reading = job.read_neutral(batch, index)
         if job.folder is not None:
-            digest.add(batch)
+            digest.add(batch, f"neutral batch {index}")
         stored.append((Batch(batch, buffer), reading))
     erasers: dict[str, Eraser] = {}
     saved = job.checkpoint(digest)

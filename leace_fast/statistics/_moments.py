@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._files import load_tensors, save_tensors
+from .._files import load_tensors, save_tensors, unreadable
 from ._accumulator import Accumulator
 from ._change import Change
 from ._derived import Derived
@@ -17,10 +17,9 @@ from ._group_sums import GroupSums
 from ._kind import Kind, NonFinite, Precision
 from ._locks import locked, new_lock
 from ._removal import without
+from ._saved import check_file, sums_of, tensors_of
 from ._state import State
 from ._tally import Tally
-
-GROUP_PREFIX = "group_"  # of the names of their sums in files
 
 
 class Moments(Derived):
@@ -247,10 +246,7 @@ class Moments(Derived):
         header = self._kind.header() | self._sums.tally.header()
         header["contains"] = "class means and second moments of the data"
         # Rows that wait for a full block are taken in now: going on from the file and without it give the same bits.
-        tensors = self._flush().tensors()
-        if self._sums.groups is not None:
-            tensors |= {GROUP_PREFIX + name: part for name, part in self._sums.groups.tensors().items()}
-        save_tensors(path, "moments", tensors, header)
+        save_tensors(path, "moments", tensors_of(self._sums, self._flush()), header)
 
     @classmethod
     @torch.inference_mode(False)
@@ -272,20 +268,11 @@ class Moments(Derived):
         ...     Moments.load(f"{folder}/moments.safetensors").precision
         'ieee'
         """
-        tensors, header = load_tensors(path, "moments")
+        tensors, header = load_tensors(path, "moments", check_file)
         try:
-            kind, tally = Kind.from_header(header), Tally.from_header(header)
-            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-            of_groups = {
-                name.removeprefix(GROUP_PREFIX): moved.pop(name) for name in tensors if name.startswith(GROUP_PREFIX)
-            }
-            sums = Accumulator(kind, State(**moved), tally)
-            if of_groups:
-                sums.groups = GroupSums.of_tensors(of_groups, kind.num_classes or 1)
-                if of_groups["shift"].shape != (kind.dim,) or not sums.groups.class_counts().equal(sums.state.counts):
-                    raise ValueError("the class sums of its groups are those of other rows")
-        except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} holds no moments that can be read: {error}") from error
+            sums = sums_of(tensors, header, device)
+        except ValueError as error:
+            raise unreadable(path, "moments", error) from error
         return cls._of(sums)
 
     @locked

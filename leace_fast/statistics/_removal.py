@@ -32,6 +32,9 @@ def without(state: State, taken: State) -> State:
     left = state.combined(taken, sign=-1)
     if left.is_empty:
         return State.empty(len(left.shift), len(rest), len(left.target_shift), by_group, left.shift.device)
+    # Of weights that differ widely, rounding may leave a sum of squares below zero.
+    lost = (left.squared_weights <= 0) & (rest > 0)
+    left.squared_weights[lost] = (left.weights.square() / rest)[lost]
     # What has no rows has no sums either: set them to zero instead of to what rounding left.
     for tensor in (left.weights, left.squared_weights, left.sums, *([left.second] if by_group else [])):
         tensor[rest == 0] = 0
@@ -49,7 +52,7 @@ def _error(before: State, after: State) -> float:
     if before.second.ndim == 3:
         old, new = old.sum(0), new.sum(0)
     moved = old > 0
-    if bool((new[moved] <= 0).any()):
+    if bool((new[moved] <= 0).any()) or bool((after.weights[after.counts > 0] <= 0).any()):
         return float("inf")
     ratio = float((old[moved] / new[moved]).max()) if bool(moved.any()) else 1.0
     return 2.0**-52 * max(ratio, float(before.weights.sum() / after.weights.sum()))

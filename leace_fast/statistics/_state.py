@@ -35,22 +35,28 @@ class State:
     @classmethod
     def empty(cls, dim: int, groups: int, target_dim: int, per_group: bool, device: torch.device) -> State:
         """Return the state of no rows."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
-
         return cls(
-            shift=zeros(dim),
-            counts=torch.zeros(groups, dtype=torch.int64, device=device),
-            weights=zeros(groups),
-            squared_weights=zeros(groups),
-            sums=zeros(groups, dim),
-            second=zeros(groups, dim, dim) if per_group else zeros(dim, dim),
-            target_shift=zeros(target_dim),
-            target_sums=zeros(target_dim),
-            cross=zeros(dim, target_dim),
-            target_second=zeros(target_dim, target_dim),
+            **{
+                name: torch.zeros(shape, dtype=torch.int64 if name == "counts" else torch.float64, device=device)
+                for name, shape in cls.shapes(dim, groups, target_dim, per_group).items()
+            }
         )
+
+    @classmethod
+    def shapes(cls, dim: int, groups: int, target_dim: int, per_group: bool) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors by name."""
+        return {
+            "shift": (dim,),
+            "counts": (groups,),
+            "weights": (groups,),
+            "squared_weights": (groups,),
+            "sums": (groups, dim),
+            "second": (groups, dim, dim) if per_group else (dim, dim),
+            "target_shift": (target_dim,),
+            "target_sums": (target_dim,),
+            "cross": (dim, target_dim),
+            "target_second": (target_dim, target_dim),
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, not copied."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import optional
+from .._folders import in_place_of
 from ..scrubbing import Scrubber
 from ._plots import plot_loss, plot_probes, short_names
 from ._records import QUIET, Fitted, Reading, Study
@@ -127,21 +128,18 @@ def write_study(
     model_id: str = "",
     revision: str = "",
 ) -> list[Path]:
-    """Write report.json, the pictures and the main variant's erasers to a folder and return the paths.
+    """Write report.json, the pictures and the main variant's erasers to a folder, in one step, and return the paths.
 
     Args:
         facts: what else the report says: data, model, versions.
         concept: what the pictures call the concept.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "probe_accuracy.png"]
-    plot_probes(study, paths[0], concept)
-    if study.loss:
-        paths.append(folder / "loss.png")
-        plot_loss(study, paths[-1], concept)
-    Scrubber(study.scrubbers[study.main], model_id, revision).save_pretrained(folder / "erasers")
     report = {"format_version": FORMAT_VERSION, **facts, **study.to_dict()}
-    paths += [folder / "report.json", folder / "erasers"]
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return paths
+    names = ["probe_accuracy.png", *(["loss.png"] if study.loss else []), "report.json", "erasers"]
+    with in_place_of(folder, "report.json") as new:
+        plot_probes(study, new / "probe_accuracy.png", concept)
+        if study.loss:
+            plot_loss(study, new / "loss.png", concept)
+        Scrubber(study.scrubbers[study.main], model_id, revision).save_pretrained(new / "erasers")
+        (new / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return [Path(folder) / name for name in names]
