@@ -22,7 +22,7 @@ def told_length(config: Any, tokenizer: Any) -> int:
     """The length that a model's config and its tokenizer tell; None, 0 and -1 are no limits, as of XLNet."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     told = (getattr(text, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
-    return min([LONGEST_WINDOW, *(int(limit) for limit in told if isinstance(limit, (int, float)) and limit > 0)])
+    return int(min([LONGEST_WINDOW, *(limit for limit in told if isinstance(limit, (int, float)) and limit > 0)]))
 
 
 def _behind_padding(module: nn.Module) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from .._extras import optional
 from .._warnings import warn
 from ..evaluation import is_causal
@@ -69,9 +70,8 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
         # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
         saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-        model, found = (AutoModelForCausalLM if causal else saved).from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        loader: Any = AutoModelForCausalLM if causal else saved
+        model, found = loader.from_pretrained(source, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"the model {source!r} lacks {len(missing)} weights that its config.json asks for, such as {missing[0]!r}, "
