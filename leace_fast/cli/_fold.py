@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
-from .._extras import optional
+from .._warnings import warn
 from ..erasers import MAX_COST_RATIO
 from ._options import COST, DEVICE, ERASERS, MODEL, check_folder
 from ._running import screen
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 
 
 def fold(
@@ -24,13 +26,17 @@ def fold(
 ) -> None:
     """Fold erasers into a model's weights: a model like any other, with no cost at run time."""
     check_folder(out, model)
+    check_weights(out)
     from ..scrubbing import Scrubber
     from ..study import load_model
 
     screen()
     loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
     report = scrubber.fold_(loaded, add_bias=add_bias, max_cost_ratio=max_cost_ratio, keep_originals=False)
-    loaded.save_pretrained(out)
+    try:
+        loaded.save_pretrained(out)
+    except SafetensorError as error:
+        raise OSError(f"{out} cannot be written: {error}") from error
     copy_tokenizer(model, out)
     typer.echo(f"{report}\nWritten: {out}")
 
@@ -54,9 +60,23 @@ def export_lora(
     typer.echo(str(report))
 
 
+def check_weights(out: Path) -> None:
+    """Raise ValueError for a folder that holds weights: a loader could take those, which are not erased."""
+    there = sorted(path.name for path in out.iterdir() if path.suffix in WEIGHTS) if out.is_dir() else []
+    if there:
+        raise ValueError(
+            f"{out} holds weights already ({there[0]}), which could be loaded in the place of the folded ones: name an "
+            "empty folder with --out"
+        )
+
+
 def copy_tokenizer(source: str, out: Path) -> None:
-    """Save the tokenizer of a model, if it has one, beside another model."""
-    with optional("tokenizers need transformers"):
-        from transformers import AutoTokenizer
-    with suppress(OSError, ValueError):
-        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    """Save the tokenizer of a model beside another model; a warning, if it has none that can be loaded."""
+    from ..study import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(source)
+    except ValueError as error:
+        warn(f"{out} holds no tokenizer: {error}")
+    else:
+        tokenizer.save_pretrained(out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from ..methods import CLASS_COVARIANCES, METHODS, ROWS
 
+PROBE_BYTES = 2**16  # that are written to see whether a folder can be
 LABEL_COLUMN = "label"  # where none is named
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or hub id.")]
@@ -95,12 +97,29 @@ def leace_options(method: str, metric: str | None, neutral: Path | None, contras
     return {"metric": metric or "all", "contrasts": number}
 
 
-def check_folder(out: Path, model: str | None = None) -> None:
-    """Raise ValueError, before any work is done, where a folder that is to be written cannot be, or is the model's."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, expected a folder to write: name another with --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} cannot be written to: name another folder with --out")
-    if model and out.exists() and Path(model).exists() and out.samefile(model):
-        raise ValueError(f"{out} is the model itself: name another folder with --out")
+def check_folder(out: Path, model: str | None = None, option: str = "--out") -> None:
+    """Raise ValueError, before any work is done, where a folder that is to be written cannot be, or is the model's.
+
+    A file is written there and removed, with the folders that were made for it: permissions, names that are too long,
+    read-only and full disks all show so.
+    """
+    another, missing = f"name another folder with {option}", []
+    try:
+        for path in (out, *out.absolute().parents):
+            if path.exists():
+                break
+            missing.append(path)
+        if not path.is_dir():
+            raise ValueError(f"{path} is a file, expected a folder to write: {another}")
+        if model and out.exists() and Path(model).exists() and out.samefile(model):
+            raise ValueError(f"{out} is the model itself: {another}")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".leace-fast-", dir=out) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written to ({error.strerror}): {another}") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()

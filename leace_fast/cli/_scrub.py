@@ -29,7 +29,7 @@ from ._options import (
     check_folder,
     leace_options,
 )
-from ._running import screen
+from ._running import interrupted, screen
 
 if TYPE_CHECKING:
     from ..scrubbing import Scrubber
@@ -74,7 +74,7 @@ def scrub(
     options = leace_options(method, metric, neutral, contrasts)
     check_folder(out, model)
     if checkpoint:
-        check_folder(checkpoint, model)
+        check_folder(checkpoint, model, "--checkpoint")
     from ..study import read_batches, scrub_texts
 
     console, track = screen()
@@ -103,10 +103,9 @@ def _interruptible(checkpoint: Path | None) -> Iterator[None]:
     """Ends the command at Ctrl-C, and says how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         kept = f": the same command goes on from {checkpoint}" if checkpoint else "; --checkpoint would have kept it"
-        typer.echo(f"interrupted{kept}", err=True)
-        raise typer.Exit(130) from None
+        raise interrupted(error, kept) from None
 
 
 def _expectations(scrubber: Scrubber, group: str) -> Iterator[str]:

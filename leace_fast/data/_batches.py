@@ -42,6 +42,7 @@ def pack(
     Raises:
         ValueError: length or batch_size is below 1, a sequence has another number of classes than tokens, or there are
             more or fewer groups than sequences.
+        TypeError: tokens or classes are no integers.
 
     >>> next(pack([([1, 2, 3], [0, 0, 1]), ([4, 5], [1, 0])], length=2, batch_size=2))["input_ids"].tolist()
     [[1, 2], [3, 4]]
@@ -87,13 +88,15 @@ def pad(
         (rows,) int64.
 
     Raises:
-        ValueError: as in `pack`, or token is None.
+        TypeError: as in `pack`.
+        ValueError: as in `pack`; token is None or below 0; or the cut takes all the labels that a sequence has, as that
+            of a last token.
 
     >>> next(pad([([1, 2, 3], [0, 0, 1]), ([4], [1])], length=8, batch_size=2))["attention_mask"].tolist()
     [[1, 1, 1], [1, 0, 0]]
     """
     _check(length, batch_size)
-    given = (example for example in _checked(sequences, groups) if len(example[0]))
+    given = (example for example in _checked(sequences, groups, length) if len(example[0]))
     for chunk in _chunks(given, batch_size):
         ids, classes = (
             [torch.tensor([*part[:length]], dtype=torch.int64) for part in parts]
@@ -116,7 +119,7 @@ def batched(windows: Sequence[Window], batch_size: int, token: int) -> Iterator[
         more. Of windows with groups, `concept_groups` (rows,) int64.
 
     Raises:
-        ValueError: batch_size is below 1, token is None, or some windows have a group and others have none.
+        ValueError: batch_size is below 1, token is None or below 0, or some windows have a group and others have none.
 
     >>> window = Window(torch.tensor([7, 8, 9]), scored=2, concept_labels=torch.tensor([0, 0, 1]))
     >>> next(batched([window], batch_size=4, token=0))["labels"].tolist()
@@ -140,9 +143,9 @@ def _check(length: int, batch_size: int) -> None:
 
 
 def _checked(
-    sequences: Iterable[Labelled], groups: Iterable[int] | None
+    sequences: Iterable[Labelled], groups: Iterable[int] | None, cut: int | None = None
 ) -> Iterator[tuple[Sequence[int], Sequence[int], int | None]]:
-    """Each sequence with its group, None if there are no groups."""
+    """Each sequence, which will be cut to so many tokens, with its group, None if there are no groups."""
     left = iter(groups) if groups is not None else repeat(None)
     for number, (tokens, labels) in enumerate(sequences):
         if len(tokens) != len(labels):
@@ -150,6 +153,10 @@ def _checked(
                 f"example {number} has {len(tokens)} tokens and {len(labels)} labels, expected one label a token, "
                 f"{IGNORE} for none"
             )
+        _check_integers(tokens, f"the tokens of example {number}")
+        _check_integers(labels, f"the labels of example {number}")
+        if cut is not None and len(tokens) > cut:
+            _check_cut(labels, cut, number)
         group = next(left, IGNORE)
         if group is not None and group < 0:
             came = "no group" if group == IGNORE else f"the group {group}"
@@ -157,6 +164,27 @@ def _checked(
         yield tokens, labels, group
     if groups is not None and next(left, None) is not None:
         raise ValueError("there are more groups than examples, expected one for each")
+
+
+def _check_integers(values: Sequence[int], what: str) -> None:
+    """Raise TypeError for what a tensor of integers would cut to an integer, or not hold."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point() or values.is_complex():
+            raise TypeError(f"{what} are of {values.dtype}, expected integers")
+        return
+    for value in values:
+        if not isinstance(value, int) and not hasattr(value, "__index__"):
+            raise TypeError(f"{what} hold {value!r} ({type(value).__name__}), expected integers")
+
+
+def _check_cut(labels: Sequence[int], length: int, number: int) -> None:
+    """Raise ValueError where a sequence has labels, and all of them are behind the cut."""
+    first = next((place for place, label in enumerate(labels) if label != IGNORE), 0)
+    if first >= length:
+        raise ValueError(
+            f"example {number} has {len(labels)} tokens and its first label at token {first}, and is cut to {length}: "
+            "its label would be lost; cut the tokens before they are labelled, give a larger length, or leave it out"
+        )
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -174,6 +202,8 @@ def _padded(columns: Mapping[str, Sequence[Tensor]], token: int, groups: Sequenc
     """One batch: the rows of each column, filled at the right; the mask comes behind the tokens, groups are last."""
     if token is None:  # what a tokenizer without a token to pad with says of it
         raise ValueError("token is None, expected the number of a token to pad with: it is masked, so that any will do")
+    if isinstance(token, bool) or not hasattr(token, "__index__") or token < 0:
+        raise ValueError(f"token is {token!r}, expected the number of a token to pad with, 0 or more")
     ids = columns["input_ids"]
     batch = {
         "input_ids": pad_sequence([*ids], batch_first=True, padding_value=token),

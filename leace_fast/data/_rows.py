@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .._extras import optional
+from ._lines import is_text, numbered_lines
 
 Columns = Mapping[str, str]  # those that are needed, each with what to do where one is missing
 
@@ -24,11 +24,13 @@ def rows_file(path: str | os.PathLike[str], holding: str = "rows of text") -> Pa
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or a folder.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} is of an unknown kind, expected one of {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file of {holding}")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}, expected {holding}: {', '.join(SUFFIXES)}")
     return path
@@ -42,41 +44,63 @@ def read_rows(path: Path, columns: Columns | None = None) -> Iterator[dict[str, 
         columns: those that each row must have, with the advice of the error where one is missing; None for all.
 
     Raises:
-        ValueError: the file cannot be read, or lacks a column; a line is numbered.
+        ValueError: the file cannot be read, lacks a column or has it twice, or holds what is no text; a line is
+            numbered.
     """
     reader = next(reader for suffix, reader in READERS.items() if path.name.endswith(suffix))
     return reader(path, columns)
 
 
 def _read_json_lines(path: Path, columns: Columns | None) -> Iterator[dict[str, Any]]:
-    for number, line in _numbered_lines(path, "JSON lines in UTF-8"):
+    for number, line in numbered_lines(path, "JSON lines in UTF-8"):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {path} is no JSON ({error}), expected an object") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} of {path} is no object, expected one object a line")
+        if "\\u" in line and not is_text(json.dumps(row, ensure_ascii=False)):
+            raise ValueError(
+                f"line {number} of {path} holds half of a surrogate pair, which no tokenizer and no file takes: repair "
+                "it or leave it out"
+            )
         _check_columns(columns, row, f"line {number} of {path}")
         yield row
 
 
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each key of which stands once: of two values Python would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} stands in it twice")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
+
+
 def _read_text_lines(path: Path, columns: Columns | None) -> Iterator[dict[str, Any]]:
     _check_columns(columns, ["text"], str(path))
-    for _, line in _numbered_lines(path, "text in UTF-8"):
+    for _, line in numbered_lines(path, "text in UTF-8"):
         yield {"text": line.rstrip("\r\n")}
 
 
 def _read_parquet(path: Path, columns: Columns | None) -> Iterator[dict[str, Any]]:
     with optional("parquet files need pyarrow"):
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     try:
         with parquet.ParquetFile(path) as file:
-            _check_columns(columns, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(1024, columns=None if columns is None else list(columns)):
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path} holds the column {_twice(names)!r} twice, expected each once")
+            batches = file.iter_batches(1024, columns=None if columns is None else list(columns))
+            _check_columns(columns, names, str(path))
+            for batch in batches:
                 yield from batch.to_pylist()
-    except ArrowInvalid as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}), expected a parquet file") from error
 
 
@@ -88,15 +112,6 @@ READERS = {
     ".txt.gz": _read_text_lines,
 }
 SUFFIXES = tuple(READERS)
-
-
-def _numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from enumerate(file, 1)
-    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}), expected {expected}") from error
 
 
 def _check_columns(columns: Columns | None, present: Any, where: str) -> None:

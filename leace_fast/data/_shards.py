@@ -32,6 +32,9 @@ UNREADABLE = (
     struct.error,
 )
 SHARD_SUFFIXES = (".safetensors", ".npz", ".npy")
+FLOATS = ("F16", "BF16", "F32", "F64", "float16", "float32", "float64")  # as safetensors and NumPy call them
+KINDS = {"i": "integers", "u": "integers", "b": "booleans", "U": "strings"}  # of labels and groups
+NAMES = {"y": "classes: integers, booleans or strings", "groups": "integers or strings"}
 EXPECTED = (
     "expected .safetensors or .npz files that hold x (rows, dim) and y (rows,), "
     "or .npy files in pairs: x.npy with y.npy, NAME.x.npy with NAME.y.npy"
@@ -41,10 +44,10 @@ EXPECTED = (
 class Shards:
     """The shards at a path, one file or a folder, read in chunks of rows and never held whole.
 
-    Labels may be integers, booleans or strings; classes are numbered in sorted
-    order over all shards. -100 leaves a row out. Where all shards hold `groups` (rows,), integers or strings that say
-    which text, speaker or document each row is of (beside `NAME.x.npy` the file `NAME.groups.npy`), these are numbered
-    in the same way.
+    Rows are floating-point numbers of 16, 32 or 64 bits, in any order of bytes. Labels may be integers, booleans or
+    strings, of the same kind in all shards; classes are numbered in sorted order over all of them. -100 leaves a row
+    out. Where all shards hold `groups` (rows,), integers or strings that say which text, speaker or document each row
+    is of (beside `NAME.x.npy` the file `NAME.groups.npy`), these are numbered in the same way.
 
     Attributes:
         files: the shards, in order.
@@ -74,10 +77,12 @@ class Shards:
         self.files = _shard_files(Path(path))
         self.dim, self.rows = 0, 0
         found: set[Any] = set()
+        kinds: dict[str, Path] = {}  # of labels, with the first shard that holds them
         groups: Counter[Any] = Counter()
         with_groups: list[Path] = []
         for file in self.files:
             rows, dim, y, of = _describe(file)
+            kinds.setdefault(KINDS[y.dtype.kind], file)
             if self.dim and dim != self.dim:
                 raise ValueError(f"{file} has rows of width {dim}, expected {self.dim} as in {self.files[0]}")
             self.dim, self.rows = dim, self.rows + rows
@@ -86,6 +91,9 @@ class Shards:
                 names, counts = np.unique(of, return_counts=True)
                 groups.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
                 with_groups.append(file)
+        if len(kinds) > 1:
+            told = " and ".join(f"{kind} in {file}" for kind, file in kinds.items())
+            raise ValueError(f"labels are {told}, expected the same kind in all shards")
         classes = sorted(found - {IGNORE}, key=_order)
         _, self.class_names = as_classes(classes, f"y of {path}")
         self._classes = np.array(classes)
@@ -127,13 +135,22 @@ class Shards:
                     piece = x[at : at + CHUNK]
                 except UNREADABLE as error:
                     raise ValueError(f"{file} cannot be read ({error}), {EXPECTED}") from error
-                # A copy: a memory-mapped file is read-only, which torch does not know.
-                rows = piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece))
+                # A copy: a memory-mapped file is read-only, which torch does not know; nor does it know foreign bytes.
+                rows = (
+                    piece
+                    if isinstance(piece, Tensor)
+                    else torch.from_numpy(np.array(piece, _native(piece.dtype), order="C"))
+                )
                 yield rows, labels[at : at + CHUNK], None if groups is None else groups[at : at + CHUNK]
 
     def __len__(self) -> int:
         """Return the number of chunks."""
         return sum(-(-_describe(file)[0] // CHUNK) for file in self.files)
+
+
+def _native(dtype: np.dtype) -> np.dtype:
+    """The same numbers in the order of bytes of this machine."""
+    return dtype.newbyteorder("=")
 
 
 def _order(value: Any) -> tuple[str, Any]:
@@ -142,7 +159,9 @@ def _order(value: Any) -> tuple[str, Any]:
 
 def _shard_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in SHARD_SUFFIXES and not _is_beside(p))
+        # A name with a dot in front is hidden: archives of a Mac hold `._x.npz` beside each `x.npz`.
+        shown = (p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())
+        found = sorted(p for p in shown if p.suffix in SHARD_SUFFIXES and not _is_beside(p))
         if not found:
             raise FileNotFoundError(f"no activation shards in the folder {path}, {EXPECTED}")
         return found
@@ -168,11 +187,11 @@ def _beside(path: Path, name: str) -> Path:
 def _describe(path: Path) -> tuple[int, int, np.ndarray, np.ndarray | None]:
     """Return the rows, the width, the labels and the groups of one shard, after checking that they fit."""
     x, y, groups = _open(path)
-    shape, kind = (tuple(x.get_shape()), x.get_dtype()) if hasattr(x, "get_shape") else (x.shape, x.dtype)
-    if len(shape) != 2:
-        raise ValueError(f"x of {path} has shape {shape}, expected (rows, dim)")
-    if str(kind)[0] not in "fFB" or str(kind) == "BOOL":
-        raise ValueError(f"x of {path} holds {kind}, expected floating-point numbers")
+    shape, kind = (tuple(x.get_shape()), x.get_dtype()) if hasattr(x, "get_shape") else (x.shape, _native(x.dtype))
+    if len(shape) != 2 or not shape[1]:
+        raise ValueError(f"x of {path} has shape {shape}, expected (rows, dim), with a column at least")
+    if str(kind) not in FLOATS:
+        raise ValueError(f"x of {path} holds {kind}, expected floating-point numbers of 16, 32 or 64 bits")
     for name, values, what in (("y", y, "label"), ("groups", groups, "group")):
         if values is None:
             continue
@@ -180,9 +199,8 @@ def _describe(path: Path) -> tuple[int, int, np.ndarray, np.ndarray | None]:
             raise ValueError(
                 f"{name} of {path} has shape {values.shape}, expected {shape[:1]}: one {what} for each row of x"
             )
-        if values.dtype.kind not in "iubU":
-            kinds = "classes: integers, booleans or strings" if name == "y" else "integers or strings"
-            raise ValueError(f"{name} of {path} holds {values.dtype}, expected {kinds}")
+        if values.dtype.kind not in KINDS:
+            raise ValueError(f"{name} of {path} holds {values.dtype}, expected {NAMES[name]}")
     if groups is not None and groups.dtype.kind == "U" and bool((groups == "").any()):
         raise ValueError(f"groups of {path} are empty for some rows, expected the group of each")
     return shape[0], shape[1], y, groups
@@ -199,6 +217,12 @@ def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
     for name in ("x", "y"):
         if name not in found:
             raise ValueError(f"{path} holds {', '.join(found) or 'nothing'} but no {name}, {EXPECTED}")
+    for name in NAMES:
+        values = found.get(name)
+        if isinstance(values, Tensor) and (values.is_floating_point() or values.is_complex()):
+            raise ValueError(
+                f"{name} of {path} holds {values.dtype}, expected {NAMES[name]}"
+            )  # unknown to NumPy, if short
     return found["x"], np.asarray(found["y"]), np.asarray(found["groups"]) if "groups" in found else None
 
 

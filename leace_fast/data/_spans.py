@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..statistics import IGNORE
+from ._lines import check_text
 
 
 class Span(NamedTuple):
@@ -33,7 +34,7 @@ def token_labels(text: str, spans: Sequence[tuple[int, int, int]], offsets: Sequ
         offsets: (start, end) of each token in characters, as tokenizers return with `return_offsets_mapping=True`.
 
     Raises:
-        ValueError: a span lies outside of the text, is empty, or overlaps another.
+        ValueError: a span or a token lies outside of the text, a span is empty, or overlaps another.
 
     >>> token_labels("ab cd", [(0, 2, 0), (3, 5, 1)], [(0, 2), (2, 5), (1, 4), (0, 0)])
     [0, 1, -100, -100]
@@ -47,6 +48,11 @@ def token_labels(text: str, spans: Sequence[tuple[int, int, int]], offsets: Sequ
         classes[start:end] = [label] * (end - start)
     labels = []
     for start, end in offsets:
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(
+                f"a token is said to stand at ({start}, {end}) in a text of {len(text)} characters, expected offsets "
+                "of this very text"
+            )
         found = {classes[i] for i in range(start, end) if not text[i].isspace()}
         labels.append(found.pop() if len(found) == 1 else IGNORE)
     return labels
@@ -58,10 +64,11 @@ def word_spans(words: Sequence[str], labels: Sequence[int], text: str | None = N
     Args:
         words: the words; white space around them does not count.
         labels: the class of each, -100 for none.
-        text: where the words stand, in order; None to join them.
+        text: where the words stand, in order: all its letters and digits are in some word; None to join them.
 
     Raises:
-        ValueError: the numbers of words and labels differ, a word is empty, or the text lacks one.
+        ValueError: the numbers of words and labels differ, a word is empty, the text lacks one, or has letters or
+            digits that belong to no word.
 
     >>> word_spans(["to", "be"], [0, 1])
     ('to be', [Span(start=0, end=2, label=0), Span(start=3, end=5, label=1)])
@@ -78,7 +85,20 @@ def word_spans(words: Sequence[str], labels: Sequence[int], text: str | None = N
             raise ValueError(f"word {len(spans)}, {word!r}, does not stand in the text behind character {at}")
         at = start + len(word)
         spans.append(Span(start, at, label))
+    _check_whole(joined, spans)
     return joined, [span for span in spans if span.label != IGNORE]
+
+
+def _check_whole(text: str, spans: Sequence[Span]) -> None:
+    """Raise ValueError for letters or digits that no span has: a word that was lost shifts the others."""
+    ends, starts = [0, *(span.end for span in spans)], [*(span.start for span in spans), len(text)]
+    for number, (end, start) in enumerate(zip(ends, starts, strict=True)):
+        if any(sign.isalnum() for sign in text[end:start]):
+            where = f"in front of word {number}" if number < len(spans) else "behind the last word"
+            raise ValueError(
+                f"{text[end:start].strip()!r} stands in the text {where} and belongs to no word, expected all words of "
+                f"the text in order, with the class {IGNORE} for those that have none"
+            )
 
 
 def label_tokens(
@@ -96,7 +116,9 @@ def label_tokens(
         max_length: most tokens of a text; the rest is cut.
 
     Raises:
-        ValueError: the tokenizer has no offsets, the numbers differ, or a span does not fit; the text is numbered.
+        TypeError: a text is no string; it is numbered.
+        ValueError: the tokenizer has no offsets, the numbers differ, max_length is below 1, or a text or a span does
+            not fit; the text is numbered.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -109,12 +131,18 @@ def label_tokens(
         raise ValueError(f"{type(tokenizer).__name__} does not know where its tokens stand: load a fast tokenizer")
     if len(texts) != len(spans):
         raise ValueError(f"got {len(texts)} texts and spans for {len(spans)}, expected spans for each text")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}, expected at least 1, or None not to cut")
+    options: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
     made = []
     for number, (text, labelled) in enumerate(zip(texts, spans, strict=True)):
-        options: dict[str, Any] = {"truncation": True, "max_length": max_length} if max_length else {}
+        check_text(text, f"text {number}")
         found = tokenizer(text, return_offsets_mapping=True, verbose=False, **options)
+        offsets = found["offset_mapping"]
         try:
-            made.append((found["input_ids"], token_labels(text, labelled, found["offset_mapping"])))
+            made.append((found["input_ids"], token_labels(text, labelled, offsets)))
+            if len(labelled) and len(offsets) and not any(end > start for start, end in offsets):
+                raise ValueError(f"{type(tokenizer).__name__} says of no token where it stands: load another tokenizer")
         except ValueError as error:
             raise ValueError(f"in text {number}: {error}") from None
     return made

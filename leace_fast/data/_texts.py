@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..statistics import IGNORE
-from ._classes import as_classes
+from ._classes import as_classes, check_kind
+from ._lines import check_text
 from ._rows import read_rows, rows_file
 
 
@@ -69,40 +70,40 @@ def read_texts(
         named = f"{', '.join(map(repr, columns)) or 'none'}"
         raise ValueError(f"the columns of labels are {named}, expected one or several, each once: name them by --label")
     path = rows_file(path, "texts with labels" if columns else "texts")
-    kept = _kept_rows(path, text, columns, groups)
+    kept, rows = _kept_rows(path, text, columns, groups)
     classes, names = [], {}
     for place, column in enumerate(columns, 1):
-        numbers, names[column] = _numbered([row[place] for row in kept], f"column {column!r} of {path}")
+        numbers, names[column] = _numbered([row[place] for row in kept], f"column {column!r} of {path}", rows)
         classes.append(numbers)
     labels = list(zip(*classes, strict=True)) if columns else [()] * len(kept)
-    each = _groups([row[-1] for row in kept], f"column {groups!r} of {path}")
+    each = _groups([row[-1] for row in kept], f"column {groups!r} of {path}", rows)
     return numbered(Texts([row[0] for row in kept], labels, names), each)
 
 
-def _kept_rows(path: Path, text: str, columns: Sequence[str], groups: str | None) -> list[list[Any]]:
-    """The text, the labels and the group of each row that has a text and, where there are columns of them, a label."""
+def _kept_rows(path: Path, text: str, columns: Sequence[str], groups: str | None) -> tuple[list[list[Any]], list[int]]:
+    """The text, the labels and the group of each row that has a text and, if any are asked for, a label; its number."""
     needed = {groups: "name one with --groups"} if groups is not None else {}
     needed |= dict.fromkeys(columns, "name one with --label") | {text: "name one with --text"}
     order = {name: needed[name] for name in (text, *columns, *needed)}  # in which missing ones are told
     wanted = [text, *columns, text if groups is None else groups]
-    rows = ([row[column] for column in wanted] for row in read_rows(path, order))
-    kept = [row for row in rows if _given(row[0]) and (not columns or any(map(_given, row[1:-1])))]
-    for value, *_ in kept:
+    rows = (([row[column] for column in wanted], number) for number, row in enumerate(read_rows(path, order), 1))
+    kept = [row for row in rows if _given(row[0][0]) and (not columns or any(map(_given, row[0][1:-1])))]
+    for (value, *_), number in kept:
         if not isinstance(value, str):
-            raise ValueError(f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text")
-    return kept
+            raise ValueError(
+                f"column {text!r} of {path} holds {value!r}, expected strings: name another with --text (row {number})"
+            )
+    return [row for row, _ in kept], [number for _, number in kept]
 
 
-def _groups(values: Sequence[Any], where: str) -> list[str]:
+def _groups(values: Sequence[Any], where: str, rows: Sequence[int]) -> list[str]:
     """The name of each text's group."""
     if missing := sum(not _given(value) for value in values):
         raise ValueError(
             f"{where} is empty in {missing} of {len(values)} rows, expected the group of each: fill it in, or leave "
             "these rows out"
         )
-    for value in values:
-        if not isinstance(value, (str, int)):
-            raise ValueError(f"{where} holds {value!r} ({type(value).__name__}), expected groups: strings or integers")
+    check_kind(values, where, "groups: strings or integers", rows)
     return [str(value) for value in values]
 
 
@@ -113,9 +114,21 @@ def numbered(data: Texts, names: Sequence[str] | None = None) -> Texts:
         data: texts.
         names: of each text's group; None for those that it has or, without them, the texts.
 
+    Raises:
+        TypeError, ValueError: a text is no string, or no tokenizer takes it; it is numbered. Or there are more texts
+            than labels or groups, or fewer.
+
     >>> numbered(Texts(["a", "b", "a"], [(0,)] * 3, {"kind": ("x",)})).groups
     [1, 0, 1]
     """
+    for number, text in enumerate(data.texts):
+        check_text(text, f"text {number}")
+    groups = data.groups if names is None else names
+    if len(data.labels) != len(data.texts) or len(groups) not in (len(data.texts), 0):
+        raise ValueError(
+            f"got {len(data.texts)} texts, the labels of {len(data.labels)} and the groups of {len(groups)}, expected "
+            "labels for each text, and a group for each or for none"
+        )
     if names is None and len(data.groups):
         return data
     names = data.texts if names is None else names
@@ -129,9 +142,10 @@ def hash_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _numbered(labels: Sequence[Any], where: str) -> tuple[list[int], tuple[str, ...]]:
+def _numbered(labels: Sequence[Any], where: str, rows: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
     """The class of each label, -100 where it is missing or empty, and the names of the classes."""
-    numbers, names = as_classes([label for label in labels if _given(label)], where)
+    given = [(label, row) for label, row in zip(labels, rows, strict=True) if _given(label)]
+    numbers, names = as_classes([label for label, _ in given], where, [row for _, row in given])
     found = iter(numbers)
     return [next(found) if _given(label) else IGNORE for label in labels], names
 

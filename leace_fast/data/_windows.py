@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._warnings import warn
 from ..statistics import IGNORE
 from ._texts import Texts, numbered
 
@@ -52,7 +53,8 @@ def text_windows(
         last_token: only a text's last token bears its classes.
 
     Raises:
-        ValueError: length is below 2: one token of context, and one that is scored.
+        TypeError: a text is no string; it is numbered.
+        ValueError: length is below 2 (one token of context, and one that is scored), or no tokenizer takes a text.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -67,7 +69,7 @@ def text_windows(
     _check_length(length, 2)
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
     windows: list[Window] = []
-    total = text_bytes = 0
+    total = text_bytes = without = 0
     for text, labels, group in zip(data.texts, data.labels, numbered(data).groups, strict=True):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if max_tokens is not None and windows and total + len(tokens) > max_tokens:
@@ -78,6 +80,7 @@ def text_windows(
             text_bytes -= len(str(tokenizer.decode(tokens[:1])).encode())
         ids = torch.tensor(tokens if start is None else [start, *tokens], dtype=torch.int64)
         done = 1
+        without += len(ids) < 2
         while done < len(ids):
             piece = ids[done - 1 : done - 1 + length]
             classes = torch.tensor(labels, dtype=torch.int64).repeat(len(piece), 1)
@@ -85,6 +88,7 @@ def text_windows(
             if last_token:
                 classes[: -1 if done == len(ids) else None] = IGNORE
             windows.append(Window(piece, len(piece) - 1, classes, group))
+    _tell(without, len(data.texts))
     return windows, text_bytes
 
 
@@ -105,7 +109,8 @@ def whole_texts(
         length: most tokens of a window, at least 1.
 
     Raises:
-        ValueError: length is below 1.
+        TypeError: a text is no string; it is numbered.
+        ValueError: length is below 1, or no tokenizer takes a text.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -119,7 +124,7 @@ def whole_texts(
     """
     _check_length(length, 1)
     windows: list[Window] = []
-    total = 0
+    total = without = 0
     for text, labels, group in zip(data.texts, data.labels, numbered(data).groups, strict=True):
         found: Any = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
         ids, special = torch.tensor(found["input_ids"]), torch.tensor(found["special_tokens_mask"]).bool()
@@ -127,10 +132,20 @@ def whole_texts(
             break
         total += len(ids)
         classes = torch.tensor(labels, dtype=torch.int64).repeat(len(ids), 1).masked_fill(special[:, None], IGNORE)
+        without += bool(special.all())
         if last_token and not bool(special.all()):
             classes[: int((~special).nonzero()[-1])] = IGNORE
         windows.append(Window(ids, len(ids), classes, group))
+    _tell(without, len(data.texts))
     return windows, 0
+
+
+def _tell(without: int, texts: int) -> None:
+    """Warn of texts of which nothing is left to bear a label."""
+    if without:
+        warn(
+            f"{without} of {texts} texts have no token that could bear a label, as those of white space: they count not"
+        )
 
 
 def _check_length(length: int, least: int) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data import Source
+
 CATEGORIES = ("keyword", "name", "operator", "string", "number", "comment")
 LETTERS = "knosdc"  # one letter a category, in the order of CATEGORIES
 BLANK = "."  # white space and line structure: no category
@@ -135,6 +137,21 @@ def save_modules(modules: list[Module], path: Path) -> None:
 
 
 def load_modules(path: Path) -> list[Module]:
-    """Read what `save_modules` wrote."""
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return [Module(row["module"], row["text"], row["labels"]) for row in map(json.loads, lines)]
+    """Read what `save_modules` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    modules = []
+    for number, row in enumerate(Source(path), 1):
+        module = [row.get(name) for name in ("module", "text", "labels")]
+        name, text, labels = (value if isinstance(value, str) else "" for value in module)
+        if not name or not text or len(text) != len(labels) or not set(labels) <= {*LETTERS, BLANK}:
+            raise ValueError(
+                f"row {number} of {path} is no module: expected the strings module, text and labels, with one of "
+                f"{LETTERS}{BLANK} for each character"
+            )
+        modules.append(Module(name, text, labels))
+    if not modules:
+        raise ValueError(f"{path} holds no module, expected the demo's texts")
+    return modules

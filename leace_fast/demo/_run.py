@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._extras import optional
 from .._progress import Track, untracked
 from ..data import batched
 from ..methods import leace
 from ..models import multiplies
 from ..scrubbing import Scrubber, scrub
-from ..study import Clock, Study, run_study
+from ..study import Clock, Study, load_model, load_tokenizer, run_study
 from ._corpus import ASSETS, CATEGORIES, Module, load_modules
 from ._language_model import windows
 
@@ -78,6 +77,7 @@ def run_demo(
 
     Raises:
         FileNotFoundError: the folder lacks the model or a text.
+        ValueError: one of these is damaged.
     """
     clock = Clock()
     with clock.stage("load"):
@@ -136,14 +136,10 @@ def _inputs(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 def load_language_model(assets: Path) -> tuple[Any, Any]:
     """Return the demo's model and its tokenizer; where bfloat16 has no products here, the model is in float32."""
-    with optional("the demo needs transformers"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(assets / "model")
-    dtype = "auto" if multiplies(torch.bfloat16) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(assets / "model", dtype=dtype).eval()
+    source, dtype = str(assets / "model"), "auto" if multiplies(torch.bfloat16) else "float32"
+    model = load_model(source, "cpu", dtype)
     model.config.use_cache = False
-    return model, tokenizer
+    return model, load_tokenizer(source)
 
 
 def load_demo(assets: str | os.PathLike[str] = ASSETS) -> Demo:
@@ -151,6 +147,7 @@ def load_demo(assets: str | os.PathLike[str] = ASSETS) -> Demo:
 
     Raises:
         FileNotFoundError: the folder lacks the model or a text.
+        ValueError: one of these is damaged.
     """
     assets = Path(assets)
     for needed in (assets / "model" / "config.json", assets / HELD_OUT, assets / LIBRARY):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from .._extras import optional
 from .._warnings import warn
@@ -37,18 +38,26 @@ def load_model_and_tokenizer(source: str, device: str | None, dtype: str) -> tup
         warn(f"this processor has no products of {slow}: {advice}")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source} is an encoder-decoder: scrub it in Python, with leace_fast.scrub")
-    with optional("tokenizers need transformers"):
-        from transformers import AutoTokenizer
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the tokenizer of {source!r} cannot be loaded: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(source)
     model.config.use_cache = False
     return model, tokenizer, is_causal(model)
 
 
+def load_tokenizer(source: str) -> Any:
+    """Return a model's tokenizer; ValueError if it has none that can be loaded."""
+    with optional("tokenizers need transformers"):
+        from transformers import AutoTokenizer
+    with _loading(f"the tokenizer of {source!r}"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
 def load_model(source: str, device: str | None = None, dtype: str = "auto") -> Any:
-    """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named."""
+    """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model, device or dtype, the model cannot be loaded, or lacks
+            weights.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"no dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     check_source(source)
@@ -56,23 +65,38 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
     with optional("models need transformers"):
         import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    try:
-        config = AutoConfig.from_pretrained(source)
+    with _loading(f"the model {source!r}"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
         # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
         saved = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-        model = (AutoModelForCausalLM if causal else saved).from_pretrained(source, dtype=dtype)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the model {source!r} cannot be loaded: {_first_line(error)}") from error
+        loader: Any = AutoModelForCausalLM if causal else saved
+        model, found = loader.from_pretrained(source, dtype=dtype, trust_remote_code=False, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"the model {source!r} lacks {len(missing)} weights that its config.json asks for, such as {missing[0]!r}, "
+            "which would be random: fetch it again, or mend its config"
+        )
     model.to(target)  # type: ignore[arg-type]
     return model.eval()
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Turn whatever a broken folder raises inside transformers into a ValueError that names it."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # KeyError, AttributeError, SafetensorError and others, as the file is broken
+        raise ValueError(f"{what} cannot be loaded: {_first_line(error)}") from error
 
 
 def _device(name: str | None) -> torch.device:
     """The device of that name, a GPU if there is one and none is named; ValueError if it is not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # which the meta device refuses: it holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ValueError(f"no device {name!r} here ({_first_line(error)}), expected one of {here}") from error
@@ -80,4 +104,5 @@ def _device(name: str | None) -> torch.device:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    line = next(iter(str(error).strip().splitlines()), "")
+    return line if line and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}".rstrip(": ")

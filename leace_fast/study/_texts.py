@@ -17,13 +17,13 @@ from ..models import GROUPS, LABELS
 from ..scrubbing import Scrubber, scrub
 from ..statistics import IGNORE
 from ._clock import Clock
+from ._limits import check_tokens, window_length
 from ._models import check_source, load_model_and_tokenizer
 from ._records import Study
 from ._study import run_study
 
 HELD_OUT = 0.3
 TOKENS_PER_BATCH = 8192
-LONGEST_WINDOW = 1024
 MOST_GROUPS = 1024  # whose class sums are kept at each site: more are joined, which is as good to tell of fresh ones
 MOST_SEEN = 0.1  # of held-out tokens that were fitted on: short windows of two texts may be alike
 Contrasts = int | Literal["auto"]
@@ -143,11 +143,12 @@ def read_batches(
     fit, held_out = split_texts(read_texts(data, text, label, groups), HELD_OUT)
     ordinary = [] if neutral is None else [_neutral_texts(neutral, text)]
     model, tokenizer, causal = load_model_and_tokenizer(source, device, dtype)
-    length = _window_length(model.config, tokenizer)
+    length = window_length(model, tokenizer)
     most = (max_tokens, None if max_tokens is None else round(max_tokens * HELD_OUT / (1 - HELD_OUT)))
     cut = text_windows if causal else whole_texts
     fit_windows, _ = cut(fit, tokenizer, length, most[0], last_token)
     test_windows, text_bytes = cut(held_out, tokenizer, length, most[1], last_token)
+    check_tokens(model, [*fit_windows, *test_windows], source)
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     size = max(1, TOKENS_PER_BATCH // length)
     to_fit, to_test = (
@@ -235,8 +236,3 @@ def _has_labels(batch: Mapping[str, Any]) -> Tensor:
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch without the tokens to predict."""
     return {name: value for name, value in batch.items() if name != "labels"}
-
-
-def _window_length(config: Any, tokenizer: Any) -> int:
-    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length, LONGEST_WINDOW)
-    return min(limit for limit in limits if limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -101,3 +102,58 @@ def test_groups_of_windows():
     assert all("concept_groups" not in batch for batch in batched(bare, 3, token=0))
     with pytest.raises(ValueError, match="some windows have a group and others have none"):
         next(batched([windows[0], bare[1]], 3, token=0))
+
+
+@pytest.mark.parametrize("token", [None, -1, -100, 0.5, "<pad>", True])
+def test_what_is_no_token_to_pad_with(token):
+    with pytest.raises(ValueError, match="token is .*, expected the number of a token to pad with"):
+        next(pad([([1, 2], [0, 1]), ([3], [0])], 8, 2, token=token))
+    with pytest.raises(ValueError, match="token is .*, expected the number of a token to pad with"):
+        next(batched([Window(torch.tensor([1, 2]), 1, torch.tensor([0, 1]))], 2, token=token))
+
+
+@pytest.mark.parametrize("token", [0, 1, 3])
+def test_the_mask_follows_the_length_and_not_the_token(token):
+    """Where the end sign pads, as of GPT-2: it is masked behind a sequence and not inside."""
+    (batch,) = pad([([1, 3, 1], [0, 1, 0]), ([3], [1])], 8, 2, token=token)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["concept_labels"].tolist() == [[0, 1, 0], [1, -100, -100]]
+
+
+@pytest.mark.parametrize("labels", [[-100] * 4 + [1], [-100, -100, -100, 0, -100], [-100, -100, -100, 0, 1]])
+def test_a_sequence_whose_labels_would_all_be_cut_off_is_named(labels):
+    sequences = [([1, 2], [0, 1]), ([1, 2, 3, 4, 5], labels)]
+    with pytest.raises(ValueError, match="example 1 has 5 tokens and its first label at token [34], and is cut to 3"):
+        list(pad(sequences, length=3, batch_size=2))
+    (batch,) = pad(sequences, length=5, batch_size=2)
+    assert batch["concept_labels"][1].tolist() == labels
+
+
+def test_a_sequence_that_keeps_a_label_or_has_none_is_cut():
+    (batch,) = pad([([1, 2, 3, 4], [-100, 0, -100, 1]), ([1, 2, 3, 4], [-100] * 4)], length=2, batch_size=2)
+    assert batch["concept_labels"].tolist() == [[-100, 0], [-100, -100]]
+
+
+@pytest.mark.parametrize("make", [pack, pad])
+@pytest.mark.parametrize(
+    ("tokens", "labels", "what"),
+    [
+        ([1, 2], [0, 0.5], "the labels of example 0 hold 0.5 .float."),
+        ([1, 2], [0, None], "the labels of example 0 hold None"),
+        ([1, 2], ["a", "b"], "the labels of example 0 hold 'a'"),
+        ([1.5, 2], [0, 1], "the tokens of example 0 hold 1.5"),
+        (torch.tensor([1.0, 2.0]), [0, 1], "the tokens of example 0 are of torch.float32"),
+        ([1, 2], torch.tensor([0, 1]).bfloat16(), "the labels of example 0 are of torch.bfloat16"),
+    ],
+)
+def test_tokens_and_labels_are_not_rounded(make, tokens, labels, what):
+    with pytest.raises(TypeError, match=f"{what}.*, expected integers"):
+        list(make([(tokens, labels)], 2, 1))
+
+
+@pytest.mark.parametrize("make", [pack, pad])
+def test_tokens_and_labels_may_be_tensors_and_arrays(make):
+    wanted = [batch["concept_labels"].tolist() for batch in make([([1, 2], [0, 1])], 2, 1)]
+    for kind in (torch.tensor, np.array, lambda values: np.array(values, np.int8)):
+        found = list(make([(kind([1, 2]), kind([0, 1]))], 2, 1))
+        assert [batch["concept_labels"].tolist() for batch in found] == wanted

@@ -162,3 +162,111 @@ def test_groups_in_some_shards_only(tmp_path):
     np.savez(tmp_path / "1.npz", x=X.numpy(), y=Y, groups=GROUPS["numbers"])
     with pytest.raises(ValueError, match="strings in some shards and numbers in others"):
         Shards(tmp_path)
+
+
+FLOATS = {name: X.to(getattr(torch, name)) for name in ("float64", "float32", "float16", "bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_of_16_32_and_64_bits_are_read(tmp_path, dtype):
+    save_file({"x": FLOATS[dtype], "y": Y}, tmp_path / "a.safetensors")
+    x, _ = next(iter(Shards(tmp_path / "a.safetensors")))
+    assert torch.equal(x, FLOATS[dtype])
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">f2", "<f4"])
+def test_foreign_orders_of_bytes_and_of_columns(tmp_path, kind, dtype):
+    path, x = write_shard(tmp_path, kind), X.numpy().astype(dtype)
+    y, groups = Y.numpy().astype(">i4"), (np.arange(40) // 8).astype(">u2")
+    for array in (np.asfortranarray(x), x[::-1, ::-1][::-1, ::-1], np.ascontiguousarray(x)):
+        if kind == "npz":
+            np.savez(path, x=array, y=y, groups=groups)
+        else:
+            np.save(path, array)
+            np.save(path.with_name("s.y.npy"), y)
+            np.save(path.with_name("s.groups.npy"), groups)
+        ((got, labels, of),) = Shards(path).chunks()
+        assert of is not None and torch.equal(got, torch.from_numpy(x.astype(x.dtype.newbyteorder("="))))
+        assert torch.equal(labels, Y) and torch.equal(of, torch.arange(40) // 8) and got.is_contiguous()
+
+
+EIGHT = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "uint8", "int8", "bool", "int64")
+
+
+@pytest.mark.parametrize("dtype", EIGHT)
+def test_rows_that_are_no_floating_point_numbers_of_16_bits_or_more(tmp_path, dtype):
+    save_file({"x": X.abs().to(getattr(torch, dtype)), "y": Y}, tmp_path / "eight.safetensors")
+    with pytest.raises(
+        ValueError, match="x of .*eight.safetensors holds .*, expected floating-point numbers of 16, 32"
+    ):
+        Shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        *[X.numpy().astype("c8"), X.numpy().astype("g"), X.numpy().astype("S4"), X.numpy().astype("U4")],
+        *[X.numpy().astype("M8[s]"), X.numpy().view("V4"), X.numpy().astype("f4").view([("a", "f4")])],
+        *[np.float32(1), X.numpy()[0], X.numpy()[None], X.numpy()[:, :0], X.numpy()[:, 0]],
+    ],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_arrays_that_are_no_rows_are_named(tmp_path, kind, array):
+    path = write_shard(tmp_path, kind)
+    np.save(path, array) if kind == "npy" else np.savez(path, x=array, y=Y.numpy())
+    with pytest.raises(ValueError, match=f"x of .*{path.name} (holds|has shape)"):
+        Shards(path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("name", ["y", "groups"])
+def test_labels_and_groups_in_floating_point_are_named(tmp_path, name, dtype):
+    tensors = {"x": X, "y": Y, "groups": Y, name: Y.float().to(getattr(torch, dtype))}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"{name} of .*a.safetensors holds torch.{dtype}, expected"):
+        Shards(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "uint16", "uint32"])
+def test_labels_of_any_integers_are_the_same_classes(tmp_path, dtype):
+    save_file({"x": X, "y": Y.to(getattr(torch, dtype))}, tmp_path / "a.safetensors")
+    shards = Shards(tmp_path)
+    assert shards.class_names == ("0", "1", "2") and torch.equal(next(iter(shards))[1], Y)
+
+
+def test_negative_labels_are_classes_but_for_the_one_that_leaves_out(tmp_path):
+    y = np.array([-1, 1, -100, -1, 1], np.int8)
+    np.savez(tmp_path / "a.npz", x=X[:5].numpy(), y=y)
+    shards = Shards(tmp_path)
+    assert shards.class_names == ("-1", "1") and next(iter(shards))[1].tolist() == [0, 1, -100, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [([True, False], [0, 1]), ([0, 1], ["0", "1"]), (["a", "b"], [True, False]), ([1, 2], [True] * 2)]
+)
+def test_labels_of_other_kinds_in_other_shards(tmp_path, one, other):
+    for name, y in (("0", one), ("1", other)):
+        np.savez(tmp_path / f"{name}.npz", x=X[:2].numpy(), y=np.array(y))
+    with pytest.raises(ValueError, match="labels are .* in .*0.npz and .* in .*1.npz, expected the same kind in all"):
+        Shards(tmp_path)
+
+
+def test_what_archives_and_systems_leave_in_a_folder_is_no_shard(tmp_path):
+    write_shard(tmp_path, "npz")
+    for name in ("._s.npz", "._t.safetensors", ".DS_Store", "._x.npy", ".hidden.npz"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7Mac OS X")
+    for name in ("folder.npz", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "__MACOSX" / "._s.npz").write_bytes(b"\0\5\26\7")
+    assert [path.name for path in Shards(tmp_path).files] == ["s.npz"]
+
+
+def test_shards_without_rows(tmp_path):
+    write_shard(tmp_path / "s", "npz")
+    np.savez(tmp_path / "s" / "0.npz", x=X[:0].numpy(), y=Y[:0].numpy())
+    shards = Shards(tmp_path / "s")
+    assert shards.rows == 40 and torch.equal(torch.cat([x for x, _ in shards]), X)
+    with pytest.raises(ValueError, match="holds no labels"):
+        Shards(tmp_path / "s" / "0.npz")

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leace_fast.data import last_token_labels, token_labels, word_spans
+from leace_fast.data import (
+    Sentence,
+    Texts,
+    label_tokens,
+    last_token_labels,
+    split_texts,
+    token_labels,
+    word_spans,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +66,89 @@ def test_last_token_labels():
         last_token_labels([[1], []], [0, 1])
     with pytest.raises(ValueError, match="got 1 texts and 2 labels"):
         last_token_labels([[1]], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "lost"),
+    [
+        ("He said that a cat slept", ["He", "a", "cat", "slept"], "'s' stands in the text in front of word 1"),
+        ("an a", ["a"], "'n a' stands in the text behind the last word"),
+        ("the cat sat", ["cat", "sat"], "'the' stands in the text in front of word 0"),
+        ("du bist da", ["du", "da"], "'bist' stands in the text in front of word 1"),
+        ("aa", ["a"], "'a' stands in the text behind the last word"),
+        ("2 12", ["2", "2"], "'1' stands in the text in front of word 1"),
+    ],
+)
+def test_words_that_do_not_make_up_their_text(text, words, lost):
+    with pytest.raises(ValueError, match=f"{lost}.* belongs to no word, expected all words of the text in order"):
+        word_spans(words, list(range(len(words))), text)
+    with pytest.raises(ValueError, match=lost):
+        Sentence(text, tuple(words), ("X",) * len(words)).spans({"X": 0})
+
+
+def test_words_that_come_again_and_signs_between_them():
+    text, spans = word_spans(["a", "a", "cat", "a"], [0, 1, -100, 2], "a, a (cat)... a!")
+    assert [(text[span.start : span.end], span.start, span.label) for span in spans] == [
+        *[("a", 0, 0), ("a", 3, 1), ("a", 14, 2)]
+    ]
+
+
+@pytest.mark.parametrize("offsets", [(0, 6), (-1, 2), (3, 2)])
+def test_offsets_of_another_text(offsets):
+    with pytest.raises(ValueError, match="a token is said to stand at .* in a text of 5 characters"):
+        token_labels("abcde", [(0, 2, 1)], [(0, 1), offsets])
+
+
+class Tokenizer:
+    """A fast tokenizer with the offsets that it is given."""
+
+    is_fast = True
+
+    def __init__(self, *offsets):
+        self.offsets = list(offsets)
+
+    def __call__(self, text, **options):
+        return {"input_ids": [1] * len(self.offsets), "offset_mapping": self.offsets}
+
+
+def test_a_tokenizer_that_does_not_know_where_tokens_stand():
+    with pytest.raises(ValueError, match="in text 0: Tokenizer says of no token where it stands"):
+        label_tokens(Tokenizer((0, 0), (0, 0)), ["ab"], [[(0, 1, 1)]])
+    assert label_tokens(Tokenizer(), ["  "], [[(0, 1, 1)]]) == [([], [])]
+    assert label_tokens(Tokenizer((0, 0), (0, 1)), ["ab"], [[(0, 1, 1)]]) == [([1, 1], [-100, 1])]
+    slow = Tokenizer((0, 1))
+    slow.is_fast = False
+    with pytest.raises(ValueError, match="does not know where its tokens stand"):
+        label_tokens(slow, ["ab"], [[(0, 1, 1)]])
+
+
+@pytest.mark.parametrize("text", [None, 3, b"ab", ["ab"]])
+def test_texts_that_are_no_strings_are_numbered(text):
+    with pytest.raises(TypeError, match="text 1 is .*, expected a string"):
+        label_tokens(Tokenizer((0, 1)), ["ab", text], [[], []])
+    with pytest.raises(TypeError, match="text 1 is .*, expected a string"):
+        split_texts(Texts(["ab", text], [(0,), (1,)], {"kind": ("a", "b")}))
+
+
+def test_half_of_a_surrogate_pair_is_told_with_its_text():
+    for act in (
+        lambda: label_tokens(Tokenizer((0, 1)), ["ab", "\ud83d"], [[], []]),
+        lambda: split_texts(Texts(["ab", "\ud83d"], [(0,), (1,)], {"kind": ("a", "b")})),
+        lambda: split_texts(Texts(["ab", "\ud83d"], [(0,), (1,)], {"kind": ("a", "b")}, [0, 1], ["x", "y"])),
+    ):
+        with pytest.raises(ValueError, match="text 1 holds half of a surrogate pair"):
+            act()
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_length_that_keeps_no_token(length):
+    with pytest.raises(ValueError, match="max_length is .*, expected at least 1"):
+        label_tokens(Tokenizer((0, 1)), ["ab"], [[]], max_length=length)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"), [([(0,)], ()), ([(0,), (1,), (0,)], ()), ([(0,), (1,)], [0]), ([(0,), (1,)], [0, 1, 2])]
+)
+def test_texts_with_other_numbers_of_labels_or_groups(labels, groups):
+    with pytest.raises(ValueError, match="got 2 texts, the labels of . and the groups of ., expected"):
+        split_texts(Texts(["a", "b"], labels, {"kind": ("a", "b")}, groups, ["x", "y", "z"]))

@@ -73,3 +73,46 @@ def test_texts_without_labels_have_windows_without_classes(tokenizer, cut):
     windows, _ = cut(Texts(["a text of some words"], [()], {}), tokenizer, 12)
     assert windows[0].concept_labels.shape == (len(windows[0].input_ids), 0)
     assert windows[0].concept_labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("cut", [text_windows, whole_texts])
+def test_texts_without_a_token_are_told(cut):
+    tokenizer = words()
+    data = Texts(["she ran", "  ", "\n"], [(0,), (1,), (1,)], {"label": ("a", "b")})
+    with pytest.warns(UserWarning, match="2 of 3 texts have no token that could bear a label"):
+        windows, _ = cut(data, tokenizer, 8)
+    labels = [label for window in windows for label in window.concept_labels.flatten().tolist()]
+    assert set(labels) - {-100} == {0}
+
+
+@pytest.mark.parametrize("cut", [text_windows, whole_texts])
+@pytest.mark.parametrize("texts", [["she", None], ["she", "\ud83d"], ["she", 3]])
+def test_what_no_tokenizer_takes_is_numbered(cut, texts):
+    for groups in ((), [0, 1]):
+        data = Texts(texts, [(0,), (1,)], {"label": ("a", "b")}, groups, ["x", "y"])
+        with pytest.raises((TypeError, ValueError), match="text 1 (is|holds)"):
+            cut(data, words(), 8)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("special", [True, False])
+def test_the_label_of_a_last_token_stays_where_a_text_is_cut(side, special):
+    tokenizer = words(special)
+    tokenizer.truncation_side = tokenizer.padding_side = side
+    data = Texts(["she ran home and slept", "she"], [(1,), (0,)], {"label": ("a", "b")})
+    for cut in (text_windows, whole_texts):
+        windows, _ = cut(data, tokenizer, 4, last_token=True)
+        labels = [label for window in windows for label in window.concept_labels.flatten().tolist()]
+        assert sorted(label for label in labels if label >= 0) == [0, 1], cut
+
+
+def words(special: bool = True):
+    """A tokenizer of whole words, with a start and an end sign or with neither in its texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "she": 2, "ran": 3, "home": 4}, unk_token="<s>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        made.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
