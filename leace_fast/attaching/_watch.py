@@ -192,7 +192,7 @@ def watch(model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[
                     _, watch = touched.setdefault(way[i], (i, _watch_on(way[i])))
                     _hold(watch, Part(below.what, tuple(names[i:end]), site))
                     below, end = Part(watch, (), site), i
-            if end == 0:
+            if end == 0 and all(part.what is not below.what for part in own):
                 own.append(below)
         if own:
             stack.callback(Guard(model, tuple(own)).handle.remove)
