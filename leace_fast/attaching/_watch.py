@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..models import acts_of, forget_compiled, put_on, take_off, unwrapped, wears
 from ._erasure import LAYER as ERASED
 from ._erasure import Erasure, check_kept
+from ._recomputing import Attached, check_not_recomputed
 
 LAYER = "watched"  # of modules: see `subtypes`
 
@@ -57,6 +59,7 @@ class Watch:
         further: whether there are other sites.
         due: the mark of a pass of the model, None once the module has run.
         ran: whether the module has ever run.
+        graded: whether gradients were recorded when it ran last; in layers that are computed again they are not.
     """
 
     due: object = None  # copies start without
@@ -64,7 +67,7 @@ class Watch:
     def __init__(self) -> None:
         self.hold((), ())
         self.marks: dict[int, object] = {}  # by thread, of hooks alone
-        self.ran = False
+        self.ran, self.graded = False, True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "marks": {}, "ran": False}  # what a copy lost on its way is found in its first pass
@@ -79,7 +82,7 @@ class Watch:
 
     def enter(self, mark: object) -> None:
         """Mark all parts as due."""
-        self.due, self.ran = None, True
+        self.due, self.ran, self.graded = None, True, torch.is_grad_enabled()
         for part in self.parts:
             part.due = mark
 
@@ -143,10 +146,16 @@ class Watch:
 
 
 class Guard:
-    """A hook of the model: its own forward, which watches or erases, has run whenever the model has."""
+    """A hook of the model: its own forward, which watches or erases, has run whenever the model has.
 
-    def __init__(self, model: nn.Module, parts: tuple[Part, ...]) -> None:
-        self.parts = parts
+    Args:
+        model: that erasers are attached to.
+        own: the erasure or the watch of the model itself.
+        watches: all watches in it.
+    """
+
+    def __init__(self, model: nn.Module, own: Iterable[Part], watches: Iterable[Watch]) -> None:
+        self.own, self.watches, self.attached = tuple(own), tuple(watches), Attached()
         # kept, as a handle keeps the number of this hook from being given again where the model is loaded
         self.handle = model.register_forward_hook(self)
         self._arm()
@@ -156,15 +165,24 @@ class Guard:
         self._arm()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        for part in self.parts:
+        for part in self.own:
             if part.what.due is self:
                 kind = ERASED if isinstance(part.what, Erasure) else LAYER
                 if "forward" in vars(module) or not (wears(module, kind) or _hooked(module, part.what)):
                     raise _un_erased(part, f"{PATCHED}, or its type was set back; attach it again")
             part.what.due = self
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not all(watch.graded for watch in self.watches):
+            self.attached.hold(output)
+
+    def end(self) -> None:
+        """Take the hook off."""
+        self.handle.remove()
+        self.attached.end()
 
     def _arm(self) -> None:
-        for part in self.parts:
+        for part in self.own:
             part.what.due = self
 
 
@@ -194,8 +212,7 @@ def watch(model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[
                     below, end = Part(watch, (), site), i
             if end == 0 and all(part.what is not below.what for part in own):
                 own.append(below)
-        if own:
-            stack.callback(Guard(model, tuple(own)).handle.remove)
+        stack.callback(Guard(model, own, [watch for _, watch in touched.values()]).end)
         return stack.pop_all().close
 
 
@@ -259,7 +276,9 @@ def _forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
         if watch is None:
             return kind.forward(self, *args, **kwargs)
         # this is `enter` and `leave` written out: a call of either costs more than all that they do
-        watch.due, watch.ran = None, True
+        if not watch.ran and watch.due is None:
+            check_not_recomputed(self)
+        watch.due, watch.ran, watch.graded = None, True, torch.is_grad_enabled()
         mark: list[None] = []  # like no other object
         for part in watch.parts:
             part.due = mark
