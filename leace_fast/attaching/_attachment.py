@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .._warnings import warn
 from ..erasers import Eraser
-from ..models import add_act, evaluating, hidden_of, is_norm, run_example, submodules, wears
-from ._erasure import LAYER, Erasure, erase_in
+from ..models import add_act, evaluating, hidden_of, is_norm, run_example
+from ._erasure import Erasure, erase_in
 from ._fused_norms import FusedNorm, find_formula
+from ._places import check_loaded, places
+from ._watch import watch
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
@@ -27,17 +29,20 @@ class Attachment:
     """The erasers that act in one model until `end`.
 
     Args:
-        model: any module.
+        model: any module, in no wrapper (see `unwrapped`).
         erasers: by the name of their site.
         fused: whether norms erase in the pass that norms, where that can be; other sites get a warning.
 
     Raises:
-        ValueError: the model lacks a site, or it has another width.
+        ValueError: the model lacks a site or its weights, a site has another width, or nothing can act there.
         RuntimeError: the model would run without being erased; nothing stays attached.
     """
 
     def __init__(self, model: nn.Module, erasers: Mapping[str, Eraser], fused: bool = False) -> None:
-        modules = submodules(model, erasers)
+        found = places(model, erasers)
+        check_loaded(model)
+        erasers = {name: erasers[site] for site, (name, _) in found.items()}
+        modules = dict(found.values())
         self.erasures = {site: Erasure(eraser) for site, eraser in erasers.items()}
         rows = {site: _probe_rows(model, module, erasers[site].dim) for site, module in modules.items()}
         # what holds other sites is changed by their erasers too: its own cannot be told from these on probe rows
@@ -49,7 +54,7 @@ class Attachment:
             for site, before in clean.items():
                 if before is not None:
                     _test(erasers[site], before, _run(modules[site], rows[site]))
-            stack.callback(_Check(model, modules, self.erasures).handle.remove)
+            stack.callback(watch(model, modules, self.erasures))
             self.end = stack.pop_all().close
 
     def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
@@ -75,58 +80,6 @@ class Attachment:
     def _activate(self, active: bool) -> None:
         for erasure in self.erasures.values():
             erasure.active = active
-
-
-class _Check:
-    """A hook of the model: the first pass must have run every site, and later ones only leave out what is in place."""
-
-    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> None:
-        self.model, self.modules, self.erasures, self.first = model, dict(modules), dict(erasures), True
-        self.ways = {site: _way(model, site) for site in modules}
-        for erasure in self.erasures.values():
-            erasure.ran = False
-        # kept, as a handle keeps the number of this hook from being given again where the model is loaded
-        self.handle = model.register_forward_hook(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "first": True}  # what a copy lost on its way is found in its first pass
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        missing = []
-        for site, erasure in self.erasures.items():
-            if erasure.ran:
-                erasure.ran = False
-            else:
-                missing.append(site)
-        for site in missing:  # as the encoder, in all passes of `generate` but the first
-            if reason := self._reason(site):
-                raise RuntimeError(f"the model ran without being erased at {site!r}: {reason}")
-        self.first = False
-
-    def _reason(self, site: str) -> str:
-        """Why a pass that left out the site may not."""
-        if self.first:
-            return (
-                "this forward pass does not call that module (replaced after it was attached, skipped, or its weights "
-                "are read by a fused kernel)"
-            )
-        attached = self.modules[site]
-        if wears(attached, LAYER) and "forward" in attached.__dict__:
-            return "the module's forward was replaced after the eraser was attached; attach it again"
-        *above, below = [modules.get(name) is child for modules, name, child in self.ways[site]] or [True]
-        # a wrapper may have come between the model and a module that this pass leaves out
-        if not below or not (all(above) or any(module is attached for module in self.model.modules())):
-            return "another module has taken the place of the one that the eraser was attached to"
-        return ""
-
-
-def _way(model: nn.Module, site: str) -> list[tuple[Mapping[str, Any], str, nn.Module]]:
-    """The modules from the model down to a site: where each is held, its name there, and itself."""
-    way = []
-    for name in site.split(".") if site else []:
-        way.append((model._modules, name, model.get_submodule(name)))
-        model = way[-1][-1]
-    return way
 
 
 def _attach(module: nn.Module, erasure: Erasure, fused: bool) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,18 +20,22 @@ class Erasure:
     """An eraser at work at one site: called on what a module returns.
 
     Attributes:
-        ran: whether the site has been run.
+        due: the mark of a pass that has to run the site, None once it has run.
+        ran: whether the site has ever run.
         active: False leaves the rows as they are, for a comparison.
         norm: of a fused norm: its erased output, or None where the module has to compute it.
     """
 
+    due: object = None
+
     def __init__(self, eraser: Eraser, norm: Norm | None = None) -> None:
         self.eraser, self.norm = eraser, norm
+        self.normed: Any = None  # the forward whose formula `norm` computes; of copies that of their first pass
         self.ran, self.active = False, True
 
     def __call__(self, output: Any) -> Any:
         """Return the output of the module with its hidden states erased."""
-        self.ran = True
+        self.due, self.ran = None, True
         if isinstance(output, Tensor):
             return self.eraser._bound_for(output)(output) if self.active else output
         hidden = hidden_of(output)
@@ -60,6 +65,7 @@ def erase_in(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
         put_on(module, LAYER, forward=_forward_over)
     except TypeError as error:
         raise ValueError(f"its type cannot change ({error})") from error
+    erasure.normed = None
     vars(module)["_erasure"] = erasure
 
     def end() -> None:
@@ -72,17 +78,33 @@ def erase_in(module: nn.Module, erasure: Erasure) -> Callable[[], None]:
 
 
 def _forward_over(kind: type[nn.Module]) -> Callable[..., Any]:
-    original = kind.forward
-
+    @functools.wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        erasure: Any = self._erasure  # raises in a copy that lost it
-        if erasure is None:
+        # found anew in each call: libraries replace the forward of a class by a faster one
+        original = kind.forward
+        try:
+            erasure: Any = self._erasure
+        except AttributeError:
+            check_kept(self, "_erasure", LAYER)
+            erasure = None
+        if erasure is None:  # a library has kept this forward, and calls it after the end
             return original(self, *args, **kwargs)
         if erasure.norm is not None and erasure.active and len(args) == 1 and not kwargs:
-            erased = erasure.norm(self, args[0])
+            if erasure.normed is None:
+                erasure.normed = original
+            erased = erasure.norm(self, args[0]) if erasure.normed is original else None
             if erased is not None:
-                erasure.ran = True
+                erasure.due, erasure.ran = None, True
                 return erased
         return erasure(original(self, *args, **kwargs))
 
     return forward
+
+
+def check_kept(module: nn.Module, name: str, layer: str) -> None:
+    """Raise AttributeError for a copy of an erased module that has lost what erases or watches."""
+    if name not in vars(module) and wears(module, layer):
+        raise AttributeError(
+            f"this {type(module).__name__} was copied while erasers were attached, and lost {name}, without which it "
+            "would run without being erased: detach them first"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attaching import Attachment
 from ..erasers import MAX_COST_RATIO, Eraser
 from ..folding import FoldReport, LoraReport, export_lora, fold_, unfold_
-from ..models import Identity, check_module
+from ..models import Identity, check_module, unwrapped
 from ._folder import find_folder, push_folder, read_folder, write_folder
 from ._seen import Seen
 
@@ -171,6 +171,8 @@ class Scrubber(Mapping[str, Eraser]):
         Raises:
             ValueError, TypeError, RuntimeError: as `attached`.
         """
+        check_module(model)
+        model = unwrapped(model)
         self.check_model(model)
         if model in self._attached:
             raise ValueError("this scrubber is attached to this model already: an eraser acts once at a site")
@@ -186,7 +188,7 @@ class Scrubber(Mapping[str, Eraser]):
             ValueError: this scrubber is not attached to this model.
         """
         self._of(model).end()
-        del self._attached[model]
+        del self._attached[unwrapped(model)]
 
     def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
         """Check that `run`, called like the model on a batch, gives what the model with its erasers attached gives.
@@ -214,6 +216,8 @@ class Scrubber(Mapping[str, Eraser]):
         self._of(model).verify(model, run, example)
 
     def _of(self, model: nn.Module) -> Attachment:
+        check_module(model)
+        model = unwrapped(model)
         if model not in self._attached:
             raise ValueError(
                 "this scrubber is not attached to this model: call attach_(model) first (the erasers in a copy or in a "

@@ -1,0 +1,346 @@
+"""A module that runs, and does not run what it holds of sites, raises: in each pass, whatever happened since attaching.
+
+Each module on the way from the model to a site has a watch. Before its pass it marks what it holds as due, and each
+part that runs takes its mark away; afterwards no mark may be left. The marks of a pass are its own, so that threads
+that run the model at the same time do not meet each other's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import acts_of, forget_compiled, put_on, take_off, unwrapped, wears
+from ._erasure import LAYER as ERASED
+from ._erasure import Erasure, check_kept
+from ._recomputing import Attached, check_not_recomputed
+
+LAYER = "watched"  # of modules: see `subtypes`
+
+SKIPPED = (
+    "this forward pass does not call that module (replaced after it was attached, skipped, or its weights are read by "
+    "a fused kernel)"
+)
+REPLACED = "another module has taken the place of the one that the eraser was attached to, or its hooks are gone"
+PATCHED = "the module's forward was replaced after the eraser was attached"
+AGAIN = "detach the erasers and attach them again"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a module holds: a site, or a module that holds sites.
+
+    Attributes:
+        what: the erasure of the site, or the watch of the module.
+        path: names that lead from the module to it.
+        site: its name, or that of the first site below it.
+    """
+
+    what: Erasure | Watch
+    path: tuple[str, ...]
+    site: str
+
+
+class Watch:
+    """What one module must run in each of its passes.
+
+    Attributes:
+        sites: parts that erase.
+        stages: parts that hold further sites; they may be left out once they have run.
+        parts: all of them.
+        children: of the sites, those that are children of the module: their names and erasures.
+        further: whether there are other sites.
+        due: the mark of a pass of the model, None once the module has run.
+        ran: whether the module has ever run.
+        graded: whether gradients were recorded when it ran last; in layers that are computed again they are not.
+    """
+
+    due: object = None  # copies start without
+
+    def __init__(self) -> None:
+        self.hold((), ())
+        self.marks: dict[int, object] = {}  # by thread, of hooks alone
+        self.ran, self.graded = False, True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "marks": {}, "ran": False}  # what a copy lost on its way is found in its first pass
+
+    def hold(self, sites: Iterable[Part], stages: Iterable[Part]) -> None:
+        """Hold these parts, and no others."""
+        self.sites, self.stages = tuple(sites), tuple(stages)
+        self.parts = tuple(part.what for part in (*self.sites, *self.stages))
+        # the place of most: what is checked of them in each pass must cost next to nothing
+        self.children = tuple((part.path[0], part.what) for part in self.sites if len(part.path) == 1)
+        self.further = len(self.children) < len(self.sites)
+
+    def enter(self, mark: object) -> None:
+        """Mark all parts as due."""
+        self.due, self.ran, self.graded = None, True, torch.is_grad_enabled()
+        for part in self.parts:
+            part.due = mark
+
+    def leave(self, module: nn.Module, mark: object) -> None:
+        """Raise RuntimeError where a part has not run that had to, or another one stands in its place."""
+        for part in (*self.sites, *self.stages):
+            if part.what.due is mark or isinstance(part.what, Erasure):
+                self._look(module, part, mark)
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """The hook for `enter` of modules whose forward cannot call it."""
+        mark = self.marks[get_ident()] = []
+        self.enter(mark)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The hook for `leave`."""
+        self.leave(module, self.marks.pop(get_ident(), []))
+
+    def _look(self, module: nn.Module, part: Part, mark: object) -> None:
+        """Raise RuntimeError unless a part may have been left out."""
+        what = part.what
+        found = _standing(module, part)
+        if found is None:
+            raise _un_erased(part, f"{REPLACED}: {AGAIN}")
+        if what.due is not mark:
+            return
+        kind = ERASED if isinstance(what, Erasure) else LAYER
+        if wears(found, kind) and "forward" in vars(found):
+            raise _un_erased(part, f"{PATCHED}; attach it again")
+        if not wears(found, kind) and not _hooked(found, what):
+            raise _un_erased(part, f"the module's type was set back: {AGAIN}")
+        if isinstance(what, Watch) and not what.ran and any(each.what.ran for each in (*what.sites, *what.stages)):
+            self._adopt(module, part, mark)
+        elif not self._may_skip(module, part, mark):
+            raise _un_erased(part, SKIPPED)
+
+    def _may_skip(self, module: nn.Module, part: Part, mark: object) -> bool:
+        """Whether a part that is in its place may be left out by a pass: see "What must run" in docs/serving.md."""
+        for length in range(1, len(part.path)):
+            above, listed = part.path[:length], _at(module, part.path[:length])
+            if _only_holds(listed):
+                items = [each for each in (*self.sites, *self.stages) if each.path[:length] == above]
+                if any(each.what.due is not mark for each in items):
+                    return True  # as experts without tokens, and layers that layerdrop or an early exit leave out
+                # where each item has a site, those that pass through the list must have met one
+                return part.what.ran and len({each.path[length] for each in items}) < len(listed._modules)
+        return isinstance(part.what, Watch) and part.what.ran  # as the encoder, in passes of `generate`
+
+    def _adopt(self, module: nn.Module, part: Part, mark: object) -> None:
+        """Hold the parts of a module that is used otherwise than by its forward, and so never watches them."""
+        watch: Any = part.what
+        sites, stages = (
+            [Part(each.what, (*part.path, *each.path), each.site) for each in parts]
+            for parts in (watch.sites, watch.stages)
+        )
+        self.hold((*self.sites, *sites), (*(each for each in self.stages if each is not part), *stages))
+        for each in (*sites, *stages):
+            if not each.what.ran:
+                each.what.due = mark
+                self._look(module, each, mark)
+
+
+class Guard:
+    """A hook of the model: its own forward, which watches or erases, has run whenever the model has.
+
+    Args:
+        model: that erasers are attached to.
+        own: the erasure or the watch of the model itself.
+        watches: all watches in it.
+    """
+
+    def __init__(self, model: nn.Module, own: Iterable[Part], watches: Iterable[Watch]) -> None:
+        self.own, self.watches, self.attached = tuple(own), tuple(watches), Attached()
+        # kept, as a handle keeps the number of this hook from being given again where the model is loaded
+        self.handle = model.register_forward_hook(self)
+        self._arm()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._arm()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        for part in self.own:
+            if part.what.due is self:
+                kind = ERASED if isinstance(part.what, Erasure) else LAYER
+                if "forward" in vars(module) or not (wears(module, kind) or _hooked(module, part.what)):
+                    raise _un_erased(part, f"{PATCHED}, or its type was set back; attach it again")
+            part.what.due = self
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not all(watch.graded for watch in self.watches):
+            self.attached.hold(output)
+
+    def end(self) -> None:
+        """Take the hook off."""
+        self.handle.remove()
+        self.attached.end()
+
+    def _arm(self) -> None:
+        for part in self.own:
+            part.what.due = self
+
+
+def watch(model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> Callable[[], None]:
+    """Watch that each pass of the model, and of any module in it, runs the sites; returns what ends that.
+
+    Args:
+        model: holds the sites.
+        modules: that erase by now, by the name of their site.
+        erasures: of these.
+    """
+    with ExitStack() as stack:
+        touched: dict[nn.Module, tuple[int, Watch]] = {}  # with the number of modules above
+        stack.callback(_release, touched, [*erasures.values()])
+        own: list[Part] = []  # of the model itself
+        for site, erasure in erasures.items():
+            erasure.ran, erasure.due = False, None
+            names = site.split(".") if site else []
+            way = [model]
+            for name in names:
+                way.append(way[-1].get_submodule(name))
+            below, end = Part(erasure, (), site), len(names)
+            for i in reversed(range(end)):
+                if _is_watched(way, i):
+                    _, watch = touched.setdefault(way[i], (i, _watch_on(way[i])))
+                    _hold(watch, Part(below.what, tuple(names[i:end]), site))
+                    below, end = Part(watch, (), site), i
+            if end == 0 and all(part.what is not below.what for part in own):
+                own.append(below)
+        stack.callback(Guard(model, own, [watch for _, watch in touched.values()]).end)
+        return stack.pop_all().close
+
+
+def _is_watched(way: list[nn.Module], i: int) -> bool:
+    """Whether a module on the way to a site is the model, has the site or a list in it, or has a fast path."""
+    if _only_holds(way[i]):
+        return False
+    return i == 0 or i == len(way) - 2 or _only_holds(way[i + 1]) or bool(_slow_paths(way[i]))
+
+
+def _hold(watch: Watch, part: Part) -> None:
+    if isinstance(part.what, Erasure):
+        watch.hold((*watch.sites, part), watch.stages)
+    elif all(each.what is not part.what or each.path != part.path for each in watch.stages):
+        watch.hold(watch.sites, (*watch.stages, part))
+
+
+def _watch_on(module: nn.Module) -> Watch:
+    """The watch of a module, which gets one unless it has one already."""
+    watch = vars(module).get("_watch") or Watch()
+    if wears(module, LAYER) or _hooked(module, watch):
+        return watch
+    try:
+        if "forward" in vars(module) or hasattr(module, "__deepcopy__"):
+            raise TypeError
+        put_on(module, LAYER, forward=_forward_under, **_slow_paths(module))
+    except TypeError:  # a module that has its own forward or cannot change its type
+        module.register_forward_pre_hook(watch.before)
+        module.register_forward_hook(watch.after)
+        forget_compiled()
+    vars(module)["_watch"] = watch
+    return watch
+
+
+def _release(touched: Mapping[nn.Module, tuple[int, Watch]], erasures: list[Erasure]) -> None:
+    """Let modules no longer hold erasures, and take the watch off those that hold none any more."""
+    for module, (_, watch) in sorted(touched.items(), key=lambda item: -item[1][0]):
+        watch.hold(
+            [part for part in watch.sites if all(part.what is not each for each in erasures)],
+            [part for part in watch.stages if isinstance(part.what, Watch) and (part.what.sites or part.what.stages)],
+        )
+        if watch.sites or watch.stages:
+            continue
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number in [number for number, hook in hooks.items() if getattr(hook, "__self__", None) is watch]:
+                del hooks[number]
+                forget_compiled()
+        vars(module)["_watch"] = None  # also under a type that cannot be taken off
+        if take_off(module, LAYER) or not wears(module, LAYER):
+            del vars(module)["_watch"]
+
+
+def _forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(kind.forward)  # libraries look at the names of its arguments
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            watch: Any = self._watch
+        except AttributeError:
+            check_kept(self, "_watch", LAYER)
+            watch = None
+        if watch is None:
+            return kind.forward(self, *args, **kwargs)
+        # this is `enter` and `leave` written out: a call of either costs more than all that they do
+        if not watch.ran and watch.due is None:
+            check_not_recomputed(self)
+        watch.due, watch.ran, watch.graded = None, True, torch.is_grad_enabled()
+        mark: list[None] = []  # like no other object
+        for part in watch.parts:
+            part.due = mark
+        output = kind.forward(self, *args, **kwargs)
+        try:
+            modules = self._modules
+            for name, erasure in watch.children:
+                if modules[name]._erasure is not erasure:  # type: ignore[union-attr]
+                    raise KeyError(name)
+            for part in watch.parts:
+                if part.due is mark:
+                    raise KeyError
+            if watch.further:
+                raise KeyError
+        except (AttributeError, KeyError):
+            watch.leave(self, mark)
+        return output
+
+    return forward
+
+
+def _slow_paths(module: nn.Module) -> dict[str, Callable[..., Any]]:
+    """Members that keep torch's encoders from their fast paths, which read weights and call no module."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return {"activation_relu_or_gelu": _none}
+    return {"use_nested_tensor": _none} if isinstance(module, nn.TransformerEncoder) else {}
+
+
+def _none(kind: type[nn.Module]) -> property:
+    return property(lambda self: 0)
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether a module has no forward, as a list of modules."""
+    return type(module).forward is nn.Module.forward and "forward" not in vars(module)
+
+
+def _at(module: nn.Module, path: tuple[str, ...]) -> Any:
+    found: Any = module
+    for name in path:
+        found = found and found._modules.get(name)
+    return found
+
+
+def _standing(module: nn.Module, part: Part) -> nn.Module | None:
+    """What stands in the place of a part, if it is the part, in wrappers or not."""
+    found = _at(module, part.path)
+    if found is None:
+        return None
+    if isinstance(part.what, Watch):  # of which others may keep what they hold in wrappers of any kind
+        return next((each for each in found.modules() if vars(each).get("_watch") is part.what), None)
+    ways = (found, unwrapped(found))
+    return next((each for each in ways if vars(each).get("_erasure") is part.what or _hooked(each, part.what)), None)
+
+
+def _hooked(module: nn.Module, what: Erasure | Watch) -> bool:
+    """Whether an erasure or a watch acts by hooks."""
+    acts = acts_of(module)
+    if acts is not None and any(act is what for act in acts.entries):
+        return True
+    return any(getattr(hook, "__self__", None) is what for hook in module._forward_hooks.values())
+
+
+def _un_erased(part: Part, reason: str) -> RuntimeError:
+    return RuntimeError(f"the model ran without being erased at {part.site!r}: {reason}")
