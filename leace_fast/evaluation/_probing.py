@@ -78,7 +78,7 @@ class Probing:
             raise TypeError(f"in batch {index}: {LABELS} is {describe(labels)}, expected a tensor")
         self._refuse_seen(batch, index, stream)
         if not self.rows:
-            self._start(example)
+            self._start(example, labels.ndim > 1)
 
     def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
         """What takes in the rows of a batch, or of a piece of it; to be entered where the erasers act.
@@ -132,8 +132,8 @@ class Probing:
                 "`without_seen` of these; or pass in_sample=True, which names the figures in-sample, or probe=False"
             )
 
-    def _start(self, example: Mapping[str, Any]) -> None:
-        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
+    def _start(self, example: Mapping[str, Any], by_token: bool) -> None:
+        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted, by_token)
         width = sum(site.width for site in sites) * item_size(self.model)
         beside = WORKING * max(site.width for site in sites)
         most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))

@@ -114,7 +114,7 @@ class _Recorder:
         if not self.sites:
             self.busy = True
             try:
-                self._start(args[0] if len(args) == 1 and not kwargs else example)
+                self._start(args[0] if len(args) == 1 and not kwargs else example, len(batch.lead) > 1)
             finally:
                 self.busy = False
         self.batch = batch
@@ -163,8 +163,8 @@ class _Recorder:
                 self.made[name] = Moments(x.shape[-1], device=x.device, **self.options)
         return self.made[name]
 
-    def _start(self, example: Any) -> None:
-        sites = resolve_sites(self.model, example, self.wanted)
+    def _start(self, example: Any, by_token: bool) -> None:
+        sites = resolve_sites(self.model, example, self.wanted, by_token)
         self.decoder = decoder_sites(self.model, [site.name for site in sites])
         self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._channels import Channels
 from ._modules import describe, hidden_of, is_hidden, run_example
 
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `Trace.follow`
@@ -38,6 +39,7 @@ class Trace:
         self.refused: dict[str, str] = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._kept = kept
+        self.channels = Channels()
         # by address; not kept alive, or memory would grow with depth: an address may be given to another tensor
         self._owners: dict[tuple[int, int], _Owner] = {}
         self._run(model, example)
@@ -93,6 +95,13 @@ class Trace:
         if not is_hidden(output):
             self.refused[name] = f"its output is {describe(output)}, expected one float tensor"
             return
+        axis = self.channels.axis_of(output)
+        if axis is not None and axis < output.ndim - 1:
+            self.refused[name] = (
+                f"its output is {describe(output)}, whose channels lie in axis {axis} and whose last axis is time or "
+                "space, expected (batch, ..., width)"
+            )
+            return
         self.widths[name] = output.shape[-1]
         self.readers.setdefault(name, [])
         # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
@@ -127,6 +136,7 @@ class _Follow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        self.trace.channels.note(func, args, output)
         if func.overloadpacket.__name__ in ROWWISE and isinstance(output, Tensor):
             self.trace.follow(args[:2], output)
         return output

@@ -9,7 +9,6 @@ only the last completed one is kept: those before it hand on their input, which 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import device_of, evaluating, has_weight, items_of, tap
+from ..models import device_of, eagerly, evaluating, has_weight, items_of, tap
 from ._buffer import Buffer
 from ._stored import PLAIN, Argument, Batch, Kept, described, template_of
 
@@ -67,7 +66,7 @@ class Replay:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(evaluating(self.model))
-            stack.enter_context(_eagerly())
+            stack.enter_context(eagerly())
             stack.enter_context(tap(self.model, self.sites, self._at_site))
             clean = self._trace(example, names)
             try:
@@ -251,13 +250,3 @@ def _near(x: Tensor, wanted: Tensor) -> bool:
     # some kernels add in an order that differs from call to call
     atol = 100 * torch.finfo(x.dtype).eps * float(wanted.abs().nan_to_num().max()) if wanted.numel() else 0.0
     return x.shape == wanted.shape and torch.allclose(x, wanted, rtol=0, atol=atol, equal_nan=True)
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    # compiled code holds the modules' own forwards
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

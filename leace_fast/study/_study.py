@@ -68,7 +68,7 @@ def run_study(
     main = _main(variants, main)
     held_out = _unseen(held_out, variants)
     clock, score, parts = clock or Clock(), text_bytes > 0, HeldOut(held_out, same_groups)
-    sites = resolve_sites(model, inputs_of(_only(INPUTS, held_out[0]), device_of(model)), list(variants[main]))
+    sites = resolve_sites(model, inputs_of(_only(INPUTS, held_out[0]), device_of(model)), list(variants[main]), True)
 
     most = min(2 * probe_rows, PROBE_MEMORY // sum(site.width * item_size(model) for site in sites))
     nats: dict[str, float] = {}
