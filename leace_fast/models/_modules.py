@@ -129,9 +129,21 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
 
 
 def check_module(model: Any) -> None:
-    """Raise TypeError for a model that is no module, such as its name."""
+    """Raise TypeError for a model that is no module, such as its name, and ValueError for one without its weights."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
+    offloaded: set[nn.Module] = set()
+    for prefix, module in model.named_modules():
+        if hasattr(module, "_hf_hook"):  # of accelerate, which brings weights where they are needed
+            offloaded.update(module.modules())
+        if module in offloaded:
+            continue
+        for name, part in (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False)):
+            if part.is_meta:
+                raise ValueError(
+                    f"{name!r} is on the meta device: this model has no weights there, or only a part of them; load "
+                    "them, as by from_pretrained without a device of meta"
+                )
 
 
 def check_inputs(model: Any, batches: Any, name: str = "batches") -> None:

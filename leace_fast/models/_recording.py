@@ -14,7 +14,7 @@ from .._warnings import warn
 from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
-from ._modules import GROUPS, LABELS
+from ._modules import GROUPS, LABELS, check_module
 from ._sites import Site, resolve_sites
 
 
@@ -61,6 +61,7 @@ def record(
     [5, 10]
     """
     options = {"num_classes": num_classes, "target_dim": target_dim, "per_class": per_class, "nonfinite": nonfinite}
+    check_module(model)
     Moments(1, **options)  # says what is wrong with the options before anything runs
     if num_classes is None and target_dim is None:
         raise ValueError("record got neither num_classes nor target_dim, expected one of them")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._axes import check_axes
 from ._groups import PLACES, find_places
-from ._modules import is_norm, items_of, run_example, unknown
+from ._modules import check_module, is_norm, items_of, run_example, unknown
 from ._sequences import traced_on_few
 from ._trace import Trace
 
@@ -65,6 +65,7 @@ def find_sites(
     >>> [site.name for site in find_sites(nn.Sequential(*layers), torch.ones(1, 3, 4))]
     ['0.0', '1.0']
     """
+    check_module(model)
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
         raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")
