@@ -32,6 +32,7 @@ from ._recording import record
 from ._retyping import put_on, take_off, wears
 from ._sites import Site, find_sites, resolve_sites
 from ._trace import by_row
+from ._wrappers import inner_name, unwrapped
 
 __all__ = [
     "BatchLabels",
@@ -55,6 +56,7 @@ __all__ = [
     "forget_compiled",
     "has_weight",
     "hidden_of",
+    "inner_name",
     "inputs_of",
     "item_size",
     "is_hidden",
@@ -70,6 +72,7 @@ __all__ = [
     "take_off",
     "tap",
     "tapped",
+    "unwrapped",
     "wears",
     "with_groups",
     "without_labels",

@@ -1,0 +1,45 @@
+"""The model inside wrappers, and the names that it has for its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import Block
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from leace_fast.models import inner_name, unwrapped
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "data parallel": nn.DataParallel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "compiled, data parallel": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "checkpointed": checkpoint_wrapper,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_model_inside_and_its_names(name):
+    model = Block()
+    wrapped = WRAPPERS[name](model)
+    assert wrapped is not model and unwrapped(wrapped) is model and unwrapped(model) is model
+    names = {inner_name(each): module for each, module in wrapped.named_modules(remove_duplicate=False)}
+    assert names == {"": model, "norm": model.norm, "linear": model.linear} | {"": names[""]}
+
+
+def test_models_with_adapters():
+    peft = pytest.importorskip("peft")
+    model = tiny_models.build("llama")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert unwrapped(nn.DataParallel(wrapped)) is model
+    for name, module in model.named_modules():
+        assert inner_name(f"module.base_model.model.{name}") == name
+        assert wrapped.get_submodule(f"base_model.model.{name}" if name else "base_model.model") is module
+
+
+@pytest.mark.parametrize("name", ["layers.module.0", "modules.0", "my_module", "base_model.layer", ""])
+def test_names_that_no_wrapper_gave_stay(name):
+    assert inner_name(name) == name
