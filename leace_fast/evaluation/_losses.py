@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
-from ..models import MASK
+from ..models import MASK, unwrapped
 from ..statistics import IGNORE
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 def is_causal(model: Any) -> bool:
     """Whether a model predicts the next token: its type says so, or it generates and has no encoder."""
-    model = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    model = unwrapped(model)
     if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         return True
     config, can_generate = getattr(model, "config", None), getattr(model, "can_generate", None)

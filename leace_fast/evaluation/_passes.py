@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import device_of, inputs_of, submodules, without_labels
+from ..models import Inside, device_of, inputs_of, submodules, without_labels
 from ..scrubbing import Scrubber, without_cache
 from ._gathering import erased
 from ._losses import batch_losses
@@ -24,14 +24,14 @@ class Passes:
     """The passes of one evaluation.
 
     Args:
-        model: any module.
+        inside: any module.
         scrubber: whose erasers act; None for none.
         probing: what gathers rows on the way; None for nothing.
     """
 
-    def __init__(self, model: nn.Module, scrubber: Scrubber | None, probing: Probing | None) -> None:
-        self.model, self.scrubber, self.probing = model, scrubber, probing
-        self.width = _vocabulary(model)
+    def __init__(self, inside: Inside, scrubber: Scrubber | None, probing: Probing | None) -> None:
+        self.inside, self.model, self.scrubber, self.probing = inside, inside.model, scrubber, probing
+        self.width = _vocabulary(inside.model)
         self._head: Head | None = None
         self._tried = False
 
@@ -53,7 +53,7 @@ class Passes:
             pieces = [batch] if head else list(_pieces(batch, self._most(batch)))
         for piece in pieces:
             gathering = self.probing.gathering(piece, index, stream) if self.probing else []
-            values = self._values(piece, head, erased(self.model, self.scrubber), *gathering)
+            values = self._values(piece, head, erased(self.inside.whole, self.scrubber), *gathering)
             if score:
                 clean = self._values(piece, head) if self.scrubber is not None else None
                 sums += batch_losses(self.model, piece, values, clean, head)
@@ -89,7 +89,7 @@ class Passes:
         """The head, if it may be left out of the passes: found and tried once."""
         if not self._tried:
             self._tried = True
-            names = [*(self.scrubber or ()), *(self.probing.names if self.probing else ())]
+            names = [*map(self.inside.name, self.scrubber or ()), *(self.probing.names if self.probing else ())]
             self._head = find_head(self.model, _example(batch), names)
         return self._head
 

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._progress import Track
 from .._warnings import warn
-from ..models import LABELS, describe, device_of, inputs_of, item_size, resolve_sites
+from ..models import LABELS, Inside, describe, device_of, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
@@ -25,7 +25,7 @@ class Probing:
     """The probes of a model's sites, and the rows that they are trained and tested on.
 
     Args:
-        model: any module.
+        inside: any module.
         scrubber: whose erasers act; what it was fitted on is refused.
         sites: as in `evaluate`.
         by_turns: whether every other group of the batches to test on trains, as `Parts` has it.
@@ -34,10 +34,10 @@ class Probing:
     """
 
     def __init__(
-        self, model: nn.Module, scrubber: Scrubber | None, sites: Any, by_turns: bool, most: int, in_sample: bool
+        self, inside: Inside, scrubber: Scrubber | None, sites: Any, by_turns: bool, most: int, in_sample: bool
     ) -> None:
-        self.model, self.scrubber, self.most = model, scrubber, most
-        self.wanted = sites if sites is not None else "norms" if scrubber is None else list(scrubber)
+        self.inside, self.model, self.scrubber, self.most = inside, inside.model, scrubber, most
+        self.wanted = inside.sites(sites if sites is not None else "norms" if scrubber is None else list(scrubber))
         self.in_sample = in_sample and scrubber is not None
         self.groups, self.parts = Groups(), Parts(by_turns)
         self.rows: list[SiteRows] = []  # to train on, and to test on
@@ -113,7 +113,7 @@ class Probing:
                     f"all rows of {site!r} that train the probe are of class {int(classes[0])}: it could tell nothing, "
                     "whatever is there; give batches in which groups of several classes train, or probe=False"
                 )
-        return {site: self._probe(site) for site in (track(names, "probe") if names else ())}
+        return {self.inside.given(site): self._probe(site) for site in (track(names, "probe") if names else ())}
 
     def _probe(self, site: str) -> Probe:
         (x, y, groups), (test_x, test_y, test_groups) = (self.rows[side].of(site) for side in (TRAIN, TEST))

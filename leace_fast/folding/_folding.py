@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import MAX_COST_RATIO, Eraser
-from ..models import check_module, forget_compiled
+from ..models import Inside, check_module, forget_compiled, unwrapped
 from ._agreement import (
     attached_distance,
     check_agrees,
@@ -88,7 +88,7 @@ def fold_(
     The folded model is then compared with the same maps in hooks on the example, and with the attached erasers.
 
     Args:
-        model: changed in place; on any failure it is restored to the bit.
+        model: changed in place; on any failure it is restored to the bit. Of a wrapper, the model inside.
         erasers: by the name of the site.
         example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
         add_bias: give biases to readers that lack them, with the flags of the config that make them; not where a mask
@@ -112,11 +112,12 @@ def fold_(
     ([0.0, 0.0], {'0': ('1',)})
     >>> unfold_(model)
     """
-    check_module(model)
+    inside = Inside(model)
+    model, erasers = inside.model, {inside.name(site): eraser for site, eraser in erasers.items()}
     check_not_folded(model)
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
-    lost = tuple(p.site for p in plans if p.lost_offset)
+    lost = tuple(inside.given(p.site) for p in plans if p.lost_offset)
     clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
     attached = hooked_output(model, erasers, example) if lost else wanted
     edits = Edits()
@@ -128,8 +129,8 @@ def fold_(
         distance = attached_distance(clean, attached, got)
         warn_if_far(distance, plans, "add_bias")
     return FoldReport(
-        readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
-        cost_ratio={p.site: p.cost_ratio for p in plans},
+        readers={inside.given(p.site): tuple(dict.fromkeys(inside.given(r.module) for r in p.readers)) for p in plans},
+        cost_ratio={inside.given(p.site): p.cost_ratio for p in plans},
         leak=leak,
         difference=difference,
         from_attached=distance,
@@ -154,6 +155,8 @@ def unfold_(model: nn.Module) -> None:
     >>> torch.equal(model[1].weight, before)
     True
     """
+    check_module(model)
+    model = unwrapped(model)
     if model not in FOLDED:
         raise ValueError("this model is not folded (a copy or a loaded model does not know its original weights)")
     edits = FOLDED[model]

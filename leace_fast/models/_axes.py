@@ -144,9 +144,9 @@ def _check_inputs(model: nn.Module, few: Example, base: Outputs, mixed: dict[str
         return
     for site, by_sequence in mixed.items():
         one, two = base[site].some, other[site].some
-        if one.ndim > 2 and two.shape[:2] == (len(one), 2):
-            if _apart(two, one[:, :1].expand_as(two)) < OTHER * by_sequence:
-                raise _refusal(site, f"gives {base[site].shape}, where the first axis mixes and the second does not")
+        fits = one.ndim > 2 and two.shape[:2] == (len(one), 2)
+        if fits and _apart(two, one[:, :1].expand_as(two)) < OTHER * by_sequence:
+            raise _refusal(site, f"gives {base[site].shape}, where the first axis mixes and the second does not")
 
 
 def _refusal(site: str, what: str) -> ValueError:

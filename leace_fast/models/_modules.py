@@ -168,6 +168,14 @@ def items_of(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, LISTS) else []
 
 
+def address_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor starts; 0 for one that has none of its own, as of quantised or sharded weights."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
 def is_hidden(output: Any) -> bool:
     """Whether an output is one float tensor of rows."""
     return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0

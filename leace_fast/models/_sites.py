@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ._axes import check_axes
 from ._groups import PLACES, find_places
-from ._modules import check_module, is_norm, items_of, run_example, unknown
+from ._inside import Inside
+from ._modules import is_norm, items_of, run_example, unknown
 from ._sequences import traced_on_few
 from ._trace import Trace
 
@@ -47,7 +48,8 @@ def find_sites(
     """The sites of `model`, in the order in which one forward pass on `example` runs them.
 
     Args:
-        model: any module; it is run in evaluation mode and without gradients, and left as it was.
+        model: any module; it is run in evaluation mode and without gradients, and left as it was. Inside of
+            DataParallel, PEFT and the like the model that they hold is run; the names are those of what was given.
         example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped. Of a
             batch its first two sequences are run, and all where these fail, miss a module with weights, or cannot be
             told from the rest; of each group of places, one pass more.
@@ -65,11 +67,12 @@ def find_sites(
     >>> [site.name for site in find_sites(nn.Sequential(*layers), torch.ones(1, 3, 4))]
     ['0.0', '1.0']
     """
-    check_module(model)
+    inside = Inside(model)
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
         raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")
-    return traced_on_few(model, example, lambda few: _found(model, few, wanted))
+    wanted, model = inside.sites(wanted), inside.model
+    return inside.given_sites(traced_on_few(model, example, lambda few: _found(model, few, wanted)))
 
 
 def resolve_sites(

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._channels import Channels
-from ._modules import describe, hidden_of, is_hidden, run_example
+from ._modules import address_of, describe, hidden_of, is_hidden, run_example
 
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `Trace.follow`
 
@@ -48,7 +48,12 @@ class Trace:
         """An operation made `output` of its operands: the owner of one is that of the output if rows stay rows."""
         for operand, factors in zip(operands, ([*operands[1:]], [*operands[:1]]), strict=False):
             name = self._owner(operand) if isinstance(operand, Tensor) else None
-            if name and operand.shape == output.shape and all(by_row(factor) for factor in factors):
+            if (
+                name
+                and _address(output)[0]
+                and operand.shape == output.shape
+                and all(by_row(factor) for factor in factors)
+            ):
                 self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()), scaled=True)
 
     def has_own_space(self, norm: str) -> bool:
@@ -106,7 +111,7 @@ class Trace:
         self.readers.setdefault(name, [])
         # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
         found = self._found(output)
-        if output.numel() and (found is None or found.scaled):
+        if _address(output)[0] and output.numel() and (found is None or found.scaled):
             self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()))
 
     def _owner(self, tensor: Tensor) -> str | None:
@@ -156,4 +161,4 @@ def _is_reader(module: nn.Module, width: int) -> bool:
 
 def _address(tensor: Tensor) -> tuple[int, int]:
     """Equal for views of all of one tensor, whatever their shape."""
-    return tensor.untyped_storage().data_ptr(), tensor.numel()
+    return address_of(tensor), tensor.numel()
