@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..models import Inside, device_of, inputs_of, submodules, without_labels
 from ..scrubbing import Scrubber, without_cache
 from ._gathering import erased
-from ._losses import batch_losses
+from ._losses import batch_losses, logits_of
 from ._probing import Probing
 
 BUDGET = 2**28  # bytes of logits, in float32, of the clean and of the erased model together
@@ -71,8 +71,8 @@ class Passes:
                 stack.enter_context(context)
             if head:
                 return head.hidden(self.model, inputs)
-            logits = getattr(self.model(**inputs), "logits", None)
-        if not isinstance(logits, Tensor):
+            logits = logits_of(self.model(**inputs))
+        if logits is None:
             return None
         self.width = logits.shape[-1]
         return logits
@@ -143,7 +143,9 @@ def find_head(model: Any, batch: Mapping[str, Any], names: list[str]) -> Head | 
     inputs = without_cache(model, inputs_of(batch, device_of(model)))
     head = Head(module)
     try:
-        wanted = model(**inputs).logits
+        wanted = logits_of(model(**inputs))
+        if wanted is None:
+            return None
         logits = head(head.hidden(model, inputs))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return None  # it is called otherwise, or more than once

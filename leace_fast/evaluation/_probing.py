@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._progress import Track
 from .._warnings import warn
+from ..folding import folded_sites
 from ..models import LABELS, Inside, describe, device_of, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
@@ -134,6 +135,12 @@ class Probing:
 
     def _start(self, example: Mapping[str, Any], by_token: bool) -> None:
         sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted, by_token)
+        if folded := {site.name for site in sites} & set(folded_sites(self.model)):
+            raise ValueError(
+                f"the eraser of {min(folded)!r} is folded into the weights that read it: what it gives out still holds "
+                "the concept, and a probe there would tell of a leak that is none. unfold_ the model and evaluate it "
+                "with the scrubber, name sites that were not folded, or pass probe=False"
+            )
         width = sum(site.width for site in sites) * item_size(self.model)
         beside = WORKING * max(site.width for site in sites)
         most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))

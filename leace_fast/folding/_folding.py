@@ -69,6 +69,8 @@ class FoldReport:
 
 # what was there before, for each folded model; None where it was not kept
 FOLDED: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
+# the sites of each, whose output is what it was: the weights that read it leave the concept out
+SITES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def fold_(
@@ -85,7 +87,9 @@ def fold_(
     A site all of whose readers have a bias keeps its offset; at any other the linear map of
     `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
     state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
-    The folded model is then compared with the same maps in hooks on the example, and with the attached erasers.
+    The folded model is then compared with the same maps in hooks on the example, and with the attached erasers. What a
+    site gives out is left as it was, and still holds the concept: the weights that read it do not. `evaluate` refuses
+    to probe there.
 
     Args:
         model: changed in place; on any failure it is restored to the bit. Of a wrapper, the model inside.
@@ -135,7 +139,7 @@ def fold_(
         difference=difference,
         from_attached=distance,
         lost_offset=lost,
-        bytes_kept=remember(model, edits, keep_originals),
+        bytes_kept=remember(model, edits, keep_originals, erasers),
     )
 
 
@@ -165,7 +169,12 @@ def unfold_(model: nn.Module) -> None:
     edits.check_unchanged(model)
     edits.undo(model)
     forget_compiled()
-    del FOLDED[model]
+    del FOLDED[model], SITES[model]
+
+
+def folded_sites(model: nn.Module) -> tuple[str, ...]:
+    """The sites that `fold_` has folded in a model: what they give out still holds the concept."""
+    return SITES.get(model, ())
 
 
 def check_not_folded(model: nn.Module) -> None:
@@ -174,10 +183,10 @@ def check_not_folded(model: nn.Module) -> None:
         raise ValueError("this model is folded already: unfold_ it first")
 
 
-def remember(model: nn.Module, edits: Edits, keep_originals: bool) -> int:
+def remember(model: nn.Module, edits: Edits, keep_originals: bool, sites: Iterable[str] = ()) -> int:
     """Note that a model is folded, with what `unfold_` needs if that is kept; returns the bytes that it takes."""
     forget_compiled()
-    FOLDED[model] = edits if keep_originals else None
+    FOLDED[model], SITES[model] = edits if keep_originals else None, tuple(sites)
     return edits.bytes_kept if keep_originals else 0
 
 

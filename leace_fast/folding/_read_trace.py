@@ -75,7 +75,7 @@ class ReadTrace(TorchDispatchMode):
             raise ValueError(f"the output of {site!r} is a {type(output).__name__}, expected one float tensor")
         if output.numel() and memory_of(output) < 0:
             raise ValueError(
-                f"the output of {site!r} is a {type(output).__name__} that has no memory of its own, by which what reads "
+                f"the output of {site!r} is a {type(output).__name__} without memory of its own, by which what reads "
                 "it is followed: fold before sharding, or attach the scrubber"
             )
         if any(site == other for other, _ in self.rows.values()):

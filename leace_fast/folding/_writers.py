@@ -34,8 +34,8 @@ class Stream(TorchDispatchMode):
         self.parameters = {memory_of(parameter): name for name, parameter in model.named_parameters()}
         if hidden := self.parameters.pop(-1, None):
             raise ValueError(
-                f"{hidden!r} is a {type(self.names[hidden].data).__name__} without memory of its own, by which what writes "
-                "to the residual stream is followed: fold before quantising or sharding"
+                f"{hidden!r} is a {type(self.names[hidden].data).__name__} without memory of its own, by which what "
+                "writes to the residual stream is followed: fold before quantising or sharding"
             )
         self.terms: dict[int, frozenset[Writer]] = {}
         self.kept: list[Tensor] = []  # alive, lest their memory be given to others

@@ -56,7 +56,7 @@ def check_axes(model: nn.Module, example: Example, sites: Iterable[str], by_toke
         whole = _outputs(model, few, sites)
         if whole is None:
             return
-        cuts = [shortened(few, main, axis) for axis in range(1, main.ndim)]
+        cuts = [cut for axis in range(1, main.ndim) if (cut := shortened(few, main, axis)) is not None]
         short = [(cut, outputs) for cut in cuts if (outputs := _outputs(model, cut, sites))]
         decoder = decoder_sites(model, sites)
         for site in sites:
@@ -67,10 +67,8 @@ def check_axes(model: nn.Module, example: Example, sites: Iterable[str], by_toke
         _check_batch(model, *(short[0] if short else (few, whole)), min(len(main), SEQUENCES))
 
 
-def _outputs(model: nn.Module, example: Example | None, sites: Iterable[str]) -> Outputs | None:
-    """What the sites give for an example; None where there is none, or not every site gives rows."""
-    if example is None:
-        return None
+def _outputs(model: nn.Module, example: Example, sites: Iterable[str]) -> Outputs | None:
+    """What the sites give for an example; None where it fails, or not every site gives rows."""
     found: Outputs = {}
 
     def keep(site: str) -> Callable[..., None]:

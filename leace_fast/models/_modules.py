@@ -170,15 +170,16 @@ def items_of(module: nn.Module) -> list[nn.Module]:
 
 def address_of(tensor: Tensor) -> int:
     """Where the memory of a tensor starts; 0 for one that has none of its own, as of quantised or sharded weights."""
-    try:
-        return tensor.untyped_storage().data_ptr()
+    try:  # of a DTensor, the part that lies here
+        return getattr(tensor, "_local_tensor", tensor).untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
 
 
 def is_hidden(output: Any) -> bool:
-    """Whether an output is one float tensor of rows."""
-    return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+    """Whether an output is one float tensor of rows, all of which lie here: a DTensor's may not."""
+    whole = type(output) is Tensor or (isinstance(output, Tensor) and not hasattr(output, "_local_tensor"))
+    return whole and output.is_floating_point() and output.ndim > 0
 
 
 def hidden_of(output: Any) -> Any:
@@ -189,5 +190,6 @@ def hidden_of(output: Any) -> Any:
 def describe(value: Any) -> str:
     """What came, in words: dtype and shape of a tensor, the type of anything else."""
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
+        kind = "DTensor" if hasattr(value, "_local_tensor") else "tensor"
+        return f"a {value.dtype} {kind} of shape {tuple(value.shape)}".replace("torch.", "")
     return f"a {type(value).__name__}"
