@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import Inside, device_of, inputs_of, submodules, without_labels
+from ..models import Inside, describe, device_of, inputs_of, submodules, without_labels
 from ..scrubbing import Scrubber, without_cache
 from ._gathering import erased
 from ._losses import batch_losses, logits_of
@@ -44,6 +44,8 @@ class Passes:
             stream: TRAIN or TEST.
             score: whether its losses are wanted; all 0 else.
         """
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"batch {index} is {describe(batch)}, expected the model's inputs by name")
         sums = torch.zeros(3, dtype=torch.float64)
         if self.probing:
             self.probing.admit(batch, index, stream, _example(batch) if self._too_large(batch) else batch)

@@ -105,9 +105,17 @@ class BatchLabels:
             fit = "" if mask is None else f" with a mask of shape {tuple(mask.shape)}"
             raise ValueError(
                 f"{self.name} of shape {tuple(self.labels.shape)}{fit} does not fit the output of {site!r}, of shape "
-                f"{tuple(x.shape)}"
+                f"{tuple(x.shape)}{self._advice(rows)}"
             )
         return labels.reshape(*rows, *rest), None if mask is None else self._near(mask, x.device).reshape(rows)
+
+    def _advice(self, rows: torch.Size) -> str:
+        """What to do where a model makes rows of something else than the places of its inputs, as frames of sound."""
+        if len(rows) != 2 or rows[0] != self.lead[0]:
+            return ""
+        if len(self.lead) == 2:
+            return f": it has {rows[1]} rows of a sequence; give labels (batch, {rows[1]}), or one a sequence"
+        return f": a mask of the inputs does not tell which of {rows[1]} rows are padding; batch what is of one length"
 
     def _near(self, part: Tensor, device: torch.device) -> Tensor:
         """Return labels or a mask on a device, moved there once for all sites."""

@@ -23,7 +23,7 @@ class Inside:
         given: a model, wrapped or not.
 
     Raises:
-        TypeError: it is no module.
+        TypeError: it is no module, or one without a forward pass.
         ValueError: its weights are on the meta device; or its wrapper adds tokens of its own, as prompts that are
             learned.
 
@@ -34,6 +34,10 @@ class Inside:
 
     def __init__(self, given: nn.Module) -> None:
         check_module(given)
+        if type(given).forward is nn.Module.forward and "forward" not in vars(given):
+            raise TypeError(
+                f"a {type(given).__name__} has no forward pass: give the model inside it that is called on batches"
+            )
         configs = getattr(given, "peft_config", None)
         for config in configs.values() if isinstance(configs, dict) else ():
             if getattr(config, "is_prompt_learning", False):

@@ -53,13 +53,15 @@ def item_size(model: nn.Module) -> int:
 
 
 def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a model takes of a batch: all but the concept's labels and groups, the tensors on a device.
+    """What a model takes of a batch: all but the concept's labels and groups, the tensors copied to a device.
+
+    Copied, as some models change their inputs in place: a batch is the caller's, and may be run again.
 
     >>> inputs_of({"x": torch.ones(1), "concept_labels": torch.zeros(1)}, torch.device("cpu"))
     {'x': tensor([1.])}
     """
     kept = without_labels(batch)
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kept.items()}
+    return {name: value.to(device, copy=True) if isinstance(value, Tensor) else value for name, value in kept.items()}
 
 
 def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,9 +124,10 @@ def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
     """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
     with evaluating(model):  # dropout would copy what the linear layers read
         if isinstance(example, Tensor):
-            return model(example)
+            return model(example.clone())  # some models change their inputs in place
         if isinstance(example, Mapping):
-            return model(**without_labels(example))
+            inputs = without_labels(example)
+            return model(**{name: each.clone() if isinstance(each, Tensor) else each for name, each in inputs.items()})
     raise TypeError(f"example must be a batch (a dict) or a tensor, got {describe(example)}")
 
 
