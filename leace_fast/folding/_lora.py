@@ -117,13 +117,9 @@ def export_lora(
     >>> report.rank, report.target_modules, report.leak
     (1, ('1',), 0.0)
     """
-    inside = Inside(model)
+    inside = _exportable(model)
     model = inside.model
-    _check_no_adapter(model)
-    check_not_folded(model)
-    erasers = {
-        inside.name(site): eraser for site, eraser in erasers.items() if eraser.rank
-    }  # of rank 0: nothing to serve
+    erasers = {inside.name(site): each for site, each in erasers.items() if each.rank}  # of rank 0: nothing to serve
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=lora_bias, max_cost_ratio=max_cost_ratio, reuse_bias=False)
     for p in plans:
@@ -169,15 +165,18 @@ def export_lora(
     )
 
 
-def _check_no_adapter(model: nn.Module) -> None:
-    """Raise ValueError for a model with adapters of PEFT: those of the erasers would be of its own weights alone."""
+def _exportable(model: nn.Module) -> Inside:
+    """The model inside; ValueError where it is folded or has adapters of PEFT: the erasers' would be of other weights."""
+    inside = Inside(model)
+    check_not_folded(inside.model)
     layers: Any = sys.modules.get("peft.tuners.tuners_utils")
-    for name, module in model.named_modules() if layers else ():
+    for name, module in inside.model.named_modules() if layers else ():
         if isinstance(module, layers.BaseTunerLayer):
             raise ValueError(
                 f"the model is wrapped by PEFT: {name!r} has an adapter, and the exported one would be of the weights "
                 "without it; merge it first (model = wrapped.merge_and_unload()), save that model, and export for it"
             )
+    return inside
 
 
 def _check_adaptable(model: nn.Module, site: str, reader: Reader) -> None:
