@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
-from ..models import MASK
+from ..models import MASK, unwrapped
 from ..statistics import IGNORE
 
 if TYPE_CHECKING:
@@ -88,9 +88,21 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes
 
 
+def logits_of(output: Any) -> Tensor | None:
+    """Return the logits in what a model returned: by that name, or the first of a tuple with three axes; else None.
+
+    >>> logits_of({"logits": torch.zeros(1, 2, 3)}).shape, logits_of((torch.zeros(1, 2, 3),)).shape, logits_of(None)
+    (torch.Size([1, 2, 3]), torch.Size([1, 2, 3]), None)
+    """
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and type(output) is tuple:
+        found = next((part for part in output if isinstance(part, Tensor) and part.ndim == 3), None)
+    return found if isinstance(found, Tensor) else None
+
+
 def is_causal(model: Any) -> bool:
     """Whether a model predicts the next token: its type says so, or it generates and has no encoder."""
-    model = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    model = unwrapped(model)
     if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         return True
     config, can_generate = getattr(model, "config", None), getattr(model, "can_generate", None)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import device_of, inputs_of, submodules, without_labels
+from ..models import Inside, describe, device_of, inputs_of, submodules, without_labels
 from ..scrubbing import Scrubber, without_cache
 from ._gathering import erased
-from ._losses import batch_losses
+from ._losses import batch_losses, logits_of
 from ._probing import Probing
 
 BUDGET = 2**28  # bytes of logits, in float32, of the clean and of the erased model together
@@ -24,14 +24,14 @@ class Passes:
     """The passes of one evaluation.
 
     Args:
-        model: any module.
+        inside: any module.
         scrubber: whose erasers act; None for none.
         probing: what gathers rows on the way; None for nothing.
     """
 
-    def __init__(self, model: nn.Module, scrubber: Scrubber | None, probing: Probing | None) -> None:
-        self.model, self.scrubber, self.probing = model, scrubber, probing
-        self.width = _vocabulary(model)
+    def __init__(self, inside: Inside, scrubber: Scrubber | None, probing: Probing | None) -> None:
+        self.inside, self.model, self.scrubber, self.probing = inside, inside.model, scrubber, probing
+        self.width = _vocabulary(inside.model)
         self._head: Head | None = None
         self._tried = False
 
@@ -44,6 +44,8 @@ class Passes:
             stream: TRAIN or TEST.
             score: whether its losses are wanted; all 0 else.
         """
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"batch {index} is {describe(batch)}, expected the model's inputs by name")
         sums = torch.zeros(3, dtype=torch.float64)
         if self.probing:
             self.probing.admit(batch, index, stream, _example(batch) if self._too_large(batch) else batch)
@@ -53,7 +55,7 @@ class Passes:
             pieces = [batch] if head else list(_pieces(batch, self._most(batch)))
         for piece in pieces:
             gathering = self.probing.gathering(piece, index, stream) if self.probing else []
-            values = self._values(piece, head, erased(self.model, self.scrubber), *gathering)
+            values = self._values(piece, head, erased(self.inside.whole, self.scrubber), *gathering)
             if score:
                 clean = self._values(piece, head) if self.scrubber is not None else None
                 sums += batch_losses(self.model, piece, values, clean, head)
@@ -71,8 +73,8 @@ class Passes:
                 stack.enter_context(context)
             if head:
                 return head.hidden(self.model, inputs)
-            logits = getattr(self.model(**inputs), "logits", None)
-        if not isinstance(logits, Tensor):
+            logits = logits_of(self.model(**inputs))
+        if logits is None:
             return None
         self.width = logits.shape[-1]
         return logits
@@ -89,7 +91,7 @@ class Passes:
         """The head, if it may be left out of the passes: found and tried once."""
         if not self._tried:
             self._tried = True
-            names = [*(self.scrubber or ()), *(self.probing.names if self.probing else ())]
+            names = [*map(self.inside.name, self.scrubber or ()), *(self.probing.names if self.probing else ())]
             self._head = find_head(self.model, _example(batch), names)
         return self._head
 
@@ -143,7 +145,9 @@ def find_head(model: Any, batch: Mapping[str, Any], names: list[str]) -> Head | 
     inputs = without_cache(model, inputs_of(batch, device_of(model)))
     head = Head(module)
     try:
-        wanted = model(**inputs).logits
+        wanted = logits_of(model(**inputs))
+        if wanted is None:
+            return None
         logits = head(head.hidden(model, inputs))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return None  # it is called otherwise, or more than once

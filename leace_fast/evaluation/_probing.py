@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._progress import Track
 from .._warnings import warn
-from ..models import LABELS, describe, device_of, inputs_of, item_size, resolve_sites
+from ..folding import folded_sites
+from ..models import LABELS, Inside, describe, device_of, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber, Seen
 from ._gathering import SiteRows
 from ._groups import TEST, TRAIN, Groups, Parts, classes_of, labelled, only
@@ -25,7 +26,7 @@ class Probing:
     """The probes of a model's sites, and the rows that they are trained and tested on.
 
     Args:
-        model: any module.
+        inside: any module.
         scrubber: whose erasers act; what it was fitted on is refused.
         sites: as in `evaluate`.
         by_turns: whether every other group of the batches to test on trains, as `Parts` has it.
@@ -34,10 +35,10 @@ class Probing:
     """
 
     def __init__(
-        self, model: nn.Module, scrubber: Scrubber | None, sites: Any, by_turns: bool, most: int, in_sample: bool
+        self, inside: Inside, scrubber: Scrubber | None, sites: Any, by_turns: bool, most: int, in_sample: bool
     ) -> None:
-        self.model, self.scrubber, self.most = model, scrubber, most
-        self.wanted = sites if sites is not None else "norms" if scrubber is None else list(scrubber)
+        self.inside, self.model, self.scrubber, self.most = inside, inside.model, scrubber, most
+        self.wanted = inside.sites(sites if sites is not None else "norms" if scrubber is None else list(scrubber))
         self.in_sample = in_sample and scrubber is not None
         self.groups, self.parts = Groups(), Parts(by_turns)
         self.rows: list[SiteRows] = []  # to train on, and to test on
@@ -78,7 +79,7 @@ class Probing:
             raise TypeError(f"in batch {index}: {LABELS} is {describe(labels)}, expected a tensor")
         self._refuse_seen(batch, index, stream)
         if not self.rows:
-            self._start(example)
+            self._start(example, labels.ndim > 1)
 
     def gathering(self, batch: Mapping[str, Any], index: int, stream: int) -> list[AbstractContextManager[None]]:
         """What takes in the rows of a batch, or of a piece of it; to be entered where the erasers act.
@@ -113,7 +114,7 @@ class Probing:
                     f"all rows of {site!r} that train the probe are of class {int(classes[0])}: it could tell nothing, "
                     "whatever is there; give batches in which groups of several classes train, or probe=False"
                 )
-        return {site: self._probe(site) for site in (track(names, "probe") if names else ())}
+        return {self.inside.given(site): self._probe(site) for site in (track(names, "probe") if names else ())}
 
     def _probe(self, site: str) -> Probe:
         (x, y, groups), (test_x, test_y, test_groups) = (self.rows[side].of(site) for side in (TRAIN, TEST))
@@ -132,8 +133,14 @@ class Probing:
                 "`without_seen` of these; or pass in_sample=True, which names the figures in-sample, or probe=False"
             )
 
-    def _start(self, example: Mapping[str, Any]) -> None:
-        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted)
+    def _start(self, example: Mapping[str, Any], by_token: bool) -> None:
+        sites = resolve_sites(self.model, inputs_of(example, device_of(self.model)), self.wanted, by_token)
+        if folded := {site.name for site in sites} & set(folded_sites(self.model)):
+            raise ValueError(
+                f"the eraser of {min(folded)!r} is folded into the weights that read it: what it gives out still holds "
+                "the concept, and a probe there would tell of a leak that is none. unfold_ the model and evaluate it "
+                "with the scrubber, name sites that were not folded, or pass probe=False"
+            )
         width = sum(site.width for site in sites) * item_size(self.model)
         beside = WORKING * max(site.width for site in sites)
         most = min(self.most, MEMORY // (2 * width), 2 * MEMORY // (2 * width + beside))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._folding import FoldReport, fold_, unfold_
+from ._folding import FoldReport, fold_, folded_sites, unfold_
 from ._lora import LoraReport, export_lora
 from ._residual import fold_residual_
 
@@ -12,5 +12,6 @@ __all__ = [
     "export_lora",
     "fold_",
     "fold_residual_",
+    "folded_sites",
     "unfold_",
 ]

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..models import address_of
+
 # operands of products, and the axes that they sum over
 PRODUCTS = {"mm": (0, 1, -1, -2), "addmm": (1, 2, -1, -2), "bmm": (0, 1, -1, -2), "baddbmm": (1, 2, -1, -2)}
 PRODUCTS |= {"linear": (0, 1, -1, -1), "mv": (0, 1, -1, -1), "addmv": (1, 2, -1, -1), "matmul": (0, 1, -1, -2)}
@@ -36,6 +38,8 @@ class Call:
             return True
         if not self.outputs or self.func._schema.is_mutable:
             return False
+        if any(tensor.numel() and memory_of(tensor) < 0 for tensor in self.outputs):
+            return False  # what has no memory of its own may hold anything
         return {memory_of(tensor) for tensor in self.outputs} <= {memory_of(tensor) for tensor in self.inputs}
 
     @property
@@ -61,7 +65,7 @@ def memory_of(tensor: Any) -> int:
     """What tensors that share their memory have in common; -1 for what has none."""
     if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel():
         return -1
-    return tensor.untyped_storage().data_ptr()
+    return address_of(tensor) or -1
 
 
 def tensors_in(values: Any) -> list[Tensor]:

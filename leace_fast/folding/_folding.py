@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import MAX_COST_RATIO, Eraser
-from ..models import check_module, forget_compiled
+from ..models import Inside, check_module, forget_compiled, unwrapped
 from ._agreement import (
     attached_distance,
     check_agrees,
@@ -69,6 +69,8 @@ class FoldReport:
 
 # what was there before, for each folded model; None where it was not kept
 FOLDED: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
+# the sites of each, whose output is what it was: the weights that read it leave the concept out
+SITES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def fold_(
@@ -85,10 +87,12 @@ def fold_(
     A site all of whose readers have a bias keeps its offset; at any other the linear map of
     `Eraser.without_offset` is folded. So it is where the model multiplies what they read by the mask of padding, as
     state space models do: there a bias would be added to padded rows, which an offset in front of the mask is not.
-    The folded model is then compared with the same maps in hooks on the example, and with the attached erasers.
+    The folded model is then compared with the same maps in hooks on the example, and with the attached erasers. What a
+    site gives out is left as it was, and still holds the concept: the weights that read it do not. `evaluate` refuses
+    to probe there.
 
     Args:
-        model: changed in place; on any failure it is restored to the bit.
+        model: changed in place; on any failure it is restored to the bit. Of a wrapper, the model inside.
         erasers: by the name of the site.
         example: a batch, as in `find_sites`; None for the model's own `dummy_inputs`.
         add_bias: give biases to readers that lack them, with the flags of the config that make them; not where a mask
@@ -112,11 +116,12 @@ def fold_(
     ([0.0, 0.0], {'0': ('1',)})
     >>> unfold_(model)
     """
-    check_module(model)
+    inside = Inside(model)
+    model, erasers = inside.model, {inside.name(site): eraser for site, eraser in erasers.items()}
     check_not_folded(model)
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=add_bias, max_cost_ratio=max_cost_ratio)
-    lost = tuple(p.site for p in plans if p.lost_offset)
+    lost = tuple(inside.given(p.site) for p in plans if p.lost_offset)
     clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
     attached = hooked_output(model, erasers, example) if lost else wanted
     edits = Edits()
@@ -128,13 +133,13 @@ def fold_(
         distance = attached_distance(clean, attached, got)
         warn_if_far(distance, plans, "add_bias")
     return FoldReport(
-        readers={p.site: tuple(dict.fromkeys(r.module for r in p.readers)) for p in plans},
-        cost_ratio={p.site: p.cost_ratio for p in plans},
+        readers={inside.given(p.site): tuple(dict.fromkeys(inside.given(r.module) for r in p.readers)) for p in plans},
+        cost_ratio={inside.given(p.site): p.cost_ratio for p in plans},
         leak=leak,
         difference=difference,
         from_attached=distance,
         lost_offset=lost,
-        bytes_kept=remember(model, edits, keep_originals),
+        bytes_kept=remember(model, edits, keep_originals, erasers),
     )
 
 
@@ -154,6 +159,8 @@ def unfold_(model: nn.Module) -> None:
     >>> torch.equal(model[1].weight, before)
     True
     """
+    check_module(model)
+    model = unwrapped(model)
     if model not in FOLDED:
         raise ValueError("this model is not folded (a copy or a loaded model does not know its original weights)")
     edits = FOLDED[model]
@@ -162,7 +169,12 @@ def unfold_(model: nn.Module) -> None:
     edits.check_unchanged(model)
     edits.undo(model)
     forget_compiled()
-    del FOLDED[model]
+    del FOLDED[model], SITES[model]
+
+
+def folded_sites(model: nn.Module) -> tuple[str, ...]:
+    """The sites that `fold_` has folded in a model: what they give out still holds the concept."""
+    return SITES.get(model, ())
 
 
 def check_not_folded(model: nn.Module) -> None:
@@ -171,10 +183,10 @@ def check_not_folded(model: nn.Module) -> None:
         raise ValueError("this model is folded already: unfold_ it first")
 
 
-def remember(model: nn.Module, edits: Edits, keep_originals: bool) -> int:
+def remember(model: nn.Module, edits: Edits, keep_originals: bool, sites: Iterable[str] = ()) -> int:
     """Note that a model is folded, with what `unfold_` needs if that is kept; returns the bytes that it takes."""
     forget_compiled()
-    FOLDED[model] = edits if keep_originals else None
+    FOLDED[model], SITES[model] = edits if keep_originals else None, tuple(sites)
     return edits.bytes_kept if keep_originals else 0
 
 

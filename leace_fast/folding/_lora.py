@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from .._files import write_bytes
 from .._folders import in_place_of
 from ..erasers import MAX_COST_RATIO, Eraser
-from ..models import check_module, tap
+from ..models import Inside, tap
 from ._adapter import Adapter, Factors
 from ._agreement import attached_distance, check_agrees, example_of, hooked_output, output_of, told, warn_if_far
 from ._folding import check_not_folded
@@ -117,11 +118,9 @@ def export_lora(
     >>> report.rank, report.target_modules, report.leak
     (1, ('1',), 0.0)
     """
-    check_module(model)
-    check_not_folded(model)
-    if hasattr(model, "peft_config"):
-        raise ValueError("the model is wrapped by PEFT: export for the model inside, as by model.get_base_model()")
-    erasers = {site: eraser for site, eraser in erasers.items() if eraser.rank}  # of rank 0: nothing to serve
+    inside = _exportable(model)
+    model = inside.model
+    erasers = {inside.name(site): each for site, each in erasers.items() if each.rank}  # of rank 0: nothing to serve
     example = example_of(model) if example is None else example
     plans = plan(model, erasers, example, add_bias=lora_bias, max_cost_ratio=max_cost_ratio, reuse_bias=False)
     for p in plans:
@@ -165,6 +164,20 @@ def export_lora(
         from_attached=distance,
         lost_offset=lost,
     )
+
+
+def _exportable(model: nn.Module) -> Inside:
+    """The model inside; ValueError where it is folded or has adapters of PEFT: the erasers' would be of other weights."""
+    inside = Inside(model)
+    check_not_folded(inside.model)
+    layers: Any = sys.modules.get("peft.tuners.tuners_utils")
+    for name, module in inside.model.named_modules() if layers else ():
+        if isinstance(module, layers.BaseTunerLayer):
+            raise ValueError(
+                f"the model is wrapped by PEFT: {name!r} has an adapter, and the exported one would be of the weights "
+                "without it; merge it first (model = wrapped.merge_and_unload()), save that model, and export for it"
+            )
+    return inside
 
 
 def _check_adaptable(model: nn.Module, site: str, reader: Reader) -> None:

@@ -36,7 +36,7 @@ class ReadTrace(TorchDispatchMode):
         self.rows: dict[int, tuple[str, int]] = {}  # memory -> site, width
         self.weights: dict[int, list[tuple[str, Tensor]]] = {}  # memory -> weights, or copies of them, that lie in it
         for name, parameter in self.model.named_parameters():
-            if parameter.ndim > 1 and parameter.numel():
+            if parameter.ndim > 1 and memory_of(parameter) >= 0:
                 self.weights.setdefault(memory_of(parameter), []).append((name, parameter))
         self.kept: list[Tensor] = []  # alive, lest their memory be given to others
         self.stack = [""]
@@ -73,6 +73,11 @@ class ReadTrace(TorchDispatchMode):
         site = self.sites[module]
         if not is_hidden(output):
             raise ValueError(f"the output of {site!r} is a {type(output).__name__}, expected one float tensor")
+        if output.numel() and memory_of(output) < 0:
+            raise ValueError(
+                f"the output of {site!r} is a {type(output).__name__} without memory of its own, by which what reads "
+                "it is followed: fold before sharding, or attach the scrubber"
+            )
         if any(site == other for other, _ in self.rows.values()):
             raise ValueError(f"{site!r} ran more than once in one forward pass: choose sites that run once")
         if not whole_rows(output, -1, output.shape[-1]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
-from ..models import check_module
+from ..models import Inside
 from ._agreement import attached_distance, check_agrees, example_of, hooked_output, output_of, share, warn_if_far
 from ._calls import tensors_in
 from ._edits import Edits, check_weight
@@ -59,7 +59,8 @@ def fold_residual_(
     >>> block[0].weight[:, 0].tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    check_module(model)
+    inside = Inside(model)
+    model = inside.model
     check_not_folded(model)
     check_detached(model)
     left, right = eraser.left.double(), eraser.right.double()
@@ -87,7 +88,7 @@ def fold_residual_(
         leak = _check_erased(eraser, dtypes, before, _norm_inputs(model, stream.norms, example))
         warn_if_far(distance, (), "")
     return FoldReport(
-        readers={STREAM: tuple(dict.fromkeys(writer.module for writer in writers))},
+        readers={STREAM: tuple(dict.fromkeys(inside.given(writer.module) for writer in writers))},
         cost_ratio={STREAM: 1.0},
         leak=leak,
         difference=difference,

@@ -32,6 +32,13 @@ class Stream(TorchDispatchMode):
         self.model, self.width = model, width
         self.names = dict(model.named_parameters(remove_duplicate=False))
         self.parameters = {memory_of(parameter): name for name, parameter in model.named_parameters()}
+        if hidden := self.parameters.pop(-1, None):
+            if self.names[hidden].is_meta:
+                raise ValueError(f"{hidden!r} is on the meta device (offloaded): load the model into memory to fold it")
+            raise ValueError(
+                f"{hidden!r} is a {type(self.names[hidden].data).__name__} without memory of its own, by which what "
+                "writes to the residual stream is followed: fold before quantising or sharding"
+            )
         self.terms: dict[int, frozenset[Writer]] = {}
         self.kept: list[Tensor] = []  # alive, lest their memory be given to others
         self.elsewhere: dict[Writer, str] = {}  # terms that are read before they reach the stream

@@ -6,13 +6,16 @@ from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._groups import PLACES
 from ._hooks import acts_of, add_act, forget_compiled, tap, tapped
 from ._identity import Identity, on_hub
+from ._inside import Inside
 from ._modules import (
     GROUPS,
     LABELS,
+    address_of,
     check_inputs,
     check_module,
     describe,
     device_of,
+    eagerly,
     evaluating,
     has_weight,
     hidden_of,
@@ -37,18 +40,21 @@ __all__ = [
     "BatchLabels",
     "GROUPS",
     "Identity",
+    "Inside",
     "LABELS",
     "MASK",
     "PLACES",
     "Site",
     "acts_of",
     "add_act",
+    "address_of",
     "by_row",
     "check_inputs",
     "check_module",
     "decoder_sites",
     "describe",
     "device_of",
+    "eagerly",
     "evaluating",
     "find_sites",
     "forget_compiled",

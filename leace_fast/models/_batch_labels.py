@@ -96,8 +96,9 @@ class BatchLabels:
                     "sequence"
                 )
         if len(lead) == 1:
-            if mask is not None and rows == lead and mask.numel() != rows.numel():
-                mask = None  # pooled: one row a sequence
+            # pooled, one row a sequence; or rows of an image or of frames of sound, beside tokens without padding
+            if mask is not None and mask.numel() != rows.numel() and (rows == lead or bool(mask.all())):
+                mask = None
             length = (rows[0] // max(lead[0], 1),) if len(rows) == 1 else rows[1:]
             labels = labels.reshape(*lead, *[1] * len(length), *rest).expand(*lead, *length, *rest)
         lead = labels.shape[: labels.ndim - self.axes]
@@ -105,9 +106,20 @@ class BatchLabels:
             fit = "" if mask is None else f" with a mask of shape {tuple(mask.shape)}"
             raise ValueError(
                 f"{self.name} of shape {tuple(self.labels.shape)}{fit} does not fit the output of {site!r}, of shape "
-                f"{tuple(x.shape)}"
+                f"{tuple(x.shape)}{self._advice(rows)}"
             )
         return labels.reshape(*rows, *rest), None if mask is None else self._near(mask, x.device).reshape(rows)
+
+    def _advice(self, rows: torch.Size) -> str:
+        """What to do where a model makes rows of something else than the places of its inputs, as frames of sound."""
+        if len(rows) != 2 or rows[0] != self.lead[0]:
+            return ""
+        if len(self.lead) == 2:
+            return f": it has {rows[1]} rows of a sequence; give labels (batch, {rows[1]}), or one a sequence"
+        return (
+            f": the mask does not tell which of {rows[1]} rows are padding; choose sites whose rows are what it masks, "
+            "or batch inputs of one length"
+        )
 
     def _near(self, part: Tensor, device: torch.device) -> Tensor:
         """Return labels or a mask on a device, moved there once for all sites."""

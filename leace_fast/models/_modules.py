@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,13 +53,15 @@ def item_size(model: nn.Module) -> int:
 
 
 def inputs_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What a model takes of a batch: all but the concept's labels and groups, the tensors on a device.
+    """What a model takes of a batch: all but the concept's labels and groups, the tensors copied to a device.
+
+    Copied, as some models change their inputs in place: a batch is the caller's, and may be run again.
 
     >>> inputs_of({"x": torch.ones(1), "concept_labels": torch.zeros(1)}, torch.device("cpu"))
     {'x': tensor([1.])}
     """
     kept = without_labels(batch)
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kept.items()}
+    return {name: value.to(device, copy=True) if isinstance(value, Tensor) else value for name, value in kept.items()}
 
 
 def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,21 +109,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Runs modules by Python inside the block: compiled code holds their own forwards, and would be compiled anew."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @torch.no_grad()
 def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
     """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
     with evaluating(model):  # dropout would copy what the linear layers read
         if isinstance(example, Tensor):
-            return model(example)
+            return model(example.clone())  # some models change their inputs in place
         if isinstance(example, Mapping):
-            return model(**without_labels(example))
+            inputs = without_labels(example)
+            return model(**{name: each.clone() if isinstance(each, Tensor) else each for name, each in inputs.items()})
     raise TypeError(f"example must be a batch (a dict) or a tensor, got {describe(example)}")
 
 
 def check_module(model: Any) -> None:
-    """Raise TypeError for a model that is no module, such as its name."""
+    """Raise TypeError for a model that is no module, such as its name, and ValueError for one without its weights."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a module: load it first")
+    offloaded: set[nn.Module] = set()
+    for prefix, module in model.named_modules():
+        if hasattr(module, "_hf_hook"):  # of accelerate, which brings weights where they are needed
+            offloaded.update(module.modules())
+        if module in offloaded:
+            continue
+        for name, part in (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False)):
+            if part.is_meta:
+                raise ValueError(
+                    f"{name!r} is on the meta device: this model has no weights there, or only a part of them; load "
+                    "them, as by from_pretrained without a device of meta"
+                )
 
 
 def check_inputs(model: Any, batches: Any, name: str = "batches") -> None:
@@ -145,9 +171,18 @@ def items_of(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, LISTS) else []
 
 
+def address_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor starts; 0 for one that has none of its own, as of quantised or sharded weights."""
+    try:  # of a DTensor, the part that lies here
+        return getattr(tensor, "_local_tensor", tensor).untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
 def is_hidden(output: Any) -> bool:
-    """Whether an output is one float tensor of rows."""
-    return isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
+    """Whether an output is one float tensor of rows, all of which lie here: a DTensor's may not."""
+    whole = type(output) is Tensor or (isinstance(output, Tensor) and not hasattr(output, "_local_tensor"))
+    return whole and output.is_floating_point() and output.ndim > 0
 
 
 def hidden_of(output: Any) -> Any:
@@ -158,5 +193,6 @@ def hidden_of(output: Any) -> Any:
 def describe(value: Any) -> str:
     """What came, in words: dtype and shape of a tensor, the type of anything else."""
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
+        kind = "DTensor" if hasattr(value, "_local_tensor") else "tensor"
+        return f"a {value.dtype} {kind} of shape {tuple(value.shape)}".replace("torch.", "")
     return f"a {type(value).__name__}"

@@ -14,6 +14,7 @@ from .._warnings import warn
 from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
+from ._inside import Inside
 from ._modules import GROUPS, LABELS
 from ._sites import Site, resolve_sites
 
@@ -61,11 +62,12 @@ def record(
     [5, 10]
     """
     options = {"num_classes": num_classes, "target_dim": target_dim, "per_class": per_class, "nonfinite": nonfinite}
+    inside = Inside(model)
     Moments(1, **options)  # says what is wrong with the options before anything runs
     if num_classes is None and target_dim is None:
         raise ValueError("record got neither num_classes nor target_dim, expected one of them")
     with ExitStack() as stack:
-        recorder = _Recorder(model, sites, options, stack)
+        recorder = _Recorder(inside, sites, options, stack)
         stack.callback(recorder.aside.join)
         # prepended: no other hook, and not the model, meets a keyword that it does not know
         begin, commit = _eager(recorder.begin), _eager(recorder.commit)
@@ -79,14 +81,14 @@ def record(
 class _Recorder:
     """One recording: labels taken at the start of a forward pass, outputs held, everything added at its end."""
 
-    def __init__(self, model: nn.Module, sites: Any, options: dict[str, Any], stack: ExitStack) -> None:
-        self.model: Any = model
+    def __init__(self, inside: Inside, sites: Any, options: dict[str, Any], stack: ExitStack) -> None:
+        self.inside, self.model = inside, inside.model
         self.options, self.stack = options, stack
         self.moments: dict[str, Moments] = {}
         self.made: dict[str, Moments] = {}  # the same, before the first pass has ended too
         self.aside = Aside()
         self.sites: list[Site] = []
-        self.wanted = "norms" if sites is None else sites if isinstance(sites, str) else list(sites)
+        self.wanted = "norms" if sites is None else inside.sites(sites)
         self.decoder: set[str] = set()
         self.held: dict[str, tuple[Tensor, int | None] | None] = {}  # None: staged by its moments
         self.batch: BatchLabels | None = None
@@ -105,7 +107,7 @@ class _Recorder:
         kwargs = dict(kwargs)
         labels = kwargs.pop(LABELS)
         groups = kwargs.pop(GROUPS, None)
-        example = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
+        example = {**inspect.signature(self.model.forward).bind_partial(*args).arguments, **kwargs}
         device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
         # Where kernels take the rows, they count what is no label and no mask: nothing waits for the device here.
         batch = BatchLabels(labels, example, self.options["target_dim"], look=not serves(device))
@@ -114,7 +116,7 @@ class _Recorder:
         if not self.sites:
             self.busy = True
             try:
-                self._start(args[0] if len(args) == 1 and not kwargs else example)
+                self._start(args[0] if len(args) == 1 and not kwargs else example, len(batch.lead) > 1)
             finally:
                 self.busy = False
         self.batch = batch
@@ -146,7 +148,7 @@ class _Recorder:
                 with self.aside.on(moments.device):
                     moments._commit()
         if not self.moments:
-            self.moments.update({site.name: self.made[site.name] for site in self.sites})
+            self.moments.update({self.inside.given(site.name): self.made[site.name] for site in self.sites})
 
     def _forget(self) -> None:
         """Drop the pass that is under way."""
@@ -163,8 +165,8 @@ class _Recorder:
                 self.made[name] = Moments(x.shape[-1], device=x.device, **self.options)
         return self.made[name]
 
-    def _start(self, example: Any) -> None:
-        sites = resolve_sites(self.model, example, self.wanted)
+    def _start(self, example: Any, by_token: bool) -> None:
+        sites = resolve_sites(self.model, example, self.wanted, by_token)
         self.decoder = decoder_sites(self.model, [site.name for site in sites])
         self.stack.enter_context(tap(self.model, sites, _eager(self._hold)))
         self.sites = sites

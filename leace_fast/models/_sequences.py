@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Example = Mapping[str, Any] | Tensor
@@ -55,20 +56,45 @@ def first_sequences(example: Example, main: str | None = None) -> Example | None
     >>> {name: getattr(value, "shape", value) for name, value in first_sequences(batch).items()}
     {'input_ids': torch.Size([2, 5]), 'bias': torch.Size([1, 5, 5]), 'use_cache': False}
     """
+    leading = leading_of(example, main)
+    return None if leading is None or len(leading) <= SEQUENCES else picked(example, range(SEQUENCES), main)
+
+
+def leading_of(example: Example, main: str | None = None) -> Tensor | None:
+    """Return the input that says how large a batch is; None of a batch that cannot be cut."""
     if isinstance(example, Tensor):
-        return example[:SEQUENCES] if example.ndim > 1 and len(example) > SEQUENCES else None
+        return example if example.ndim > 1 else None
     if not isinstance(example, Mapping) or not all(isinstance(part, (Tensor, *PLAIN)) for part in example.values()):
         return None
     tensors = {name: part for name, part in example.items() if isinstance(part, Tensor) and part.ndim > 1}
-    leading = tensors.get(main) if main in tensors else next(iter(tensors.values()), None)
-    if leading is None or len(leading) <= SEQUENCES:
-        return None
-    size = len(leading)
+    return tensors[main] if main in tensors else next(iter(tensors.values()), None)
+
+
+def picked(example: Example, places: Sequence[int], main: str | None = None, axis: int = 0) -> Example:
+    """Return a batch of the sequences at some places, or of other slices of what is as long as the main input."""
+    leading = leading_of(example, main)
+    assert leading is not None, "it can be cut"
+    size = leading.shape[axis]
+
+    def pick(part: Any) -> Any:
+        if not isinstance(part, Tensor) or part.ndim <= axis or part.shape[axis] != size:
+            return part
+        return part.index_select(axis, torch.tensor(places, device=part.device))
+
+    return pick(example) if isinstance(example, Tensor) else {name: pick(part) for name, part in example.items()}
+
+
+def shortened(example: Example, main: Tensor, axis: int) -> Example | None:
+    """Return a batch whose main input, and what is as long as it in that axis, is half as long; None of one place."""
+    size = main.shape[axis]
 
     def cut(part: Any) -> Any:
-        return part[:SEQUENCES] if isinstance(part, Tensor) and part.ndim and len(part) == size else part
+        fits = isinstance(part, Tensor) and part.ndim > axis and part.shape[axis] == size
+        return part.narrow(axis, 0, size - size // 2) if fits else part
 
-    return {name: cut(part) for name, part in example.items()}
+    if size < 2:
+        return None
+    return cut(example) if isinstance(example, Tensor) else {name: cut(part) for name, part in example.items()}
 
 
 @contextmanager

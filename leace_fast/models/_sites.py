@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._axes import check_axes
 from ._groups import PLACES, find_places
+from ._inside import Inside
 from ._modules import is_norm, items_of, run_example, unknown
 from ._sequences import traced_on_few
 from ._trace import Trace
@@ -46,7 +48,8 @@ def find_sites(
     """The sites of `model`, in the order in which one forward pass on `example` runs them.
 
     Args:
-        model: any module; it is run in evaluation mode and without gradients, and left as it was.
+        model: any module; it is run in evaluation mode and without gradients, and left as it was. Inside of
+            DataParallel, PEFT and the like the model that they hold is run; the names are those of what was given.
         example: a batch of the model, as keywords or as the one positional tensor; `concept_labels` is dropped. Of a
             batch its first two sequences are run, and all where these fail, miss a module with weights, or cannot be
             told from the rest; of each group of places, one pass more.
@@ -64,31 +67,39 @@ def find_sites(
     >>> [site.name for site in find_sites(nn.Sequential(*layers), torch.ones(1, 3, 4))]
     ['0.0', '1.0']
     """
+    inside = Inside(model)
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
         raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")
-    return traced_on_few(model, example, lambda few: _found(model, few, wanted))
+    wanted, model = inside.sites(wanted), inside.model
+    return inside.given_sites(traced_on_few(model, example, lambda few: _found(model, few, wanted)))
 
 
 def resolve_sites(
-    model: nn.Module, example: Mapping[str, Any] | Tensor, sites: str | Iterable[str] | Iterable[Site]
+    model: nn.Module,
+    example: Mapping[str, Any] | Tensor,
+    sites: str | Iterable[str] | Iterable[Site],
+    by_token: bool = False,
 ) -> list[Site]:
-    """The sites that a caller asked for: those that it has already, or what `find_sites` finds of the names.
+    """The sites that a caller asked for, whose rows are to have labels: those that it has, or what `find_sites` finds.
 
     Args:
-        model, example: as in `find_sites`; run only where there is something to find.
+        model, example: as in `find_sites`.
         sites: as in `find_sites`; or what it returned.
+        by_token: whether each token has a label, not each sequence.
 
     Raises:
-        ValueError: as `find_sites`, also for no site at all, and for names among `Site`s.
+        ValueError: as `find_sites`, also for no site at all, and for names among `Site`s; or the rows of a site are
+            not (batch, ..., width) in the order of the sequences and, for labels by token, of these.
 
     >>> resolve_sites(nn.LayerNorm(4), {}, [Site("", 4)])
     [Site(name='', width=4, readers=())]
     """
     wanted: Any = sites if isinstance(sites, str) else list(sites)
-    if wanted and all(isinstance(site, Site) for site in wanted):
-        return wanted
-    return find_sites(model, example, wanted)
+    if not wanted or not all(isinstance(site, Site) for site in wanted):
+        wanted = find_sites(model, example, wanted)
+    check_axes(model, example, [site.name for site in wanted], by_token)
+    return wanted
 
 
 def _found(model: nn.Module, example: Mapping[str, Any] | Tensor, wanted: list[str]) -> list[Site]:
@@ -135,7 +146,8 @@ def _named(trace: Trace, name: str, known: set[str]) -> set[str]:
         return {name}
     matched = _matching(name, trace.widths)
     if not matched:
-        raise ValueError(f"no module that matches {name!r} ran once and gave a float tensor; {trace.seen()}")
+        refused = next((f"{each!r}: {trace.refused[each]}" for each in _matching(name, trace.refused)), trace.seen())
+        raise ValueError(f"no module that matches {name!r} ran once and gave a float tensor of rows; {refused}")
     return matched
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._modules import describe, hidden_of, is_hidden, run_example
+from ._channels import Channels
+from ._modules import address_of, describe, hidden_of, is_hidden, run_example
 
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `Trace.follow`
 
@@ -38,6 +39,7 @@ class Trace:
         self.refused: dict[str, str] = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._kept = kept
+        self.channels = Channels()
         # by address; not kept alive, or memory would grow with depth: an address may be given to another tensor
         self._owners: dict[tuple[int, int], _Owner] = {}
         self._run(model, example)
@@ -46,7 +48,12 @@ class Trace:
         """An operation made `output` of its operands: the owner of one is that of the output if rows stay rows."""
         for operand, factors in zip(operands, ([*operands[1:]], [*operands[:1]]), strict=False):
             name = self._owner(operand) if isinstance(operand, Tensor) else None
-            if name and operand.shape == output.shape and all(by_row(factor) for factor in factors):
+            if (
+                name
+                and _address(output)[0]
+                and operand.shape == output.shape
+                and all(by_row(factor) for factor in factors)
+            ):
                 self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()), scaled=True)
 
     def has_own_space(self, norm: str) -> bool:
@@ -93,11 +100,18 @@ class Trace:
         if not is_hidden(output):
             self.refused[name] = f"its output is {describe(output)}, expected one float tensor"
             return
+        axis = self.channels.axis_of(output)
+        if axis is not None and axis < output.ndim - 1:
+            self.refused[name] = (
+                f"its output is {describe(output)}, whose channels lie in axis {axis} and whose last axis is time or "
+                "space, expected (batch, ..., width)"
+            )
+            return
         self.widths[name] = output.shape[-1]
         self.readers.setdefault(name, [])
         # a wrapper that hands on the output of an inner norm reads nothing itself: the first owner stays
         found = self._found(output)
-        if output.numel() and (found is None or found.scaled):
+        if _address(output)[0] and output.numel() and (found is None or found.scaled):
             self._owners[_address(output)] = _Owner(name, StorageWeakRef(output.untyped_storage()))
 
     def _owner(self, tensor: Tensor) -> str | None:
@@ -127,6 +141,7 @@ class _Follow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        self.trace.channels.note(func, args, output)
         if func.overloadpacket.__name__ in ROWWISE and isinstance(output, Tensor):
             self.trace.follow(args[:2], output)
         return output
@@ -146,4 +161,4 @@ def _is_reader(module: nn.Module, width: int) -> bool:
 
 def _address(tensor: Tensor) -> tuple[int, int]:
     """Equal for views of all of one tensor, whatever their shape."""
-    return tensor.untyped_storage().data_ptr(), tensor.numel()
+    return address_of(tensor), tensor.numel()

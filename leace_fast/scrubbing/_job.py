@@ -128,9 +128,10 @@ class Job:
             )
         return labels
 
-    def find(self, batch: Mapping[str, Any], sites: Any) -> list[str]:
+    def find(self, batch: Mapping[str, Any], reading: Reading, sites: Any) -> list[str]:
         """The names of the sites that are meant, of which `facts` and `decoder` take note."""
-        names = [site.name for site in resolve_sites(self.model, self.inputs(batch), sites)]
+        by_token = any(len(each.lead) > 1 for each in reading.labels.values())
+        names = [site.name for site in resolve_sites(self.model, self.inputs(batch), sites, by_token)]
         self.decoder, self.facts["sites"] = decoder_sites(self.model, names), names
         return names
 

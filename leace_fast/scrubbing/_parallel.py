@@ -32,7 +32,7 @@ def scrub_in_parallel(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     if first is None:
         raise ValueError("got no batches, expected some to fit on")
     _learn_classes(job, batches, first[1])
-    names = job.find(job.read(first[1], 0)[0], sites)
+    names = job.find(*job.read(first[1], 0), sites)
     opening, neutral = _opened(job.neutral)
     gathered = _Gathered(job, names, _checkpoint(job, first[1], opening))
     with torch.no_grad(), evaluating(job.model), tap(job.model, names, gathered.at_site):

@@ -3,13 +3,13 @@
 Nothing here knows a model family. While a batch is stopped, what its outermost completed modules returned is kept in a
 `Buffer`; when it goes on, the model's own code runs again from the start, but these modules return at once what they
 returned before. So each weight is multiplied once for each batch, however many sites there are. Of a stack of layers
-only the last completed one is kept: those before it hand on their input, which nobody reads.
+only the last completed one is kept: those before it hand on their input, which nobody reads. Where a layer leaves
+something outside of its output for later ones, nothing can be kept, and every pass runs from the start.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import device_of, evaluating, has_weight, items_of, tap
+from .._warnings import warn
+from ..models import device_of, eagerly, evaluating, has_weight, items_of, tap
 from ._buffer import Buffer
 from ._stored import PLAIN, Argument, Batch, Kept, described, template_of
 
@@ -50,6 +51,7 @@ class Replay:
         self._until: str | None = None
         self._reached: Tensor | None = None
         self._live: dict[str, tuple[list[Any], Any, list[int]]] = {}
+        self._anew = False  # nothing of a pass is kept
         self._single: set[str] = set()  # modules that run once in a forward pass
         self._layers: dict[str, str | None] = {}  # items of lists of modules, and the one before each
         self._templates: dict[str, tuple[list[Any], Any]] = {}  # of layers that can be passed by
@@ -67,7 +69,7 @@ class Replay:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(evaluating(self.model))
-            stack.enter_context(_eagerly())
+            stack.enter_context(eagerly())
             stack.enter_context(tap(self.model, self.sites, self._at_site))
             clean = self._trace(example, names)
             try:
@@ -120,7 +122,7 @@ class Replay:
     def _resuming(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def resumed(*args: Any, **kwargs: Any) -> Any:
             batch = self._batch
-            if batch is None:
+            if batch is None or self._anew:
                 return forward(*args, **kwargs)
             if name in batch.passed:
                 leaves, spec = self._templates[name]
@@ -198,31 +200,45 @@ class Replay:
         return [clean[name] for name in self.sites]
 
     def _check(self, example: Batch, clean: Sequence[Tensor]) -> None:
-        """Go from site to site on the example, and compare."""
+        """Go from site to site on the example, and compare; where that fails keep more of a pass, and then nothing."""
         act, self.act = self.act, lambda name, output: None
         try:
-            for last in (False, True):
-                other = next(
-                    (
-                        site
-                        for site, wanted in zip(self.sites, clean, strict=True)
-                        if not _near(_some_rows(self.run(example, site)), wanted)
-                    ),
-                    None,
+            if self._differs(example, clean) is None:
+                return
+            # some later module reads what an earlier layer returned: keep the outputs of all layers
+            self._templates = {}
+            if self._differs(example, clean) is None:
+                return
+            # or what it left elsewhere, as keys and values in a dict: each pass starts anew
+            self._anew = True
+            if other := self._differs(example, clean):
+                raise ValueError(
+                    f"a forward pass that was stopped and goes on gives other activations at {other!r} than one "
+                    "that runs through: a module before it keeps a state between calls or draws at random; "
+                    'mode="parallel" needs no stops'
                 )
-                example.clear()
-                if other is None:
-                    return
-                if last:
-                    raise ValueError(
-                        f"a forward pass that was stopped and goes on gives other activations at {other!r} than one "
-                        "that runs through: a module before it keeps a state between calls or draws at random; "
-                        'mode="parallel" needs no stops'
-                    )
-                # some later module reads what an earlier layer returned: keep the outputs of all layers
-                self._templates = {}
         finally:
             self.act = act
+        warn(
+            f"a pass of this {type(self.model).__name__} cannot go on from a site, as a later layer reads what an "
+            f"earlier one leaves outside of its output: all batches run from the start for each of {len(self.sites)} "
+            'sites; mode="parallel" runs them once'
+        )
+
+    def _differs(self, example: Batch, clean: Sequence[Tensor]) -> str | None:
+        """The first site at which a pass that goes from site to site gives other activations, or fails."""
+        try:
+            for site, wanted in zip(self.sites, clean, strict=True):
+                try:
+                    if not _near(_some_rows(self.run(example, site)), wanted):
+                        return site
+                except Exception:
+                    if self._anew:
+                        raise
+                    return site
+        finally:
+            example.clear()
+        return None
 
 
 def without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -251,13 +267,3 @@ def _near(x: Tensor, wanted: Tensor) -> bool:
     # some kernels add in an order that differs from call to call
     atol = 100 * torch.finfo(x.dtype).eps * float(wanted.abs().nan_to_num().max()) if wanted.numel() else 0.0
     return x.shape == wanted.shape and torch.allclose(x, wanted, rtol=0, atol=atol, equal_nan=True)
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    # compiled code holds the modules' own forwards
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -13,7 +13,7 @@ from torch import nn
 from .._progress import Track, progress_bars
 from .._warnings import once
 from ..methods import moments_method
-from ..models import GROUPS, Site, check_inputs, describe
+from ..models import GROUPS, Inside, Site, check_inputs, describe
 from ._buffer import Buffer
 from ._concepts import Classes, Concepts
 from ._job import Fit, Job
@@ -48,7 +48,8 @@ def scrub(
     behind the first site, the scrubbed model then meets activations that no eraser was fitted on.
 
     Args:
-        model: any module; it is left as it was.
+        model: any module; it is left as it was. Of one that DataParallel, PEFT or the like wraps, the model inside is
+            run.
         batches: the model's inputs by name, with `concept_labels`: integers (batch, length) with -100 for tokens to
             leave out, or (batch,) for whole sequences; real-valued with one axis more; or several such concepts by
             name, whose union is erased. Tokens that `attention_mask` (batch, length) masks are left out. Where they
@@ -94,10 +95,11 @@ def scrub(
         raise ValueError(f'mode is {mode!r}, expected "sequential" or "parallel"')
     if metric not in ("all", "labelled"):
         raise ValueError(f'metric is {metric!r}, expected "all" or "labelled"')
+    inside = Inside(model)
     fit = method if callable(method) else moments_method(method)
     facts = {"mode": mode, "method": _name(method), "metric": metric, "groups": groups}
     job = Job(
-        model,
+        inside.model,
         fit,
         Concepts(num_classes),
         track or progress_bars(),
@@ -107,10 +109,14 @@ def scrub(
         all_rows=metric == "all",
         groups=groups,
     )
+    sites = inside.sites(sites)
     if mode == "parallel":
-        return Scrubber.of_model(model, scrub_in_parallel(job, batches, sites))._knowing(job.seen)
-    with Buffer(buffer) as store:
-        return Scrubber.of_model(model, scrub_in_sequence(job, batches, sites, store))._knowing(job.seen)
+        erasers = scrub_in_parallel(job, batches, sites)
+    else:
+        with Buffer(buffer) as store:
+            erasers = scrub_in_sequence(job, batches, sites, store)
+    named = {inside.given(site): eraser for site, eraser in erasers.items()}
+    return Scrubber.of_model(inside.model, named)._knowing(job.seen)
 
 
 def _name(method: str | Fit) -> str:

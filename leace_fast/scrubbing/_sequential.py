@@ -34,7 +34,7 @@ def scrub_in_sequence(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
         if job.folder is not None:
             digest.add(batch, f"batch {index}")
         if not names:
-            names = job.find(batch, sites)
+            names = job.find(batch, reading, sites)
         stored.append((Batch(batch, buffer), reading))
     if not stored:
         raise ValueError("got no batches, expected some to fit on")

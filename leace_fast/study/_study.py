@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._progress import Track, untracked
 from ..evaluation import SiteRows, erased, next_token_losses, random_like, without_seen
-from ..models import LABELS, MASK, Site, device_of, evaluating, inputs_of, item_size, resolve_sites
+from ..models import LABELS, MASK, Inside, Site, device_of, evaluating, inputs_of, item_size, resolve_sites
 from ..scrubbing import Scrubber
 from ..statistics import IGNORE
 from ._clock import Clock
@@ -65,27 +65,28 @@ def run_study(
     Raises:
         ValueError: no variants, variants of other sites, no batches, or too few labelled rows or groups.
     """
-    main = _main(variants, main)
+    inside = Inside(model)
+    main = _main(variants, main, inside)
     held_out = _unseen(held_out, variants)
     clock, score, parts = clock or Clock(), text_bytes > 0, HeldOut(held_out, same_groups)
-    sites = resolve_sites(model, inputs_of(_only(INPUTS, held_out[0]), device_of(model)), list(variants[main]))
-
+    example = inputs_of(_only(INPUTS, held_out[0]), device_of(model))
+    sites = resolve_sites(inside.model, example, inside.sites(list(variants[main])), True)
     most = min(2 * probe_rows, PROBE_MEMORY // sum(site.width * item_size(model) for site in sites))
     nats: dict[str, float] = {}
     readings: dict[str, dict[str, Reading]] = {}
     for name, scrubber in {CLEAN: None, **variants}.items():
-        rows = SiteRows(model, sites, most)
+        rows = SiteRows(inside.model, sites, most)
         with clock.stage("passes"):
-            nats[name] = _run(model, track(held_out, name), scrubber, rows, parts, score)
+            nats[name] = _run(inside, track(held_out, name), scrubber, rows, parts, score)
         with clock.stage("probes"):
             names = track([site.name for site in sites], f"probes: {name}")
             readings[name] = {site: parts.read(rows.of(site)) for site in names}
     with clock.stage("random subspaces"):
         random = [
-            _run(model, track(held_out, f"random subspaces {seed + 1}"), random_like(variants[main], seed))
+            _run(inside, track(held_out, f"random subspaces {seed + 1}"), random_like(variants[main], seed))
             for seed in range(random_seeds if score else 0)
         ]
-    results = tuple(_site_result(site, variants, readings) for site in sites)
+    results = tuple(_site_result(site, inside, variants, readings) for site in sites)
     probe = results[0].clean.other
     return Study(
         sites=results,
@@ -105,7 +106,7 @@ def run_study(
     )
 
 
-def _main(variants: Mapping[str, Scrubber], main: str | None) -> str:
+def _main(variants: Mapping[str, Scrubber], main: str | None, inside: Inside) -> str:
     """The name of the main variant; ValueError where there is none or the variants do not go together."""
     if not variants or main not in {None, *variants} or CLEAN in variants:
         raise ValueError(
@@ -114,7 +115,7 @@ def _main(variants: Mapping[str, Scrubber], main: str | None) -> str:
         )
     name = next(iter(variants)) if main is None else main
     for other, scrubber in variants.items():
-        if set(scrubber) != set(variants[name]):
+        if set(map(inside.name, scrubber)) != set(map(inside.name, variants[name])):
             raise ValueError(f"the variants {name!r} and {other!r} have other sites, expected the same")
     return name
 
@@ -134,7 +135,7 @@ def _unseen(held_out: Sequence[Batch], variants: Mapping[str, Scrubber]) -> Sequ
 
 
 def _run(
-    model: nn.Module,
+    inside: Inside,
     batches: Iterable[Batch],
     scrubber: Scrubber | None,
     rows: SiteRows | None = None,
@@ -142,8 +143,8 @@ def _run(
     score: bool = True,
 ) -> float:
     """Run batches with erasers at work, gathering rows, and return the summed nats of their `labels` if scored."""
-    device, nats = device_of(model), 0.0
-    with torch.no_grad(), evaluating(model), erased(model, scrubber):
+    model, device, nats = inside.model, device_of(inside.model), 0.0
+    with torch.no_grad(), evaluating(model), erased(inside.whole, scrubber):
         for number, batch in enumerate(batches):
             inputs = inputs_of(_only(INPUTS, batch), device) | ({"use_cache": False} if score else {})
             with rows.gathering(batch, number, parts.cells[number]) if rows and parts else nullcontext():
@@ -154,12 +155,17 @@ def _run(
 
 
 def _site_result(
-    site: Site, variants: Mapping[str, Scrubber], readings: Mapping[str, Mapping[str, Reading]]
+    site: Site, inside: Inside, variants: Mapping[str, Scrubber], readings: Mapping[str, Mapping[str, Reading]]
 ) -> SiteResult:
     """What probes read at a site: clean, and with the erasers of each variant."""
-    erasers = {name: scrubber[site.name] for name, scrubber in variants.items()}
+    erasers = {
+        name: eraser
+        for name, scrubber in variants.items()
+        for place, eraser in scrubber.items()
+        if inside.name(place) == site.name
+    }
     return SiteResult(
-        site.name,
+        inside.given(site.name),
         site.width,
         clean=readings[CLEAN][site.name],
         erased={name: readings[name][site.name] for name in variants},

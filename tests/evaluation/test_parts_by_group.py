@@ -13,6 +13,7 @@ from leace_fast import Eraser, Scrubber, evaluate
 from leace_fast.evaluation import without_seen
 from leace_fast.evaluation._groups import SEVERAL, TEST, TRAIN, Groups, Parts, classes_of, labelled, only
 from leace_fast.evaluation._probing import Probing
+from leace_fast.models import Inside
 from leace_fast.scrubbing import Seen
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -149,7 +150,7 @@ def test_labels_that_no_probe_can_read_are_told():
 def test_wide_sites_are_probed_on_fewer_rows():
     """20,000 rows of 4096 columns would take two gigabytes: the rows, and what a probe makes of them."""
     model = nn.Sequential(nn.LayerNorm(4096, elementwise_affine=False))
-    probing = Probing(model, None, ["0"], True, 20_000, False)
+    probing = Probing(Inside(model), None, ["0"], True, 20_000, False)
     inputs = {"input": torch.zeros(1, 1, 4096)}
     probing.admit({**inputs, "concept_labels": torch.zeros(1, 1).long()}, 0, TEST, inputs)
     most = probing.rows[TRAIN].most
