@@ -360,9 +360,12 @@ class Moments(Derived):
         return self._sums.state
 
     def _settled(self) -> Accumulator:
-        """Return all rows in the sums, with no change to these moments but what a device is waited for."""
-        self._sums.read_device()
-        return Change(self._sums).flush().settled()
+        """Return all rows in the sums; these moments stay as they are."""
+        sums = self._sums
+        if sums.on_device is not None and not sums.on_device.is_read:
+            sums = sums.copy()  # what waits on a device is added in place
+        sums.read_device()
+        return Change(sums).flush().settled()
 
     def _check_same_kind(self, other: Moments) -> None:
         if not isinstance(other, Moments):
