@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .arguments import check_project
+from .arrays import takes_arrays, tensor_from
 from .direct import Bound, BoundNorm
 from .extension import Extension, load_extension
 from .operators import add_layer_norm_project, add_rms_norm_project, check_index, pack, project, project_
@@ -27,4 +28,6 @@ __all__ = [
     "project_",
     "rms_norm",
     "slices",
+    "takes_arrays",
+    "tensor_from",
 ]

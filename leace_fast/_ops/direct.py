@@ -21,8 +21,8 @@ class Bound:
     """`project(x, left, right, mean)`, for x on the device of the factors and of a dtype computed in theirs.
 
     Dense rows on the CPU go straight to the kernel, at half the cost of a call of the operator: the memory is all that
-    the kernel needs to know, where no gradient or tangent, compiler, transform, mode or profiler watches the call. The bits are
-    the same.
+    the kernel needs to know, where no gradient or tangent, compiler, transform, mode or profiler watches the call. The
+    bits are the same.
 
     Args:
         left: (d, k), the transpose of a contiguous tensor.

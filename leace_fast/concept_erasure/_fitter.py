@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
 from ._statistics import Statistics
 from .shrinkage import optimal_linear_shrinkage
 
@@ -20,9 +21,10 @@ class Fitter(Generic[E]):
     """Streams rows x with concepts z; `eraser` is that of the rows so far."""
 
     @classmethod
+    @takes_arrays
     def fit(cls, x: Tensor, z: Tensor, **kwargs: Any) -> Self:
         """Return a fitter that has seen rows x (n, d) with concepts z (n,) or (n, k)."""
-        z_dim = z.reshape(len(x), -1).shape[1]
+        z_dim = z.shape[1:].numel()
         return cls(x.shape[-1], z_dim, **{"device": x.device, "dtype": x.dtype, **kwargs}).update(x, z)
 
     def __init__(
@@ -40,10 +42,11 @@ class Fitter(Generic[E]):
         self._statistics = Statistics(x_dim, z_dim, device, dtype)
         self._eraser: E | None = None
 
+    @takes_arrays
     def update(self, x: Tensor, z: Tensor) -> Self:
         """Add rows x (..., x_dim) with z (...) or (..., z_dim), and return self."""
+        self._eraser = None  # first: an eraser of fewer rows must not outlive an update that is interrupted
         self._statistics.update(x, z)
-        self._eraser = None
         return self
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
+
 
 @dataclass(frozen=True)
 class GroupedTensor:
@@ -40,6 +42,7 @@ class GroupedTensor:
         return iter(zip(self.labels, self.groups, strict=True))
 
 
+@takes_arrays
 def groupby(x: Tensor, key: Tensor, dim: int = 0, *, stable: bool = False) -> GroupedTensor:
     """Cut x into groups of equal key along a dimension; `stable` keeps the order within each.
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._ops import compute_dtype, project
+from .._ops import compute_dtype, project, takes_arrays
 from .._warnings import warn
 from ._closed_form import projection_factors
 from ._fitter import Fitter
@@ -31,6 +31,7 @@ class LeaceEraser:
     bias: Tensor | None
 
     @classmethod
+    @takes_arrays
     def fit(cls, x: Tensor, z: Tensor, **kwargs) -> LeaceEraser:
         """Return the eraser of rows x (n, d) with concepts z (n,) or (n, k); options as in `LeaceFitter`."""
         return LeaceFitter.fit(x, z, **kwargs).eraser
@@ -41,6 +42,7 @@ class LeaceEraser:
         eye = torch.eye(len(self.proj_left), device=self.proj_left.device, dtype=self.proj_left.dtype)
         return eye - self.proj_left @ self.proj_right
 
+    @takes_arrays
     def __call__(self, x: Tensor) -> Tensor:
         """Return the erased rows, of the shape and dtype of x (..., d)."""
         if self.proj_left.is_complex() or x.is_complex():

@@ -9,20 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
+
 STEPS = 100
 
 
+@takes_arrays
 def is_positive_definite(A: Tensor) -> Tensor:
     """Return whether each matrix (..., d, d) is positive definite, (...) bool."""
     return torch.linalg.cholesky_ex(A).info == 0
 
 
+@takes_arrays
 def psd_sqrt(A: Tensor) -> Tensor:
     """Return the positive semidefinite square root of positive semidefinite matrices (..., d, d)."""
     values, vectors = torch.linalg.eigh(A)
     return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mH
 
 
+@takes_arrays
 def psd_sqrt_rsqrt(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the square root and its pseudo-inverse of positive semidefinite matrices (..., d, d)."""
     values, vectors = torch.linalg.eigh(A)
@@ -32,6 +37,7 @@ def psd_sqrt_rsqrt(A: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * roots) @ vectors.mH, (vectors * inverse) @ vectors.mH
 
 
+@takes_arrays
 def ot_map(K1: Tensor, K2: Tensor) -> Tensor:
     """Return the positive semidefinite A with `A K1 A = K2`, the optimal map from N(0, K1) to N(0, K2).
 
@@ -47,6 +53,7 @@ def ot_map(K1: Tensor, K2: Tensor) -> Tensor:
     return inverse @ psd_sqrt(root @ K2 @ root) @ inverse
 
 
+@takes_arrays
 def ot_distance(K1: Tensor, K2: Tensor) -> Tensor:
     """Return the 2-Wasserstein distance between N(0, K1) and N(0, K2), (...).
 
@@ -59,6 +66,7 @@ def ot_distance(K1: Tensor, K2: Tensor) -> Tensor:
     return torch.sqrt(_trace(K1) + _trace(K2) - 2 * _trace(psd_sqrt(root @ K2 @ root)))
 
 
+@takes_arrays
 def ot_midpoint(K1: Tensor, K2: Tensor, w1: float = 0.5, w2: float = 0.5) -> Tensor:
     """Return the covariance of the barycentre of N(0, K1) and N(0, K2) with weights that add up to one.
 
@@ -73,6 +81,7 @@ def ot_midpoint(K1: Tensor, K2: Tensor, w1: float = 0.5, w2: float = 0.5) -> Ten
     return step @ K1 @ step.mH
 
 
+@takes_arrays
 def ot_barycenter(Ks: Tensor, weights: Tensor | None = None, *, max_iter: int = STEPS) -> Tensor:
     """Return the covariance of the barycentre of several centred Gaussians.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
 from ..fitting import DEPENDENT
 from ._fitter import Fitter
 
@@ -24,13 +25,15 @@ class OracleEraser:
     mean_z: Tensor
 
     @classmethod
+    @takes_arrays
     def fit(cls, x: Tensor, z: Tensor, **kwargs) -> OracleEraser:
         """Return the eraser of rows x (n, d) with concepts z (n,) or (n, k); options as in `OracleFitter`."""
         return OracleFitter.fit(x, z, **kwargs).eraser
 
+    @takes_arrays
     def __call__(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the erased rows, of the shape and dtype of x."""
-        z = z.reshape(len(z), -1).to(self.mean_z.dtype)
+        z = z.reshape(*x.shape[:-1], len(self.mean_z)).to(self.mean_z.dtype)
         return (x - (z - self.mean_z) @ self.coef.mT).to(x.dtype)
 
     def to(self, device: torch.device | str) -> OracleEraser:

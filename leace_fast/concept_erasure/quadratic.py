@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
 from ..statistics import Moments
 from ._statistics import as_complex, as_real, hermitian
 from .groupby import groupby
@@ -29,15 +30,18 @@ class QuadraticEraser:
     ot_maps: Tensor
 
     @classmethod
+    @takes_arrays
     def fit(cls, x: Tensor, z: Tensor, **kwargs) -> QuadraticEraser:
         """Return the eraser of rows x (n, d) with labels z (n,); options as in `QuadraticFitter`."""
         return QuadraticFitter.fit(x, z, **kwargs).eraser
 
+    @takes_arrays
     def optimal_transport(self, z: int, x: Tensor) -> Tensor:
         """Return rows x of class z, carried to the barycentre."""
         rows = x.flatten(1)
         return ((rows - self.class_means[z]) @ self.ot_maps[z].mH + self.global_mean).view_as(x)
 
+    @takes_arrays
     def __call__(self, x: Tensor, z: Tensor) -> Tensor:
         """Return x (n, d) with labels z (n,) int64, erased."""
         return groupby(x, z).map(self.optimal_transport).coalesce()
@@ -59,11 +63,13 @@ class QuadraticEditor:
     class_means: Tensor
     ot_maps: Tensor
 
+    @takes_arrays
     def transport(self, x: Tensor, source_z: int, target_z: int) -> Tensor:
         """Return rows x of one class, carried to another."""
         centred = x - self.class_means[source_z]
         return centred @ self.ot_maps[source_z, target_z].mH + self.class_means[target_z]
 
+    @takes_arrays
     def __call__(self, x: Tensor, source_z: Tensor, target_z: int) -> Tensor:
         """Return x (n, d) with labels source_z (n,) int64, carried to class target_z."""
         return groupby(x, source_z).map(lambda source, rows: self.transport(rows, source, target_z)).coalesce()
@@ -89,6 +95,7 @@ class QuadraticFitter:
     """
 
     @classmethod
+    @takes_arrays
     def fit(cls, x: Tensor, z: Tensor, **kwargs) -> QuadraticFitter:
         """Return a fitter that has seen rows x (n, d) with labels z (n,)."""
         options = {"device": x.device, "dtype": x.dtype, **kwargs}
@@ -113,12 +120,14 @@ class QuadraticFitter:
         )
         self._eraser: QuadraticEraser | None = None
 
+    @takes_arrays
     def update(self, x: Tensor, z: Tensor) -> QuadraticFitter:
         """Add rows x (..., x_dim) with labels z (...), and return self."""
-        self._moments.update(as_real(x, self.dtype), z)
         self._eraser = None
+        self._moments.update(as_real(x, self.dtype), z)
         return self
 
+    @takes_arrays
     def update_single(self, x: Tensor, z: int) -> QuadraticFitter:
         """Add rows x (..., x_dim), all of class z, and return self."""
         return self.update(x, torch.full(x.shape[:-1], z, dtype=torch.int64, device=x.device))

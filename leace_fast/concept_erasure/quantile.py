@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
 from .groupby import groupby
 
 
+@takes_arrays
 def cdf(x: float | Tensor, q: Tensor) -> Tensor:
     """Return the share of the quantiles q (..., m), ascending, that lie at or below x (...).
 
@@ -21,6 +23,7 @@ def cdf(x: float | Tensor, q: Tensor) -> Tensor:
     return torch.searchsorted(q.contiguous(), points.contiguous(), right=True, out_int32=True) / _size(q)
 
 
+@takes_arrays
 def icdf(p: Tensor, q: Tensor) -> Tensor:
     """Return the least of the quantiles q (..., m) at which `cdf` reaches p (...); the first one for p = 0.
 
@@ -62,6 +65,7 @@ class QuantileNormalizer:
     lut: Tensor
     dim: int
 
+    @takes_arrays
     def __init__(self, x: Tensor, z: Tensor, num_bins: int = 256, dim: int = 0) -> None:
         grouped = groupby(x, z, dim=dim)
         if grouped.labels != list(range(len(grouped.labels))):
@@ -75,6 +79,7 @@ class QuantileNormalizer:
         """Quantiles kept for each component and class."""
         return self.lut.shape[-1]
 
+    @takes_arrays
     def cdf(self, z: int, x: Tensor) -> Tensor:
         """Return the distribution function of class z at x."""
         return cdf(x.movedim(self.dim, -1), self.lut[z]).movedim(-1, self.dim)
@@ -85,6 +90,7 @@ class QuantileNormalizer:
         uniform = torch.rand(*table.shape[:-1], n, device=table.device, dtype=table.dtype)
         return icdf(uniform, table).movedim(-1, self.dim)
 
+    @takes_arrays
     def transport(self, x: Tensor, source_z: Tensor, target_z: int) -> Tensor:
         """Return x with each row moved from its class to class `target_z`."""
         target = self.lut[target_z]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._ops import takes_arrays
 
+
+@takes_arrays
 def optimal_linear_shrinkage(S_n: Tensor, n: int | Tensor) -> Tensor:
     """Return `alpha S + beta I`, the linear shrinkage that is asymptotically optimal in the Frobenius norm.
 

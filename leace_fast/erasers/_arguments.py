@@ -9,6 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from .._ops import tensor_from
 from ..statistics import IGNORE
 
 Rows = TypeVar("Rows", Tensor, numpy.ndarray)
@@ -27,12 +28,7 @@ def tensor_of(given: object, name: str = "x") -> Tensor:
         return given
     if not isinstance(given, numpy.ndarray):
         raise TypeError(f"{name} is a {type(given).__name__}, expected a tensor or an array of NumPy")
-    if given.flags.writeable:
-        try:
-            return torch.from_numpy(given)
-        except ValueError:  # strides or a byte order that torch does not take
-            pass
-    return torch.from_numpy(numpy.array(given, dtype=given.dtype.newbyteorder("="), order="C"))
+    return tensor_from(given, name)
 
 
 def factor_of(given: object) -> Tensor:

@@ -92,7 +92,7 @@ def _well_apart(columns: Tensor, whitened: Tensor, length: Tensor) -> tuple[Tens
 
 
 def _kept(whitened: Tensor, length: Tensor, noise: Tensor) -> tuple[Tensor, bool, int]:
-    """Return a basis of the singular vectors above rounding, whether less noise keeps the same, and how many it hides."""
+    """Return a basis of the singular vectors above rounding, whether less noise keeps it, and how many it hides."""
     told = (length > 0) & (NOISE_MARGIN * noise < 1)
     unit = whitened[:, told] / length[told]
     floor = max(whitened.shape[0], unit.shape[1]) * EPSILON

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._warnings import warn
-from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves
+from ..statistics import GPU_ROW_DTYPES, IGNORE, Aside, Kind, Moments, check_shapes, serves, update_all
 from ._batch_labels import MASK, BatchLabels, decoder_sites
 from ._hooks import tap
 from ._inside import Inside
@@ -142,8 +142,8 @@ class _Recorder:
         # nothing can be wrong with the rows from here on: all sites are added to, or none; tensors made in inference
         # mode could not be updated outside of it
         with torch.inference_mode(False), torch.no_grad():
-            for moments, x, labels, mask, groups in rows:
-                moments.update(x, labels, mask=mask, groups=groups)
+            names = ("x", "y", "mask", "groups")
+            update_all([(moments, dict(zip(names, parts, strict=True))) for moments, *parts in rows])
             for moments in [self.made[name] for name, kept in held.items() if kept is None]:
                 with self.aside.on(moments.device):
                     moments._commit()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..erasers import Eraser
 from ..statistics import Moments
-from ._concept import Concept, Kind, check_told_apart, read_concept
+from ._concept import Concept, Kind, check_plain, check_told_apart, read_concept
 
 DTYPES = [np.float64, np.float32]
 
@@ -53,6 +53,7 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self.eraser_  # type: ignore[attr-defined]
 
     def _rows(self, X: Any, reset: bool) -> Tensor:
+        check_plain("X", X)
         checked: Any = validate_data(self, X, dtype=DTYPES, reset=reset)
         # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
         return torch.from_numpy(np.array(checked, dtype=checked.dtype.newbyteorder("="), order="C"))
@@ -144,6 +145,7 @@ class StreamingTransformer(ConceptTransformer):
         rows = self._rows(X, reset=first)
         like = None if first else Concept.like(self.moments_, self.classes_)
         found = self._concept(rows, y, concept, classes, like)
+        self._fitted = None  # first: an eraser of fewer rows must not outlive a call that is interrupted
         return self._keep(found.moments_of(rows, None if first else self.moments_), found, None)
 
     @property
@@ -168,6 +170,20 @@ class StreamingTransformer(ConceptTransformer):
         raise NotImplementedError
 
     def _keep(self, moments: Moments, concept: Concept, eraser: Eraser | None):
-        self.moments_, self.classes_, self._fitted = moments, concept.classes, eraser
-        self.n_samples_seen_ = moments.count
+        moments.count  # noqa: B018  (takes in the rows that wait)
+        self._set(moments_=moments, classes_=concept.classes, _fitted=eraser)
         return self
+
+    def _set(self, **attributes: Any) -> None:
+        """Set attributes, all at once."""
+        vars(self).update(attributes)
+
+    @property
+    def n_samples_seen_(self) -> int:
+        """Number of rows so far.
+
+        Raises:
+            NotFittedError: nothing was fitted.
+        """
+        check_is_fitted(self, "moments_")
+        return self.moments_.count

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor
 
+from .._ops import tensor_from
 from ..statistics import Moments
 
 Kind = Literal["auto", "classes", "numbers"]
@@ -41,7 +41,7 @@ class Concept(NamedTuple):
             before = Moments(dim, len(self.classes))
         elif before is None:
             before = Moments(dim, target_dim=1 if self.targets.ndim == 1 else self.targets.shape[1])
-        return before.update(rows, torch.from_numpy(self.targets))
+        return before.update(rows, tensor_from(self.targets, "y"))
 
 
 def read_concept(
@@ -54,6 +54,7 @@ def read_concept(
     """
     if kind not in ("auto", "classes", "numbers"):
         raise ValueError(f"kind is {kind!r}, expected 'auto', 'classes' or 'numbers'")
+    check_plain(name, given)
     z = check_array(given, ensure_2d=False, dtype=None, input_name=name)  # type: ignore[arg-type]
     z = z[:, 0] if z.ndim == 2 and z.shape[1] == 1 else z
     check_consistent_length(rows, z)
@@ -75,6 +76,14 @@ def read_concept(
             "may come later where partial_fit was told all, as classes="
         )
     return Concept(_codes(z, known, name), known)
+
+
+def check_plain(name: str, given: Any) -> None:
+    """Raise TypeError for arrays that would be taken for others: masked ones, whose mask gets lost, and dates."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected a plain one: leave out masked rows, or fill them first")
+    if name == "X" and getattr(getattr(given, "dtype", None), "kind", "") in ("m", "M"):
+        raise TypeError(f"{name} holds dates or times, expected numbers: divide differences by a unit")
 
 
 def check_told_apart(moments: Moments, classes: NDArray[Any] | None) -> None:

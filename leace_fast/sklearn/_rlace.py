@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from numpy.typing import ArrayLike
 
+from .._ops import tensor_from
 from ..methods import rlace
 from ._base import ConceptTransformer
 
@@ -64,8 +65,8 @@ class RlaceTransformer(ConceptTransformer):
         rows = self._rows(X, reset=True)
         found = self._concept(rows, y, concept)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.random_state))
-        x, labels = rows[order], torch.from_numpy(found.targets)[order]
+        x, labels = rows[order], tensor_from(found.targets)[order]
         batches = list(zip(x.split(self.batch_size), labels.split(self.batch_size), strict=True))
-        self.eraser_ = rlace(batches, self.rank, steps=self.steps)
-        self.classes_ = found.classes
+        eraser = rlace(batches, self.rank, steps=self.steps)
+        vars(self).update(eraser_=eraser, classes_=found.classes)
         return self

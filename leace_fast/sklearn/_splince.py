@@ -121,8 +121,10 @@ class SplinceTransformer(StreamingTransformer):
             raise ValueError(f"got {came}, but the first call had {before}: give it with every call or with none")
         aim_like = Concept.like(self.task_moments_, self.task_classes_) if not first and self.task_moments_ else None
         found, aim = self._concept(rows, y, concept, classes, like), self._task(rows, given, task_classes, aim_like)
-        moments = found.moments_of(rows, None if first else self.moments_)
-        kept = None if aim is None else aim.moments_of(rows, None if first else self.task_moments_)
+        # On copies, so that rows come to both or to none, whatever happens in between.
+        moments = found.moments_of(rows, None if first else self.moments_.copy())
+        before = None if first or self.task_moments_ is None else self.task_moments_.copy()
+        kept = None if aim is None else aim.moments_of(rows, before)
         return self._keep_both(moments, found, None, kept, aim)
 
     def _task(self, rows: Tensor, given: Any, classes: Any = None, like: Concept | None = None) -> Concept | None:
@@ -142,8 +144,12 @@ class SplinceTransformer(StreamingTransformer):
     def _keep_both(
         self, moments: Moments, found: Concept, eraser: Eraser | None, kept: Moments | None, aim: Concept | None
     ):
-        self.task_moments_, self.task_classes_ = kept, None if aim is None else aim.classes
-        return self._keep(moments, found, eraser)
+        moments.count  # noqa: B018  (takes in the rows that wait)
+        task_classes = None if aim is None else aim.classes
+        self._set(
+            moments_=moments, classes_=found.classes, task_moments_=kept, task_classes_=task_classes, _fitted=eraser
+        )
+        return self
 
 
 def _given_task(y: Any, concept: Any, task: Any) -> Any:

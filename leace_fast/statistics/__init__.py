@@ -6,7 +6,7 @@ from ._checks import check_shapes
 from ._group_sums import Cells, summed
 from ._kernels import GPU_ROW_DTYPES, serves
 from ._kind import Kind
-from ._moments import Moments
+from ._moments import Moments, update_all
 from ._rows import IGNORE
 from ._streams import Aside
 
@@ -20,4 +20,5 @@ __all__ = [
     "check_shapes",
     "serves",
     "summed",
+    "update_all",
 ]

@@ -82,21 +82,23 @@ class Change:
 
     def commit(self, owner: Any) -> None:
         """Put the sums after the call in the place of those before it, as the attribute `_sums` of an owner."""
-        others = self._copies
-        if self.after.groups is not None and self.after.groups is not self.before.groups:
-            others = [*others, *self.after.groups.steps()]
-        if self._draft is None and not others:
+        steps = self.steps(owner, alone=True)
+        if len(steps) == 1:
             owner._sums = self.after
             return
-        exchange = partial(setattr, owner, "_sums", self.after)
+        at_once(steps)
+        if owner._sums is not self.after and self._draft is not None:
+            self._draft.settled()  # a kernel refused the rows, before anything was done
+            at_once(self.steps(owner, alone=True))
+
+    def steps(self, owner: Any, *, alone: bool) -> list[Step]:
+        """Return what puts the sums in their place; if others come before, no kernel may refuse its rows."""
+        after, products, groups = self.after, [], []
         if self._draft is not None:
-            self.after.state = self._draft.state
-            if products := self._draft.steps():
-                at_once([*products, *others, exchange])
-                if owner._sums is self.after:
-                    return
-                self._draft.settled()  # a kernel refused the rows
-        at_once([*others, exchange])
+            after.state, products = self._draft.state, self._draft.steps(alone)
+        if after.groups is not None and after.groups is not self.before.groups:
+            groups = after.groups.steps()
+        return [*products, *self._copies, *groups, partial(setattr, owner, "_sums", after)]
 
     # ------------------------------------------------------------ internal
 

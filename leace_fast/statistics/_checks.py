@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
-from .._ops import ROW_DTYPES
+from .._ops import ROW_DTYPES, tensor_from
 from ._block_sums import all_finite
 from ._group_sums import MOST_GROUP
 from ._kind import Kind
@@ -159,8 +160,9 @@ def _check_products(rows: Rows, weight: Tensor) -> None:
     most, at = (weight * sizes / MOST_PRODUCT * sizes).max(0)
     if float(most) > 1:
         raise ValueError(
-            f"a weight of {float(weight[at]):.0e} meets a value of {float(sizes[at]):.0e}, expected weight * value^2 up "
-            f"to {MOST_PRODUCT:.0e}, so that sums stay in range: only ratios of weights count, multiply all by a constant"
+            f"a weight of {float(weight[at]):.0e} meets a value of {float(sizes[at]):.0e}, expected weight * value^2 "
+            f"up to {MOST_PRODUCT:.0e}, so that sums stay in range: only ratios of weights count, multiply all by a "
+            "constant"
         )
 
 
@@ -183,10 +185,15 @@ def _finite_rows(rows: Rows) -> Tensor | None:
 def _tensor(name: str, value: Any) -> Tensor:
     if type(value) is Tensor and not value.requires_grad:
         return value
+    number = "; number the names of classes, as by np.unique(y, return_inverse=True)[1]" if name == "y" else ""
+    if hasattr(value, "__array__") and not isinstance(value, Tensor):
+        try:
+            return tensor_from(value if isinstance(value, numpy.ndarray) else numpy.asarray(value), name)
+        except TypeError as error:
+            raise TypeError(f"{error}{number}") from None
     try:
         return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        number = "; number the names of classes, as by np.unique(y, return_inverse=True)[1]" if name == "y" else ""
         kind = type(value).__name__
         cause = str(error).partition(". ")[0]
         raise TypeError(f"{name} is a {kind} that holds no numbers ({cause}), expected a tensor{number}") from error

@@ -66,12 +66,12 @@ class Draft:
             self._own()
         return self.state
 
-    def steps(self) -> list[Step]:
+    def steps(self, alone: bool) -> list[Step]:
         """Return what adds the products that wait to the second moment that the states share.
 
-        A single one may turn out to be refused: it returns False then, and has changed nothing.
+        A single one may turn out to be refused where it is `alone`: it returns False then, and has changed nothing.
         """
-        if len(self._waiting) > 1 and not surely_fit([products for _, products in self._waiting]):
+        if len(self._waiting) > alone and not surely_fit([products for _, products in self._waiting]):
             self._own()
         return [step for group, products in self._waiting for step in products.steps(self._second(group))]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from .._files import load_tensors, save_tensors, unreadable
 from ._accumulator import Accumulator
+from ._at_once import at_once
 from ._change import Change
 from ._derived import Derived
 from ._group_sums import GroupSums
@@ -27,7 +30,9 @@ class Moments(Derived):
 
     Rows may come in batches of any size: they are gathered into blocks of a
     fixed size first, so that the bits of the result do not depend on how the
-    stream was cut. Every tensor that is handed out is a copy.
+    stream was cut. Every tensor that is handed out is a copy. A call that ends
+    in the middle, as by Ctrl-C, changes everything or nothing, and several
+    threads may add to the same moments.
 
     Args:
         dim: width of x.
@@ -347,9 +352,12 @@ class Moments(Derived):
         return self._sums.state
 
     def _settled(self) -> Accumulator:
-        """Return all rows in the sums, with no change to these moments but what a device is waited for."""
-        self._sums.read_device()
-        return Change(self._sums).flush().settled()
+        """Return all rows in the sums; these moments stay as they are."""
+        sums = self._sums
+        if sums.on_device is not None and not sums.on_device.is_read:
+            sums = sums.copy()  # what waits on a device is added in place
+        sums.read_device()
+        return Change(sums).flush().settled()
 
     def _check_same_kind(self, other: Moments) -> None:
         if not isinstance(other, Moments):
@@ -372,3 +380,26 @@ class Moments(Derived):
     def _drop(self) -> None:
         """Forget what was staged and not committed."""
         self._sums.drop()
+
+
+def update_all(updates: Sequence[tuple[Moments, dict[str, Any]]]) -> None:
+    """Add rows to several moments, to all of them or to none.
+
+    Args:
+        updates: different moments, with the arguments of `Moments.update`.
+
+    Raises:
+        TypeError, ValueError: as `Moments.update`, for any of them.
+
+    >>> import torch
+    >>> one, two = Moments(3), Moments(5)
+    >>> update_all([(one, {"x": torch.randn(9, 3)}), (two, {"x": torch.randn(9, 5)})])
+    >>> one.count, two.count
+    (9, 9)
+    """
+    with ExitStack() as locks, torch.inference_mode(False), torch.no_grad():
+        for moments in sorted((moments for moments, _ in updates), key=lambda moments: id(moments._lock)):
+            locks.enter_context(moments._lock)
+        nothing: dict[str, Any] = dict.fromkeys(("y", "mask", "weight", "groups"))
+        changes = [(moments, Change(moments._sums).add(**{**nothing, **given})) for moments, given in updates]
+        at_once([step for moments, change in changes for step in change.steps(moments, alone=False)])

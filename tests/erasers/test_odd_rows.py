@@ -1,4 +1,4 @@
-"""Rows of odd shapes and memory: none at all, of any strides, sharing memory; every eraser takes them or says why not."""
+"""Rows of odd shapes and memory, none at all, of any strides, sharing memory: every eraser takes them or says why."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from interruptions import Instructions, Operations, points, timer
 from laws import assert_same_bits, bits, settled_bits
 from torch import Tensor
 
-from leace_fast import Moments
+from leace_fast import Moments, record
 from leace_fast.statistics import _draft
 from leace_fast.statistics._accumulator import Accumulator
 
@@ -149,6 +149,44 @@ def test_long_calls_go_on_with_a_copy(waiting: int, monkeypatch: pytest.MonkeyPa
     assert_same_bits(settled_bits(filled("float32").update(**rows(20 * BLOCK, 5, "float32"))), expected)
     for kind in ("float32", "per class", "tiny", "tiny per class"):
         check(kind, "blocks", Instructions, KeyboardInterrupt, most=15)
+
+
+class Norms(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.LayerNorm(DIM), torch.nn.LayerNorm(DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(1e-16 * self.first(x))
+
+
+@pytest.mark.parametrize("length", [3, 9, 40])
+def test_a_pass_that_is_interrupted_is_recorded_at_all_sites_or_none(length: int) -> None:
+    model, x = Norms(), torch.randn(2, length, DIM, generator=torch.Generator().manual_seed(length))
+    labels = torch.arange(2 * length).reshape(2, length) % 2
+
+    def begun() -> tuple[Any, dict[str, Moments]]:
+        context = record(model, ["first", "second"], num_classes=2)
+        moments = context.__enter__()
+        model(x, concept_labels=labels)
+        return context, moments
+
+    def bits_of(moments: dict[str, Moments]) -> list[dict[str, Any]]:
+        return [settled_bits(one) for one in moments.values()]
+
+    with torch.no_grad():
+        context, after = begun()
+        before = bits_of(after)
+        number = points(lambda: model(x, concept_labels=labels), Instructions)
+        outcomes = before, bits_of(after)
+        context.__exit__(None, None, None)
+        for at in sorted(random.Random(0).sample(range(number), 40)):
+            context, moments = begun()
+            with pytest.raises(KeyboardInterrupt), Instructions(at):
+                model(x, concept_labels=labels)
+            found = bits_of(moments)
+            assert any(all(map(same, found, one)) for one in outcomes), f"at {at} of {number}"
+            context.__exit__(None, None, None)
 
 
 def interrupted(trials: int) -> None:

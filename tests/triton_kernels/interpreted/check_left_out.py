@@ -74,3 +74,29 @@ def check_labels_of_rows_that_are_left_out_may_be_anything() -> None:
     x, y = torch.randn(6, 3), torch.tensor([0, 99, 1, 1, -5, 0])
     mask, weight = torch.tensor([1, 0, 1, 1, 1, 1]), torch.tensor([1.0, 1, 1, 1, 0, 1])
     assert Moments(3, 2).update(x, y, mask=mask, weight=weight).count == 4
+
+
+def check_an_update_that_is_cut_off_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are launched one after the other: half of them leave sums that are of no use, and that is said."""
+    from leace_fast.triton_kernels.block import BlockKernels
+
+    x, y = torch.randn(3 * ROWS, 5), torch.arange(3 * ROWS) % 2
+    moments = Moments(5, 2).update(x, y)
+    kept = moments.copy()
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockKernels, "locate", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            moments.update(x, y)
+    for read in (
+        lambda: moments.count,
+        lambda: moments.copy(),
+        lambda: moments.update(x, y),
+        lambda: kept.copy().merge(moments),
+    ):
+        with pytest.raises(ValueError, match="was interrupted, and part of the rows are in the sums: begin anew"):
+            read()
+    assert kept.update(x, y).count == 6 * ROWS
