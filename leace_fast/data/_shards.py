@@ -199,6 +199,11 @@ def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
     for name in ("x", "y"):
         if name not in found:
             raise ValueError(f"{path} holds {', '.join(found) or 'nothing'} but no {name}, {EXPECTED}")
+    for name in ("y", "groups"):
+        values = found.get(name)
+        if isinstance(values, Tensor) and (values.is_floating_point() or values.is_complex()):  # NumPy lacks some
+            kinds = "classes: integers, booleans or strings" if name == "y" else "integers or strings"
+            raise ValueError(f"{name} of {path} holds {values.dtype}, expected {kinds}")
     return found["x"], np.asarray(found["y"]), np.asarray(found["groups"]) if "groups" in found else None
 
 
