@@ -22,7 +22,7 @@ struct Array {
   char* data;
   std::vector<int64_t> shape, strides;  // strides in elements
   std::optional<leace_fast_dtype> floating;
-  bool int64 = false, writable = true, numpy = false;
+  bool int64 = false, bytes = false, writable = true, numpy = false;
   py::object owner;  // keeps `data` alive
 
   int64_t dim() const { return static_cast<int64_t>(shape.size()); }
@@ -38,12 +38,15 @@ inline Array from_numpy(const py::array& array) {
   found.owner = array;
   found.numpy = true;
   found.writable = array.writeable();
-  const char kind = array.dtype().kind();
+  const bool native = array.dtype().attr("isnative").cast<bool>();
+  const char kind = native ? array.dtype().kind() : '\0';  // numbers of the other order of bytes are of no known kind
   const int64_t size = array.itemsize();
+  if (size == 0) throw py::type_error("an array holds items of no bytes, expected numbers");
   if (kind == 'f' && size == 8) found.floating = LEACE_FAST_FLOAT64;
   if (kind == 'f' && size == 4) found.floating = LEACE_FAST_FLOAT32;
   if (kind == 'f' && size == 2) found.floating = LEACE_FAST_FLOAT16;
   found.int64 = kind == 'i' && size == 8;
+  found.bytes = kind == 'u' && size == 1;
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
     found.shape.push_back(array.shape(i));
     if (array.strides(i) % size != 0) throw py::value_error("the strides of an array are no multiples of its numbers");
@@ -66,6 +69,7 @@ inline Array from_dlpack(const py::object& object, const char* name) {
   found.owner = capsule;  // not consumed: its own destructor frees it
   found.floating = floating(tensor);
   found.int64 = tensor.lanes == 1 && tensor.code == dlpack::INT && tensor.bits == 64;
+  found.bytes = tensor.lanes == 1 && tensor.code == dlpack::UINT && tensor.bits == 8;
   int64_t dense = 1;
   found.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
   found.strides.resize(tensor.ndim);

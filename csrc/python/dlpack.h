@@ -41,7 +41,7 @@ struct Exchange {
 constexpr char EXCHANGE_ATTRIBUTE[] = "__dlpack_c_exchange_api__", EXCHANGE_NAME[] = "dlpack_exchange_api";
 constexpr uint32_t MAJOR = 1;
 constexpr int32_t CPU = 1;
-constexpr uint8_t INT = 0, FLOAT = 2, BFLOAT = 4;
+constexpr uint8_t INT = 0, UINT = 1, FLOAT = 2, BFLOAT = 4;
 
 }  // namespace dlpack
 

@@ -203,6 +203,20 @@ py::tuple add_layer_norm_project(const py::object& rows, const py::object& resid
                           Factors(x, left, right, mean, index), x, out, summed);
 }
 
+void pack(const py::object& left_, const py::object& right_, const py::object& packed_) {
+  const Array left = array(left_, "left_t"), right = array(right_, "right"), packed = array(packed_, "packed");
+  if (left.dim() != 2) throw py::value_error("left_t has shape " + text(left.shape) + ", expected (k, d)");
+  expect(left, "left_t", LEACE_FAST_FLOAT32, left.shape);
+  expect(right, "right", LEACE_FAST_FLOAT32, left.shape);
+  const int64_t rank = left.shape[0], dim = left.shape[1], size = leace_fast_packed_size(dim, rank, 1);
+  if (!packed.bytes || packed.shape != std::vector<int64_t>{size} || !packed.writable)
+    throw py::value_error("packed is not as many bytes as packed_size says, or cannot be written to");
+  if (!is_dense(left) || !is_dense(right) || !is_dense(packed))
+    throw py::value_error("left_t, right and packed must be contiguous");
+  const leace_fast_factors factors{left.data, right.data, nullptr, dim, rank, 1, nullptr};
+  leace_fast_pack(&factors, packed.data);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -228,13 +242,8 @@ PYBIND11_MODULE(_C, module) {
       arg("rank"), "Return the bytes of packed factors, 0 where no kernel has a use for them on this processor.");
   module.def(
       "pack",
-      [](uintptr_t left_t, uintptr_t right, int64_t dim, int64_t rank, uintptr_t packed) {
-        const leace_fast_factors factors{reinterpret_cast<const void*>(left_t), reinterpret_cast<const void*>(right),
-                                         nullptr, dim, rank, 1, nullptr};
-        leace_fast_pack(&factors, reinterpret_cast<void*>(packed));
-      },
-      arg("left_t"), arg("right"), arg("dim"), arg("rank"), arg("packed"),
-      "Pack the factors at the addresses left_t and right into memory at `packed`; nothing is checked.");
+      &pack, arg("left_t"), arg("right"), arg("packed"),
+      "Pack factors left_t and right (k, d) float32 into `packed`, as many bytes as `packed_size` says.");
   module.def("direct", &direct, arg("left_t"), arg("right"), arg("mean") = py::none(), arg("norm") = py::none(),
              arg("packed") = py::none(),
              "Return a function from a dense tensor to its erased rows, or None where torch offers no way to it.");

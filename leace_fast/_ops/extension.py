@@ -18,7 +18,7 @@ HOW = "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see
 NOT_BUILT = f"not built: the install found no compiler. {HOW}"
 NO_OPERATORS = f"torch operators not built: the install found no torch. {HOW}"
 OUTDATED = "built from other sources than these: install again, or python setup.py build_ext --inplace"
-INTERFACE = 6  # one more with each change of what the libraries offer or take; setup.py compiles it in
+INTERFACE = 7  # one more with each change of what the libraries offer or take; setup.py compiles it in
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def pack(left: Tensor, right: Tensor) -> Tensor | None:
     if not size:
         return None
     packed = torch.empty(size, dtype=torch.uint8)
-    kernels.pack(left.data_ptr(), right.data_ptr(), dim, rank, packed.data_ptr())
+    kernels.pack(left.mT.detach(), right.detach(), packed)
     return packed
 
 

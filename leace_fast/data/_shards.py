@@ -217,12 +217,10 @@ def _open(path: Path) -> tuple[Any, np.ndarray, np.ndarray | None]:
     for name in ("x", "y"):
         if name not in found:
             raise ValueError(f"{path} holds {', '.join(found) or 'nothing'} but no {name}, {EXPECTED}")
-    for name in NAMES:
+    for name, kinds in NAMES.items():
         values = found.get(name)
-        if isinstance(values, Tensor) and (values.is_floating_point() or values.is_complex()):
-            raise ValueError(
-                f"{name} of {path} holds {values.dtype}, expected {NAMES[name]}"
-            )  # unknown to NumPy, if short
+        if isinstance(values, Tensor) and (values.is_floating_point() or values.is_complex()):  # NumPy lacks some
+            raise ValueError(f"{name} of {path} holds {values.dtype}, expected {kinds}")
     return found["x"], np.asarray(found["y"]), np.asarray(found["groups"]) if "groups" in found else None
 
 

@@ -219,7 +219,10 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
             raise ValueError(f"the widths differ: {self.dim} here, {then.dim} there, expected erasers of the same x")
         dtype, device = torch.promote_types(self.dtype, then.dtype), self.device
         parts = (eraser.to(device, torch.float64) for eraser in (self, then))
-        left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
+        try:
+            left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(f"the two cannot be composed: their factors are too large ({error})") from error
         return Eraser(left, right, mean, method=f"{self.method} + {then.method}", site=self.site).to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> str | None:

@@ -36,5 +36,14 @@ def linear_map(left: Tensor, right: Tensor, mean: Tensor, solve: Tensor) -> tupl
 
 
 def reading_alike(linear: Tensor, right: Tensor, left: Tensor) -> Tensor:
-    """Return R' (k, d) with what rounding left of `R' L` from `R L` taken out: both must read the same of L."""
-    return (right @ left) @ torch.linalg.solve(linear @ left, linear) if left.any() else linear
+    """Return R' (k, d) with what rounding left of `R' L` from `R L` taken out: both must read the same of L.
+
+    Raises:
+        ValueError: L reads nothing of itself in one direction, as of an eraser whose parts fit no rows.
+    """
+    if not left.any():
+        return linear
+    try:
+        return (right @ left) @ torch.linalg.solve(linear @ left, linear)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"no linear map erases the same: mean and mean_solve fit no rows ({error})") from error

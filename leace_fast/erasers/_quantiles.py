@@ -50,7 +50,7 @@ class QuantileNormalizer(Labelled):
             }
         ],
         optional=("directions",),
-        filled=("k", "q"),
+        filled=("k", "m", "q", "d"),
     )
 
     @torch.inference_mode(False)
