@@ -55,7 +55,8 @@ def evaluate(
         probes = {site: {**probe._asdict(), "leaks": probe.leaks} for site, probe in found.probes.items()}
         for probe in probes.values():  # JSON has no infinity: where groups are too few to tell, null
             probe |= {name: None for name, ends in probe.items() if isinstance(ends, tuple) and math.isinf(ends[0])}
-        report = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        perplexity = None if found.perplexity is None or math.isinf(found.perplexity) else found.perplexity
+        report = {"perplexity": perplexity, "bits_per_byte": found.bits_per_byte}
         typer.echo(json.dumps({**dataclasses.asdict(found), **report, "probes": probes, "note": note}, indent=1))
     else:
         typer.echo(f"{found}\n{note}")

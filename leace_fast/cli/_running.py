@@ -41,7 +41,8 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command: what the terminal cannot show is escaped, and nobody is told that nobody reads on."""
-        for stream in (sys.stdout, sys.stderr):
+        streams: Any = (sys.stdout, sys.stderr)
+        for stream in streams:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:

@@ -21,6 +21,7 @@ from ._probe import Probe
 from ._probing import Probing
 
 PROBE_ROWS = 20_000  # see .011 nats of two classes at width 256 for sure
+MOST_NATS = 709.0  # whose exponential a float holds
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float | None:
-        """The exponential of the cross-entropy."""
-        return None if self.nats is None else math.exp(self.nats)
+        """The exponential of the cross-entropy; infinite where no float holds it."""
+        if self.nats is None:
+            return None
+        return math.exp(self.nats) if self.nats < MOST_NATS else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
