@@ -160,6 +160,25 @@ def test_what_changes_nothing_runs_erased(attached, name):
     assert not torch.allclose(run(x), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_traces_and_quantised_copies_are_erased(attached):
+    model, x, _, wanted = attached
+    traced = torch.fx.symbolic_trace(model)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    eraser = eraser_of("head", 2, WIDTH)
+    for made in (traced, quantised):
+        try:
+            rows = made(x)
+        except RuntimeError:  # of copies that hooks erase
+            assert made is quantised and model.norm._forward_hooks
+            continue
+        assert ((rows - eraser.mean) @ eraser.right.mT).abs().max() < 1e-5
+    torch.testing.assert_close(traced(x), wanted)
+    model.norm = nn.LayerNorm(WIDTH)
+    with pytest.raises(RuntimeError, match="'norm': another module has taken the place"):
+        torch.fx.symbolic_trace(model)
+
+
 # ----------------------------------------------------------------------------- what a pass may leave out
 
 
