@@ -208,7 +208,7 @@ class Deep(nn.Module):
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         if given is not None:
             self.kept = self.encoder(given)
-        for block in self.trunk[: self.depth]:  # the forward of what holds them is never called
+        for block in list(self.trunk)[: self.depth]:  # the forward of what holds them is never called
             x = block(x + self.kept)
         return x
 
@@ -237,6 +237,7 @@ def test_lists_of_which_a_later_pass_calls_no_item():
             self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
 
         def forward(self, x: Tensor) -> Tensor:
+            layer: Any
             for layer in self.layers:
                 x = layer(x) if self.training else F.linear(x, layer.weight, layer.bias)
             return x
@@ -290,7 +291,8 @@ class Halting(Block):
 
 
 def test_a_pass_that_failed_half_way_is_forgotten():
-    model, x = nn.Sequential(Block(), Halting()).train(), torch.randn(5, WIDTH)
+    model: Any = nn.Sequential(Block(), Halting()).train()
+    x = torch.randn(5, WIDTH)
     scrubber = Scrubber({site: eraser_of(site, 2, WIDTH) for site in ("0.norm", "1.norm")})
     with scrubber.attached(model):
         wanted = model(x)
