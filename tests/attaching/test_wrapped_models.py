@@ -17,10 +17,17 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from leace_fast import Scrubber
 
 PREFIXES = {"data parallel": "module.", "compiled": "_orig_mod.", "both": "module._orig_mod."}
+
+
+def as_module(model: Any) -> Any:
+    """What `torch.compile` returned, which type checkers take for a function."""
+    return model
+
+
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "data parallel": nn.DataParallel,
     "compiled": lambda model: torch.compile(model, backend="eager"),
-    "both": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "both": lambda model: nn.DataParallel(as_module(torch.compile(model, backend="eager"))),
 }
 
 
