@@ -89,7 +89,7 @@ class Watch:
     def leave(self, module: nn.Module, mark: object) -> None:
         """Raise RuntimeError where a part has not run that had to, or another one stands in its place."""
         for part in (*self.sites, *self.stages):
-            if part.what.due is mark or isinstance(part.what, Erasure):
+            if part.what.due is not None or isinstance(part.what, Erasure):
                 self._look(module, part, mark)
 
     def before(self, module: nn.Module, args: Any) -> None:
@@ -107,9 +107,11 @@ class Watch:
         found = _standing(module, part)
         if found is None:
             raise _un_erased(part, f"{REPLACED}: {AGAIN}")
-        if what.due is not mark or is_fx_symbolic_tracing():  # a trace calls the modules that it keeps later
+        if what.due is None or is_fx_symbolic_tracing():  # a trace calls the modules that it keeps later
             return
-        check_forward(found, part)
+        check_forward(found, part, what.due is mark)
+        if what.due is not mark:  # but that of another thread, which began since
+            return
         if isinstance(what, Watch) and not what.ran and any(each.what.ran for each in (*what.sites, *what.stages)):
             self._adopt(module, part, mark)
         elif not self._may_skip(module, part, mark):
@@ -165,7 +167,7 @@ def forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
                 if modules[name]._erasure is not erasure:  # type: ignore[union-attr]
                     raise KeyError(name)
             for part in watch.parts:
-                if part.due is mark:
+                if part.due is not None:
                     raise KeyError
             if watch.further:
                 raise KeyError
@@ -187,13 +189,19 @@ def _none(kind: type[nn.Module]) -> property:
     return property(lambda self: 0)
 
 
-def check_forward(module: nn.Module, part: Part) -> None:
-    """Raise RuntimeError for a part that has not run, if what erases or watches in its forward cannot."""
+def check_forward(module: nn.Module, part: Part, missed: bool = True) -> None:
+    """Raise RuntimeError for a part whose own forward, which erases or watches, is not the one that runs.
+
+    Args:
+        module: that the part is.
+        part: of its holder.
+        missed: whether its own forward has not run; one that was set on the module may call it.
+    """
     worn = wears(module, ERASED if isinstance(part.what, Erasure) else LAYER)
-    if worn and "forward" in vars(module):
-        raise _un_erased(part, f"{PATCHED}; attach it again")
     if not worn and not hooked(module, part.what):
         raise _un_erased(part, f"the module's type was set back: {AGAIN}")
+    if worn and missed and "forward" in vars(module):
+        raise _un_erased(part, f"{PATCHED}; attach it again")
 
 
 def only_holds(module: nn.Module) -> bool:
