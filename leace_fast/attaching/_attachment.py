@@ -15,7 +15,7 @@ from ..models import add_act, evaluating, hidden_of, is_norm, run_example
 from ._erasure import Erasure, erase_in
 from ._fused_norms import FusedNorm, find_formula
 from ._places import check_loaded, places
-from ._watch import watch
+from ._watching import watch
 
 PROBE_ROWS = 8
 # Of what the eraser changes on the probe rows: the same kernel on the same rows differs by nothing at all.
@@ -47,6 +47,8 @@ class Attachment:
         rows = {site: _probe_rows(model, module, erasers[site].dim) for site, module in modules.items()}
         # what holds other sites is changed by their erasers too: its own cannot be told from these on probe rows
         alone = {site for site in erasers if not any(other.startswith(f"{site}.") for other in erasers)}
+        # sharded weights (DTensor) are whole only while the model runs
+        alone -= {s for s, module in modules.items() if any(hasattr(p, "device_mesh") for p in module.parameters())}
         clean = {s: _probe(module, rows[s], erasers[s]) if s in alone else None for s, module in modules.items()}
         with ExitStack() as stack:
             for site, module in modules.items():

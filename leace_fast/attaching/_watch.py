@@ -8,19 +8,19 @@ that run the model at the same time do not meet each other's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from ..models import acts_of, forget_compiled, put_on, take_off, unwrapped, wears
+from ..models import acts_of, unwrapped, wears
 from ._erasure import LAYER as ERASED
 from ._erasure import Erasure, check_kept
-from ._recomputing import Attached, check_not_recomputed
+from ._recomputing import check_not_recomputed
 
 LAYER = "watched"  # of modules: see `subtypes`
 
@@ -62,7 +62,7 @@ class Watch:
         graded: whether gradients were recorded when it ran last; in layers that are computed again they are not.
     """
 
-    due: object = None  # copies start without
+    due: object = None  # of copies, which start without a mark
 
     def __init__(self) -> None:
         self.hold((), ())
@@ -89,7 +89,7 @@ class Watch:
     def leave(self, module: nn.Module, mark: object) -> None:
         """Raise RuntimeError where a part has not run that had to, or another one stands in its place."""
         for part in (*self.sites, *self.stages):
-            if part.what.due is mark or isinstance(part.what, Erasure):
+            if part.what.due is not None or isinstance(part.what, Erasure):
                 self._look(module, part, mark)
 
     def before(self, module: nn.Module, args: Any) -> None:
@@ -107,13 +107,11 @@ class Watch:
         found = _standing(module, part)
         if found is None:
             raise _un_erased(part, f"{REPLACED}: {AGAIN}")
-        if what.due is not mark:
+        if what.due is None or is_fx_symbolic_tracing():  # a trace calls the modules that it keeps later
             return
-        kind = ERASED if isinstance(what, Erasure) else LAYER
-        if wears(found, kind) and "forward" in vars(found):
-            raise _un_erased(part, f"{PATCHED}; attach it again")
-        if not wears(found, kind) and not _hooked(found, what):
-            raise _un_erased(part, f"the module's type was set back: {AGAIN}")
+        check_forward(found, part, what.due is mark)
+        if what.due is not mark:  # but that of another thread, which began since
+            return
         if isinstance(what, Watch) and not what.ran and any(each.what.ran for each in (*what.sites, *what.stages)):
             self._adopt(module, part, mark)
         elif not self._may_skip(module, part, mark):
@@ -123,7 +121,7 @@ class Watch:
         """Whether a part that is in its place may be left out by a pass: see "What must run" in docs/serving.md."""
         for length in range(1, len(part.path)):
             above, listed = part.path[:length], _at(module, part.path[:length])
-            if _only_holds(listed):
+            if only_holds(listed):
                 items = [each for each in (*self.sites, *self.stages) if each.path[:length] == above]
                 if any(each.what.due is not mark for each in items):
                     return True  # as experts without tokens, and layers that layerdrop or an early exit leave out
@@ -145,127 +143,7 @@ class Watch:
                 self._look(module, each, mark)
 
 
-class Guard:
-    """A hook of the model: its own forward, which watches or erases, has run whenever the model has.
-
-    Args:
-        model: that erasers are attached to.
-        own: the erasure or the watch of the model itself.
-        watches: all watches in it.
-    """
-
-    def __init__(self, model: nn.Module, own: Iterable[Part], watches: Iterable[Watch]) -> None:
-        self.own, self.watches, self.attached = tuple(own), tuple(watches), Attached()
-        # kept, as a handle keeps the number of this hook from being given again where the model is loaded
-        self.handle = model.register_forward_hook(self)
-        self._arm()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._arm()
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        for part in self.own:
-            if part.what.due is self:
-                kind = ERASED if isinstance(part.what, Erasure) else LAYER
-                if "forward" in vars(module) or not (wears(module, kind) or _hooked(module, part.what)):
-                    raise _un_erased(part, f"{PATCHED}, or its type was set back; attach it again")
-            part.what.due = self
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        if not all(watch.graded for watch in self.watches):
-            self.attached.hold(output)
-
-    def end(self) -> None:
-        """Take the hook off."""
-        self.handle.remove()
-        self.attached.end()
-
-    def _arm(self) -> None:
-        for part in self.own:
-            part.what.due = self
-
-
-def watch(model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[str, Erasure]) -> Callable[[], None]:
-    """Watch that each pass of the model, and of any module in it, runs the sites; returns what ends that.
-
-    Args:
-        model: holds the sites.
-        modules: that erase by now, by the name of their site.
-        erasures: of these.
-    """
-    with ExitStack() as stack:
-        touched: dict[nn.Module, tuple[int, Watch]] = {}  # with the number of modules above
-        stack.callback(_release, touched, [*erasures.values()])
-        own: list[Part] = []  # of the model itself
-        for site, erasure in erasures.items():
-            erasure.ran, erasure.due = False, None
-            names = site.split(".") if site else []
-            way = [model]
-            for name in names:
-                way.append(way[-1].get_submodule(name))
-            below, end = Part(erasure, (), site), len(names)
-            for i in reversed(range(end)):
-                if _is_watched(way, i):
-                    _, watch = touched.setdefault(way[i], (i, _watch_on(way[i])))
-                    _hold(watch, Part(below.what, tuple(names[i:end]), site))
-                    below, end = Part(watch, (), site), i
-            if end == 0 and all(part.what is not below.what for part in own):
-                own.append(below)
-        stack.callback(Guard(model, own, [watch for _, watch in touched.values()]).end)
-        return stack.pop_all().close
-
-
-def _is_watched(way: list[nn.Module], i: int) -> bool:
-    """Whether a module on the way to a site is the model, has the site or a list in it, or has a fast path."""
-    if _only_holds(way[i]):
-        return False
-    return i == 0 or i == len(way) - 2 or _only_holds(way[i + 1]) or bool(_slow_paths(way[i]))
-
-
-def _hold(watch: Watch, part: Part) -> None:
-    if isinstance(part.what, Erasure):
-        watch.hold((*watch.sites, part), watch.stages)
-    elif all(each.what is not part.what or each.path != part.path for each in watch.stages):
-        watch.hold(watch.sites, (*watch.stages, part))
-
-
-def _watch_on(module: nn.Module) -> Watch:
-    """The watch of a module, which gets one unless it has one already."""
-    watch = vars(module).get("_watch") or Watch()
-    if wears(module, LAYER) or _hooked(module, watch):
-        return watch
-    try:
-        if "forward" in vars(module) or hasattr(module, "__deepcopy__"):
-            raise TypeError
-        put_on(module, LAYER, forward=_forward_under, **_slow_paths(module))
-    except TypeError:  # a module that has its own forward or cannot change its type
-        module.register_forward_pre_hook(watch.before)
-        module.register_forward_hook(watch.after)
-        forget_compiled()
-    vars(module)["_watch"] = watch
-    return watch
-
-
-def _release(touched: Mapping[nn.Module, tuple[int, Watch]], erasures: list[Erasure]) -> None:
-    """Let modules no longer hold erasures, and take the watch off those that hold none any more."""
-    for module, (_, watch) in sorted(touched.items(), key=lambda item: -item[1][0]):
-        watch.hold(
-            [part for part in watch.sites if all(part.what is not each for each in erasures)],
-            [part for part in watch.stages if isinstance(part.what, Watch) and (part.what.sites or part.what.stages)],
-        )
-        if watch.sites or watch.stages:
-            continue
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for number in [number for number, hook in hooks.items() if getattr(hook, "__self__", None) is watch]:
-                del hooks[number]
-                forget_compiled()
-        vars(module)["_watch"] = None  # also under a type that cannot be taken off
-        if take_off(module, LAYER) or not wears(module, LAYER):
-            del vars(module)["_watch"]
-
-
-def _forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
+def forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(kind.forward)  # libraries look at the names of its arguments
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -289,7 +167,7 @@ def _forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
                 if modules[name]._erasure is not erasure:  # type: ignore[union-attr]
                     raise KeyError(name)
             for part in watch.parts:
-                if part.due is mark:
+                if part.due is not None:
                     raise KeyError
             if watch.further:
                 raise KeyError
@@ -300,7 +178,7 @@ def _forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
     return forward
 
 
-def _slow_paths(module: nn.Module) -> dict[str, Callable[..., Any]]:
+def slow_paths(module: nn.Module) -> dict[str, Callable[..., Any]]:
     """Members that keep torch's encoders from their fast paths, which read weights and call no module."""
     if isinstance(module, nn.TransformerEncoderLayer):
         return {"activation_relu_or_gelu": _none}
@@ -311,7 +189,22 @@ def _none(kind: type[nn.Module]) -> property:
     return property(lambda self: 0)
 
 
-def _only_holds(module: nn.Module) -> bool:
+def check_forward(module: nn.Module, part: Part, missed: bool = True) -> None:
+    """Raise RuntimeError for a part whose own forward, which erases or watches, is not the one that runs.
+
+    Args:
+        module: that the part is.
+        part: of its holder.
+        missed: whether its own forward has not run; one that was set on the module may call it.
+    """
+    worn = wears(module, ERASED if isinstance(part.what, Erasure) else LAYER)
+    if not worn and not hooked(module, part.what):
+        raise _un_erased(part, f"the module's type was set back: {AGAIN}")
+    if worn and missed and "forward" in vars(module):
+        raise _un_erased(part, f"{PATCHED}; attach it again")
+
+
+def only_holds(module: nn.Module) -> bool:
     """Whether a module has no forward, as a list of modules."""
     return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
@@ -331,10 +224,10 @@ def _standing(module: nn.Module, part: Part) -> nn.Module | None:
     if isinstance(part.what, Watch):  # of which others may keep what they hold in wrappers of any kind
         return next((each for each in found.modules() if vars(each).get("_watch") is part.what), None)
     ways = (found, unwrapped(found))
-    return next((each for each in ways if vars(each).get("_erasure") is part.what or _hooked(each, part.what)), None)
+    return next((each for each in ways if vars(each).get("_erasure") is part.what or hooked(each, part.what)), None)
 
 
-def _hooked(module: nn.Module, what: Erasure | Watch) -> bool:
+def hooked(module: nn.Module, what: Erasure | Watch) -> bool:
     """Whether an erasure or a watch acts by hooks."""
     acts = acts_of(module)
     if acts is not None and any(act is what for act in acts.entries):

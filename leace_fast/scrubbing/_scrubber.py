@@ -137,18 +137,18 @@ class Scrubber(Mapping[str, Eraser]):
         """Erase at every site on each forward pass of `model` inside the `with` block, `generate` included.
 
         Fails closed: each norm, and each other module that takes rows, is called on probe rows, which must come out
-        erased; the model's first forward pass must have run every site, and every pass the modules that have erasers.
-        A scrubber inside another acts on what the outer one left. What was compiled before is compiled again; graphs
-        that were captured or exported before know nothing of it: see `verify`.
+        erased; in every pass each module that holds a site must run it, whatever happened since ("What must run" in
+        docs/serving.md). A scrubber inside another acts on what the outer one left. What was compiled before is
+        compiled again; graphs that were captured or exported before know nothing of it: see `verify`.
 
         Args:
-            model: any module.
+            model: any module, or one in wrappers (data-parallel, compiled, with adapters), which is the one inside.
             fuse: norms erase in the pass that norms, instead of after it. Where that cannot be, because a site is no
                 norm or one of another formula, a warning says so.
 
         Raises:
-            ValueError: the model lacks a site or it has another width, the erasers were fitted on another model, or
-                this scrubber is attached to it already.
+            ValueError: the model lacks a site or its weights, a site has another width, no eraser can act there, the
+                erasers were fitted on another model, or this scrubber is attached to it already.
             TypeError: the model is no module.
             RuntimeError: the model would run, or has run, without being erased; nothing stays attached.
         """

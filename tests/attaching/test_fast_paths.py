@@ -102,7 +102,8 @@ def test_a_class_whose_forward_is_replaced(monkeypatch, fuse, when):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_forward_that_was_kept_and_is_called_after_the_end(again):
-    model, x = Block(), torch.randn(5, 8)
+    model: Any = Block()
+    x = torch.randn(5, 8)
     clean, scrubber = model(x), Scrubber({"norm": eraser_of("norm", 2, 8)})
     scrubber.attach_(model)
     for module in (model, model.norm):
@@ -134,7 +135,8 @@ class Recomputing(nn.Module):
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("when", ["inside", "after the end", "attached between"])
 def test_a_backward_pass_that_computes_layers_again(reentrant, when):
-    model, x = Recomputing(reentrant), torch.randn(5, 8, requires_grad=True)
+    model: Any = Recomputing(reentrant)
+    x: Any = torch.randn(5, 8, requires_grad=True)
     scrubber = Scrubber({"block.norm": eraser_of("norm", 2, 8)})
     if when == "attached between":
         loss = model(x)["out"][0].square().sum()
@@ -159,7 +161,8 @@ def test_a_backward_pass_that_computes_layers_again(reentrant, when):
 
 
 def test_gradients_after_the_end_are_right_where_nothing_is_computed_again():
-    model, x = Block(), torch.randn(5, 8, requires_grad=True)
+    model = Block()
+    x: Any = torch.randn(5, 8, requires_grad=True)
     gradients = []
     for inside in (True, False):
         x.grad = None
@@ -169,7 +172,8 @@ def test_gradients_after_the_end_are_right_where_nothing_is_computed_again():
                 loss.backward()
         if not inside:
             loss.backward()
-        gradients.append(x.grad.clone())
+        got: Any = x.grad
+        gradients.append(got.clone())
     assert torch.equal(*gradients)
 
 

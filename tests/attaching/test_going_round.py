@@ -160,6 +160,25 @@ def test_what_changes_nothing_runs_erased(attached, name):
     assert not torch.allclose(run(x), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_traces_and_quantised_copies_are_erased(attached):
+    model, x, _, wanted = attached
+    traced = torch.fx.symbolic_trace(model)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    eraser = eraser_of("head", 2, WIDTH)
+    for made in (traced, quantised):
+        try:
+            rows = made(x)
+        except RuntimeError:  # of copies that hooks erase
+            assert made is quantised and model.norm._forward_hooks
+            continue
+        assert ((rows - eraser.mean) @ eraser.right.mT).abs().max() < 1e-5
+    torch.testing.assert_close(traced(x), wanted)
+    model.norm = nn.LayerNorm(WIDTH)
+    with pytest.raises(RuntimeError, match="'norm': another module has taken the place"):
+        torch.fx.symbolic_trace(model)
+
+
 # ----------------------------------------------------------------------------- what a pass may leave out
 
 
@@ -189,7 +208,7 @@ class Deep(nn.Module):
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         if given is not None:
             self.kept = self.encoder(given)
-        for block in self.trunk[: self.depth]:  # the forward of what holds them is never called
+        for block in list(self.trunk)[: self.depth]:  # the forward of what holds them is never called
             x = block(x + self.kept)
         return x
 
@@ -218,6 +237,7 @@ def test_lists_of_which_a_later_pass_calls_no_item():
             self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
 
         def forward(self, x: Tensor) -> Tensor:
+            layer: Any
             for layer in self.layers:
                 x = layer(x) if self.training else F.linear(x, layer.weight, layer.bias)
             return x
@@ -271,7 +291,8 @@ class Halting(Block):
 
 
 def test_a_pass_that_failed_half_way_is_forgotten():
-    model, x = nn.Sequential(Block(), Halting()).train(), torch.randn(5, WIDTH)
+    model: Any = nn.Sequential(Block(), Halting()).train()
+    x = torch.randn(5, WIDTH)
     scrubber = Scrubber({site: eraser_of(site, 2, WIDTH) for site in ("0.norm", "1.norm")})
     with scrubber.attached(model):
         wanted = model(x)

@@ -17,10 +17,17 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from leace_fast import Scrubber
 
 PREFIXES = {"data parallel": "module.", "compiled": "_orig_mod.", "both": "module._orig_mod."}
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+
+
+def as_module(model: Any) -> Any:
+    """What `torch.compile` returned, which type checkers take for a function."""
+    return model
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "data parallel": nn.DataParallel,
     "compiled": lambda model: torch.compile(model, backend="eager"),
-    "both": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "both": lambda model: nn.DataParallel(as_module(torch.compile(model, backend="eager"))),
 }
 
 
@@ -65,28 +72,25 @@ def gloo(tmp_path) -> Iterator[None]:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
 def test_distributed_models(kind, when):
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
     x, sites = torch.randn(5, 8), ("0.norm", "1.norm")
     scrubber = Scrubber({site: eraser_of(site, 2, 8) for site in sites})
-    model = nn.Sequential(Block(), Block())
+    model: Any = nn.Sequential(Block(), Block())
 
-    def wrap(model: nn.Module) -> nn.Module:
+    def wrap(model: Any) -> Any:
         if kind == "DDP":
             return nn.parallel.DistributedDataParallel(model)
         for module in (*model, model):
-            fully_shard(module, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
         return model
 
     with scrubber.attached(model):
         wanted = model(x)
     run = wrap(model) if when == "before" else model
-    try:
-        scrubber.attach_(run)
-    except (ValueError, RuntimeError) as refused:
-        assert kind == "FSDP2", refused
-        return
+    scrubber.attach_(run)
     run = wrap(model) if when == "after" else run
     torch.testing.assert_close(run(x), wanted)
     run(x).square().sum().backward()
@@ -153,6 +157,7 @@ def test_copies_that_an_adapter_keeps_are_all_erased(switch, fitted):
     model = shaken(adapted(model, target_modules=["q_proj"], modules_to_save=["input_layernorm"]), "lora_B")
     name = {"bare": FIRST, "wrapper": PREFIX + FIRST, "copy": f"{PREFIX}{FIRST}.modules_to_save.default"}[fitted]
     eraser = eraser_of(FIRST)
+    mean: Any = eraser.mean
     SWITCHES[switch](model)
     seen: list[Tensor] = []
     place = model.get_submodule(PREFIX + FIRST)
@@ -165,7 +170,7 @@ def test_copies_that_an_adapter_keeps_are_all_erased(switch, fitted):
         handle.remove()
     assert len(seen) == 3
     for rows in seen:
-        assert ((rows - eraser.mean) @ eraser.right.mT).abs().max() < 1e-6
+        assert ((rows - mean) @ eraser.right.mT).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -174,12 +179,13 @@ def test_sites_with_low_rank_adapters(switch):
     site = "model.layers.0.mlp.down_proj"
     model, batch = tiny_models.build("llama"), tiny_models.batch("llama")
     model, eraser = shaken(adapted(model, target_modules=["down_proj"]), "lora_B"), eraser_of(site)
+    mean: Any = eraser.mean
     seen: list[Tensor] = []
     with Scrubber({site: eraser}).attached(model):
         SWITCHES[switch](model)
         model.get_submodule(PREFIX + site).register_forward_hook(lambda module, args, output: seen.append(output))
         outputs_of(model, batch)
-    assert ((seen[0] - eraser.mean) @ eraser.right.mT).abs().max() < 1e-6
+    assert ((seen[0] - mean) @ eraser.right.mT).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("options", [{"target_modules": ["down_proj"]}, {"target_modules": ["q_proj"]}])
