@@ -25,7 +25,7 @@ _SIZES: list[tuple[Any, str]] = [
     ),
     (
         2,
-        "num_experts_per_tok moe_topk num_experts_per_token moe_k moe_num_active_experts expand linear_num_key_heads altup_num_inputs",
+        "num_experts_per_tok moe_topk num_experts_per_token moe_k moe_num_active_experts expand",
     ),
     (4, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads"),
     (4, "num_local_experts num_experts n_routed_experts moe_num_experts qk_rope_head_dim qk_nope_head_dim rotary_dim"),
@@ -37,6 +37,7 @@ _SIZES: list[tuple[Any, str]] = [
     (8, "head_dim d_kv kv_channels attention_head_size d_head q_lora_rank kv_lora_rank v_head_dim rank lora_rank"),
     (8, "linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input attention_window_size patch_size"),
     (4, "attention_window laurel_rank"),
+    (2, "linear_num_key_heads altup_num_inputs"),
     (16, "mamba_d_head sliding_window local_attention window_size num_mel_bins clamp_len"),
     (1, "n_shared_experts n_group topk_group first_k_dense_replace mamba_n_groups n_groups div_val bos_token_id"),
     (2, "full_attention_interval type_vocab_size num_random_blocks eos_token_id"),
