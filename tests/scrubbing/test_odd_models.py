@@ -150,7 +150,8 @@ def test_a_model_that_changes_its_inputs_changes_copies(use: Any) -> None:
 def test_training_changes_nothing(mode: Any, how: str) -> None:
     data = labelled_batches("llama", 3)
     alone = scrub(tiny_models.build("llama"), data, mode=mode)
-    model = tiny_models.build("llama", **({"attention_dropout": 0.5} if how == "dropout" else {})).train()
+    options: Any = {"attention_dropout": 0.5} if how == "dropout" else {}
+    model = tiny_models.build("llama", **options).train()
     if how == "gradient checkpointing":
         model.gradient_checkpointing_enable()
     found = scrub(model, data, mode=mode)
