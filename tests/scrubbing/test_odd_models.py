@@ -77,17 +77,17 @@ def gap(model: nn.Module, scrubber: Scrubber, data: list[dict[str, Tensor]]) -> 
         handle.remove()
     worst = 0.0
     for each in rows.values():
-        labels = [
-            batch["concept_labels"].reshape(
-                *batch["concept_labels"].shape, *[1] * (x.ndim - 1 - batch["concept_labels"].ndim)
-            )
-            for x, batch in zip(each, data, strict=True)
-        ]
-        y = torch.cat([label.expand(x.shape[:-1]).reshape(-1) for x, label in zip(each, labels, strict=True)])
+        y = torch.cat([_labels_of(x, batch["concept_labels"]) for x, batch in zip(each, data, strict=True)])
         x = torch.cat([x.reshape(-1, x.shape[-1]) for x in each]).double()
         means = torch.stack([x[y == label].mean(0) for label in y.unique()])
         worst = max(worst, float((means - means.mean(0)).norm() / x.var(0).sum().sqrt()))
     return worst
+
+
+def _labels_of(x: Tensor, labels: Tensor) -> Tensor:
+    """The label of each row of a site's output (batch, ..., width) or (batch * length, width)."""
+    rows = x.numel() // x.shape[-1]
+    return labels.reshape(-1).repeat_interleave(rows // labels.numel())
 
 
 @pytest.mark.parametrize("mode", MODES)
