@@ -197,6 +197,12 @@ REFUSALS = [
         TypeError,
     ),
     Refusal(
+        "a module of TorchScript",
+        "it takes no hooks; give the Python module that it was made of",
+        lambda folder: scrub(torch.jit.script(nn.Sequential(nn.Linear(8, 8))), "0"),
+        "is a module of TorchScript",
+    ),
+    Refusal(
         "batches that are tuples or objects",
         "labels and inputs are told apart by name",
         lambda folder: lf.scrub(Twice(), [(torch.zeros(2, 3, 8),)], "layer"),  # type: ignore[list-item]
