@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models import GROUPS, LABELS, BatchLabels, Site, decoder_sites, tap
+from ..models import GROUPS, LABELS, BatchLabels, Site, decoder_sites, tap, uncompiled
 from ..scrubbing import Scrubber
 from ..statistics import IGNORE
 
@@ -86,7 +86,7 @@ class SiteRows:
             kept = kept & (draws <= held.limit).to(kept.device)
             held.add(x[kept].cpu(), y[kept].cpu(), each[kept].cpu(), draws[kept.cpu()])
 
-        with tap(self.model, self.names, gather):
+        with tap(self.model, self.names, uncompiled(gather)):
             yield
 
     def count(self, site: str) -> int:

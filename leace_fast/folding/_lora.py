@@ -167,7 +167,7 @@ def export_lora(
 
 
 def _exportable(model: nn.Module) -> Inside:
-    """The model inside; ValueError where it is folded or has adapters of PEFT: the erasers' would be of other weights."""
+    """The model inside; ValueError where it is folded or has adapters: the erasers' would be of other weights."""
     inside = Inside(model)
     check_not_folded(inside.model)
     layers: Any = sys.modules.get("peft.tuners.tuners_utils")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..models import submodules
+from ..models import check_hooks, submodules
 from ._read_trace import ReadTrace
 
 
@@ -56,6 +56,7 @@ def readings_of(model: nn.Module, sites: Iterable[str], *examples: Mapping[str, 
     >>> readings_of(model, ["0"], torch.ones(1, 4))["0"].readers
     (Reader(module='1', parameter='1.weight', axis=-1, bias='1.bias'),)
     """
+    check_hooks(model)
     modules = submodules(model, sites)
     trace = ReadTrace(model, modules)
     for example in examples:

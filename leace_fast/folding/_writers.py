@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..models import is_norm, run_example
+from ..models import check_hooks, is_norm, run_example
 from ._calls import PRODUCTS, Call, memory_of, tensors_in, whole_rows
 
 
@@ -47,6 +47,7 @@ class Stream(TorchDispatchMode):
         self.stack = [""]
 
     def run(self, example: Any) -> None:
+        check_hooks(self.model)
         handles = []
         try:
             for name, module in self.model.named_modules():

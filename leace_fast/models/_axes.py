@@ -83,7 +83,7 @@ def _outputs(model: nn.Module, example: Example, sites: Iterable[str]) -> Output
     modules = submodules(model, sites)
     handles = [module.register_forward_hook(keep(site)) for site, module in modules.items()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(0)  # some models draw at random in evaluation mode too
             run_example(model, example)
     except Exception:  # whatever a model refuses of fewer sequences or shorter ones, it may take of all

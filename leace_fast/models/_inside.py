@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -34,7 +35,9 @@ class Inside:
 
     def __init__(self, given: nn.Module) -> None:
         check_module(given)
-        if type(given).forward is nn.Module.forward and "forward" not in vars(given):
+        # static, as the types of scripted modules have a forward that only their instances can be asked for
+        unset = inspect.getattr_static(type(given), "forward") is nn.Module.forward
+        if unset and "forward" not in vars(given):
             raise TypeError(
                 f"a {type(given).__name__} has no forward pass: give the model inside it that is called on batches"
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+F = TypeVar("F", bound=Callable[..., Any])
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 GROUPS = "concept_groups"  # the key of the groups (texts, speakers) that they belong to; no model sees it either
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -119,6 +120,11 @@ def eagerly() -> Iterator[None]:
         yield
 
 
+def uncompiled(function: F) -> F:
+    """A function that compiled code calls and does not take in: bookkeeping would be compiled anew for each batch."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
 @torch.no_grad()
 def run_example(model: nn.Module, example: Mapping[str, Any] | Tensor) -> Any:
     """The output of one pass on a batch, as keywords or the one tensor, in evaluation mode; labels are dropped."""
@@ -147,6 +153,16 @@ def check_module(model: Any) -> None:
                     f"{name!r} is on the meta device: this model has no weights there, or only a part of them; load "
                     "them, as by from_pretrained without a device of meta"
                 )
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raise ValueError for a model with scripted modules, which take no hooks, so that nothing in it can be traced."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'the model'!r} is a module of TorchScript, which takes no hooks: give the Python module that it "
+                "was made of"
+            )
 
 
 def check_inputs(model: Any, batches: Any, name: str = "batches") -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ._axes import check_axes
 from ._groups import PLACES, find_places
 from ._inside import Inside
-from ._modules import is_norm, items_of, run_example, unknown
+from ._modules import check_hooks, is_norm, items_of, run_example, unknown
 from ._sequences import traced_on_few
 from ._trace import Trace
 
@@ -68,6 +68,7 @@ def find_sites(
     ['0.0', '1.0']
     """
     inside = Inside(model)
+    check_hooks(inside.model)
     wanted = [sites] if isinstance(sites, str) else list(sites)
     if not wanted or not all(isinstance(name, str) for name in wanted):
         raise ValueError(f"sites must be {EXPECTED}, got {sites!r}")

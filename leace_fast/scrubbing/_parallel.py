@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..erasers import Eraser
-from ..models import evaluating, tap
+from ..models import eagerly, evaluating, tap
 from ._checkpoint import Checkpoint, Digest
 from ._job import Job
 from ._reading import Reading, SiteMoments
@@ -35,7 +35,7 @@ def scrub_in_parallel(job: Job, batches: Iterable[Mapping[str, Any]], sites: Any
     names = job.find(*job.read(first[1], 0), sites)
     opening, neutral = _opened(job.neutral)
     gathered = _Gathered(job, names, _checkpoint(job, first[1], opening))
-    with torch.no_grad(), evaluating(job.model), tap(job.model, names, gathered.at_site):
+    with torch.no_grad(), eagerly(), evaluating(job.model), tap(job.model, names, gathered.at_site):
         for index, batch in chain([first], stream):
             batch, reading = job.read(batch, index)
             gathered.run(batch, reading)

@@ -1,4 +1,4 @@
-"""Rows of a site are (batch, ..., width): told by passes on more and on shorter sequences, whatever the batch's shape."""
+"""Rows of a site are (batch, ..., width): told by passes on more and on shorter sequences, whatever the shapes are."""
 
 from __future__ import annotations
 

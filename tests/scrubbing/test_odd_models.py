@@ -11,7 +11,7 @@ import torch
 from labelled_models import labelled_batches
 from torch import Tensor, nn
 
-from leace_fast import Scrubber, evaluate, find_sites, scrub
+from leace_fast import Eraser, Scrubber, evaluate, find_sites, fold_, fold_residual_, scrub
 from leace_fast.models import hidden_of
 
 MODES = ("sequential", "parallel")
@@ -77,17 +77,17 @@ def gap(model: nn.Module, scrubber: Scrubber, data: list[dict[str, Tensor]]) -> 
         handle.remove()
     worst = 0.0
     for each in rows.values():
-        labels = [
-            batch["concept_labels"].reshape(
-                *batch["concept_labels"].shape, *[1] * (x.ndim - 1 - batch["concept_labels"].ndim)
-            )
-            for x, batch in zip(each, data, strict=True)
-        ]
-        y = torch.cat([label.expand(x.shape[:-1]).reshape(-1) for x, label in zip(each, labels, strict=True)])
+        y = torch.cat([_labels_of(x, batch["concept_labels"]) for x, batch in zip(each, data, strict=True)])
         x = torch.cat([x.reshape(-1, x.shape[-1]) for x in each]).double()
         means = torch.stack([x[y == label].mean(0) for label in y.unique()])
         worst = max(worst, float((means - means.mean(0)).norm() / x.var(0).sum().sqrt()))
     return worst
+
+
+def _labels_of(x: Tensor, labels: Tensor) -> Tensor:
+    """The label of each row of a site's output (batch, ..., width) or (batch * length, width)."""
+    rows = x.numel() // x.shape[-1]
+    return labels.reshape(-1).repeat_interleave(rows // labels.numel())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -150,7 +150,8 @@ def test_a_model_that_changes_its_inputs_changes_copies(use: Any) -> None:
 def test_training_changes_nothing(mode: Any, how: str) -> None:
     data = labelled_batches("llama", 3)
     alone = scrub(tiny_models.build("llama"), data, mode=mode)
-    model = tiny_models.build("llama", **({"attention_dropout": 0.5} if how == "dropout" else {})).train()
+    options: Any = {"attention_dropout": 0.5} if how == "dropout" else {}
+    model = tiny_models.build("llama", **options).train()
     if how == "gradient checkpointing":
         model.gradient_checkpointing_enable()
     found = scrub(model, data, mode=mode)
@@ -188,3 +189,34 @@ def test_rows_of_images_beside_text_need_text_without_padding() -> None:
         scrub(model, padded, mode="parallel")
     sites = "text_model.encoder.layers.*.layer_norm1"
     assert len(scrub(model, padded, sites)) == 2
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "wrapped"])
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_that_are_compiled_one_by_one(mode: Any, in_place: bool) -> None:
+    data, model = labelled_batches("llama", 3), tiny_models.build("llama")
+    alone = scrub(tiny_models.build("llama"), data, mode=mode)
+    for index, layer in enumerate(model.model.layers):
+        if in_place:
+            layer.compile(backend="eager")
+        else:
+            model.model.layers[index] = torch.compile(layer, backend="eager")
+    found = scrub(model, data, mode=mode)
+    assert [site.replace("._orig_mod", "") for site in found] == list(alone)
+    assert all(torch.equal(a.left, b.left) for a, b in zip(found.values(), alone.values(), strict=True))
+    assert len(evaluate(model, data).probes) == 4
+
+
+def test_scripted_modules_are_refused() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)))
+    data = [{"input": batch["x"], "concept_labels": batch["concept_labels"]} for batch in batches()]
+    eraser = Eraser(torch.eye(8)[:, :1], torch.eye(8)[:1])
+    for use in (
+        lambda: scrub(scripted, data, "0"),
+        lambda: scrub(scripted, data, "0", mode="parallel"),
+        lambda: find_sites(nn.Sequential(scripted), data[0], "0"),
+        lambda: fold_(scripted, {"0": eraser}, data[0]["input"]),
+        lambda: fold_residual_(scripted, eraser, data[0]["input"]),
+    ):
+        with pytest.raises(ValueError, match="is a module of TorchScript"):
+            use()
