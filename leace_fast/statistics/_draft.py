@@ -122,9 +122,12 @@ class Draft:
 
     def _add_weights(self, labels: Tensor, weight: Tensor | None) -> None:
         """Add counts, weights and squared weights."""
-        state = self.state
+        state, before = self.state, self.state.counts.double()
+        state.counts = state.counts + torch.bincount(labels, minlength=len(before))
+        if weight is None and torch.equal(state.weights, before) and torch.equal(state.squared_weights, before):
+            state.weights, state.squared_weights = state.counts.double(), state.counts.double()  # no weights so far
+            return
         w = torch.ones_like(labels, dtype=torch.float64) if weight is None else weight
-        state.counts = state.counts + torch.bincount(labels, minlength=len(state.counts))
         state.weights = state.weights.index_add(0, labels, w)
         state.squared_weights = state.squared_weights.index_add(0, labels, w * w)
 
