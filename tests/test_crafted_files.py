@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import sys
@@ -65,7 +66,8 @@ def fuzz(count: int, seed: int, craft: Callable[[random.Random], Any], use: Call
                 refused += 1
             except Exception as error:
                 raise AssertionError(f"file {number} of seed {seed}: {error!r}") from error
-    assert resident() - before < MOST_GROWTH
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps what was freed
+        assert resident() - before < MOST_GROWTH
     assert refused > count / 2, "most changes do harm"
 
 
@@ -150,7 +152,7 @@ def use_map(made: Any) -> None:
     if made.dim > 2**16:  # of rank 0: a width that no byte stands for, and rows of it would be the caller's own
         return
     x = torch.ones(3, made.dim)
-    repr(made), made.to(torch.float64)
+    assert repr(made) and made.to(torch.float64).dtype == torch.float64
     if isinstance(made, Eraser):
         EraserTable([made])(made.apply_(made(x)), torch.tensor([0, -1, 0]))
         try:
@@ -226,12 +228,13 @@ def test_scrubbers(count: int, tmp_path: Path) -> None:
                 changed = crafted.changed_value(changed, chance)
         (folder / "scrubber.json").write_bytes(index_bytes(changed))
 
-    def use(_: None) -> None:
+    def use(_: Any) -> None:
         loaded = Scrubber.from_pretrained(folder)
         for eraser in loaded.values():
             use_map(eraser)
-        loaded._seen and loaded._seen.found({"input_ids": torch.ones(2, 4, dtype=torch.int64)})
-        repr(loaded), loaded.identity.differences(scrubber.identity)
+        if loaded._seen is not None:
+            loaded._seen.found({"input_ids": torch.ones(2, 4, dtype=torch.int64)})
+        assert repr(loaded) and loaded.identity.differences(scrubber.identity) is not None
         loaded.save_pretrained(tmp_path / "again")
 
     shutil.copytree(whole, folder)
@@ -267,7 +270,7 @@ def test_checkpoints(mode: str, count: int, tmp_path: Path) -> None:
             changed = crafted.changed_value(changed, chance)
         (folder / "checkpoint.json").write_bytes(index_bytes(changed))
 
-    def use(_: None) -> None:
+    def use(_: Any) -> None:
         found = Checkpoint(folder, facts)
         for site in facts["sites"]:
             if (eraser := found.eraser(site)) is not None:
@@ -331,7 +334,7 @@ def test_shards(suffix: str, count: int, tmp_path: Path) -> None:
             data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
             path.write_bytes(data)
 
-    def use(_: None) -> None:
+    def use(_: Any) -> None:
         for x, y, _groups in Shards(tmp_path / "shards").chunks():
             assert len(x) == len(y)
 

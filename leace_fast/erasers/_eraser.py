@@ -221,7 +221,7 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
         parts = (eraser.to(device, torch.float64) for eraser in (self, then))
         try:
             left, right, mean = composed(*((part.left, part.right, part.mean) for part in parts))
-        except torch.linalg.LinAlgError as error:
+        except RuntimeError as error:  # of LAPACK
             raise ValueError(f"the two cannot be composed: their factors are too large ({error})") from error
         return Eraser(left, right, mean, method=f"{self.method} + {then.method}", site=self.site).to(dtype=dtype)
 

@@ -123,13 +123,13 @@ class Buffer:
     def _write(self, offset: int, tensor: Tensor) -> None:
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         with self._naming_the_folder():
-            self._transfer(self._file.write, offset, memoryview(data))
+            self._transfer(self._file.write, offset, data.data)
 
     def _read(self, offset: int, size: int) -> np.ndarray:
         assert self._file is not None, "the buffer is closed"
         data = np.empty(size, np.uint8)
         with self._naming_the_folder():
-            self._transfer(self._file.readinto, offset, memoryview(data))
+            self._transfer(self._file.readinto, offset, data.data)
         return data
 
     # Not mapped into memory: where a disk fails or fills up, a mapping kills the process instead of raising.

@@ -68,12 +68,13 @@ def scrub(
             of text, a model that was scrubbed on these alone may lose much on all other text.
         neutral: further batches of the model's inputs, of ordinary text, that count in the metric alone.
         checkpoint: a folder in which each fitted eraser (parallel: the statistics, every 64 batches) is kept; the same
-            call goes on from there after an interruption, to the same bits as without one.
+            call goes on from there after an interruption, to the same bits as without one. It is known by all of the
+            model's bytes, the data, and the method's code or its attribute `checkpoint_name`; other calls are refused.
         track: `track(items, stage)` returns the items and may show progress; None for bars on a terminal.
 
     Raises:
         ValueError: unknown sites or options, labels that do not fit, a class that never occurs, activations that are
-            not finite, or a checkpoint of another call; each says where.
+            not finite, a checkpoint of another call, or one that would not know this call again; each says where.
         TypeError: labels are no tensors, or the model, the batches or what the method returns is something else.
 
     Source: Belrose et al. 2023, https://arxiv.org/abs/2306.03819, section 6 (concept scrubbing).

@@ -213,7 +213,7 @@ def parts_of(tensor: Tensor, what: str) -> Iterator[Any]:
     """
     tensor = tensor.detach()
     if hasattr(tensor, "__tensor_flatten__"):  # DTensor, quantised weights and other wrappers
-        names, context = tensor.__tensor_flatten__()
+        names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         yield (type(tensor).__qualname__, tuple(tensor.shape))
         yield str(getattr(tensor, "placements", None) or context)
         for name in names:

@@ -101,6 +101,23 @@ def check_sums(state: State) -> None:
     for name, tensor in state.tensors().items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds NaN or Inf, expected finite numbers")
+    _check_weights(state)
+    used = state.counts > 0
+    if bool(state.sums[~used].any()):
+        raise ValueError("sums holds numbers of a class without rows")
+    if state.is_empty and any(bool(tensor.any()) for tensor in (state.second, state.target_sums, state.cross)):
+        raise ValueError("second, target_sums or cross hold numbers, and counts no rows")
+    total = float(state.weights.sum())
+    for name, shift in (("second", state.shift), ("target_second", state.target_shift)):
+        squares = getattr(state, name).diagonal(dim1=-2, dim2=-1)
+        if squares.numel():
+            allowed = ROUNDING * (squares.amax() + total * shift.square())
+            if bool((squares < -allowed).any()):
+                raise ValueError(f"{name} holds a sum of squares below 0")
+
+
+def _check_weights(state: State) -> None:
+    """Raise ValueError for counts, weights and their squares that do not belong together."""
     for name in ("counts", "weights", "squared_weights"):
         if bool((getattr(state, name) < 0).any()):
             raise ValueError(f"{name} holds a number below 0")
@@ -114,17 +131,6 @@ def check_sums(state: State) -> None:
             raise ValueError(f"{name} does not fit counts: what has rows has a weight, and nothing else has")
     if bool((state.squared_weights > state.weights.square() * (1 + ROUNDING)).any()):
         raise ValueError("squared_weights is above the square of weights")
-    if bool(state.sums[~used].any()):
-        raise ValueError("sums holds numbers of a class without rows")
-    if state.is_empty and any(bool(tensor.any()) for tensor in (state.second, state.target_sums, state.cross)):
-        raise ValueError("second, target_sums or cross hold numbers, and counts no rows")
-    total = float(state.weights.sum())
-    for name, shift in (("second", state.shift), ("target_second", state.target_shift)):
-        squares = getattr(state, name).diagonal(dim1=-2, dim2=-1)
-        if squares.numel():
-            allowed = ROUNDING * (squares.amax() + total * shift.square())
-            if bool((squares < -allowed).any()):
-                raise ValueError(f"{name} holds a sum of squares below 0")
 
 
 def _check_groups(tensors: Mapping[str, Tensor], counts: Tensor, num_classes: int) -> None:

@@ -97,3 +97,44 @@ def test_an_unknown_eraser_raises() -> None:
     left, right, mean = stacked(2, 8, 2, torch.float32)
     with pytest.raises(IndexError, match="not there"):
         C.project(numpy.ones((1, 8), dtype=numpy.float32), *arrays(left, right.contiguous(), mean), numpy.array([2]))
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (numpy.empty(3, "V0"), TypeError),
+        (numpy.ones((3, 4), ">f4"), TypeError),
+        (numpy.ones((3, 4), "S4"), TypeError),
+        (numpy.ones((3, 4), bool), TypeError),
+        (numpy.array(1.0, numpy.float32), ValueError),
+        (numpy.ones((3, 4), numpy.float32)[:, ::-1], ValueError),
+    ],
+    ids=["no bytes", "other order of bytes", "text", "bool", "no axis", "columns reversed"],
+)
+def test_arrays_that_kernels_would_misread_are_refused(x: numpy.ndarray, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        C.project(x, numpy.ones((4, 1), numpy.float32), numpy.ones((1, 4), numpy.float32))
+
+
+def test_factors_are_packed_within_their_bytes() -> None:
+    size = C.packed_size(64, 32)
+    left_t, right, packed = (
+        numpy.ones((32, 64), numpy.float32),
+        numpy.ones((32, 64), numpy.float32),
+        numpy.empty(size, numpy.uint8),
+    )
+    if size:  # else no kernel here has a use for them
+        C.pack(left_t, right, packed)
+    for wrong in (
+        (left_t, right, numpy.empty(size + 1, numpy.uint8)),
+        (left_t[:-1], right, packed),
+        (left_t, right.astype(numpy.float64), packed),
+        (left_t, right, packed.astype(numpy.float32)),
+        (left_t[:, ::-1], right, packed),
+        (left_t[0], right[0], packed),
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            C.pack(*wrong)
+    packed.flags.writeable = False
+    with pytest.raises(ValueError, match="cannot be written to"):
+        C.pack(left_t, right, packed)

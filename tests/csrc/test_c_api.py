@@ -97,6 +97,7 @@ def test_the_operators_under_sanitizers(tmp_path: Path, tmp_path_factory: pytest
         ROOT / "tests" / "_ops" / name
         for name in ("test_extension.py", "test_norms.py", "test_direct.py", "test_arrays.py")
     ]
+    tests.append(ROOT / "tests" / "test_crafted_files.py")
     output = run(
         *(sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", "not compiles", *tests),
         *("-m", "not slow", "--hypothesis-profile=quick"),

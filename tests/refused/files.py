@@ -58,7 +58,7 @@ def _model() -> nn.Module:
     return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 40))
 
 
-def _twice(folder: Path, change: Callable[[nn.Module], Any] = lambda model: None, **options: Any) -> Any:
+def _twice(folder: Path, change: Callable[[Any], Any] = lambda model: None, **options: Any) -> Any:
     """A scrub, and the same one once more after a change."""
     _scrub(folder)
     model = _model()

@@ -105,3 +105,62 @@ def test_files_of_another_kind_are_no_checkpoint_and_stay(tmp_path):
     with pytest.raises(ValueError, match="holds files that are no checkpoint: name another folder"):
         scrub(model, batches, checkpoint=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def batches_with(place: int, change: Any) -> list[dict[str, Any]]:
+    batches = labelled_batches("llama", 4)
+    batches[place] = change(dict(batches[place]))
+    return batches
+
+
+DATA = {
+    "a token": lambda batch: batch | {"input_ids": batch["input_ids"].index_fill(0, torch.tensor([1]), 3)},
+    "a label": lambda batch: batch | {"concept_labels": batch["concept_labels"].roll(1, 0)},
+    "a dtype": lambda batch: batch | {"attention_mask": batch["attention_mask"].bool()},
+}
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+@pytest.mark.parametrize("change", DATA)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_another_batch_is_refused_wherever_it_comes(tmp_path, monkeypatch, mode, change, place):
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 3)
+    model, options = tiny_models.build("llama"), {"mode": mode, "num_classes": CLASSES, "checkpoint": tmp_path}
+    scrub(model, labelled_batches("llama", 4), **options)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    with pytest.raises(ValueError, match="checkpoint of another call: it differs in data"):
+        scrub(model, batches_with(place, DATA[change]), **options)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+    scrub(model, labelled_batches("llama", 4), **options)
+
+
+def test_a_stream_that_is_shorter_than_its_checkpoint_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("leace_fast.scrubbing._parallel.SAVED_EVERY", 1)
+    model, options = tiny_models.build("llama"), {"mode": "parallel", "num_classes": CLASSES, "checkpoint": tmp_path}
+    scrub(model, labelled_batches("llama", 4), **options)
+    with pytest.raises(ValueError, match="it differs in data: it holds 4 batches, here are 3"):
+        scrub(model, labelled_batches("llama", 4)[:3], **options)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "says"),
+    [
+        ({"metric": "all"}, {"metric": "labelled"}, "metric"),
+        ({"neutral": ()}, {"neutral": labelled_batches("llama", 1)}, "neutral"),
+        ({"method": lambda moments: leace(moments)}, {"method": lambda moments: leace(moments, ridge=1e-3)}, "method"),
+        ({"sites": "norms"}, {"sites": "residual"}, "sites"),
+        ({"mode": "sequential"}, {"mode": "parallel"}, "mode"),
+    ],
+)
+def test_options_that_differ_are_named(tmp_path, one, two, says):
+    model, batches = tiny_models.build("llama"), labelled_batches("llama", 2)
+    scrub(model, batches, checkpoint=tmp_path, **{"num_classes": CLASSES, **one})
+    with pytest.raises(ValueError, match=f"checkpoint of another call: it differs in .*{says}"):
+        scrub(model, batches, checkpoint=tmp_path, **{"num_classes": CLASSES, **two})
+
+
+def test_no_call_is_told_apart_where_no_checkpoint_was_asked_for(monkeypatch):
+    for name in ("_job.fingerprint", "_job.told_apart", "_checkpoint.told_apart"):
+        monkeypatch.setattr(f"leace_fast.scrubbing.{name}", lambda *arguments: pytest.fail("nothing asked for it"))
+    for mode in ("sequential", "parallel"):
+        scrub(tiny_models.build("llama"), labelled_batches("llama"), mode=mode)

@@ -16,7 +16,8 @@ import pytest
 import tiny_models
 import torch
 from torch import nn
-from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from leace_fast import Eraser, Moments, leace
 from leace_fast.scrubbing._fingerprint import fingerprint
@@ -153,7 +154,7 @@ class WithState(nn.Linear):
 
 def a_model() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(50, 8), WithState(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8), nn.GELU())
+    model: Any = nn.Sequential(nn.Embedding(50, 8), WithState(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8), nn.GELU())
     model.register_buffer("table", torch.arange(100.0), persistent=False)
     return model
 
@@ -211,7 +212,7 @@ def test_erasers_that_are_attached_count() -> None:
 def test_packed_and_sharded_weights_count(tmp_path: Path) -> None:
     def packed(scale: float) -> nn.Module:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 4))
+        model: Any = nn.Sequential(nn.Linear(4, 4))
         model[0].weight.data.mul_(scale)
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
 
@@ -224,7 +225,7 @@ def test_packed_and_sharded_weights_count(tmp_path: Path) -> None:
         mesh = DeviceMesh("cpu", [0])
 
         def sharded(last: float) -> nn.Module:
-            model = nn.Linear(8, 8)
+            model: Any = nn.Linear(8, 8)
             weight = torch.arange(64.0).view(8, 8)
             weight[-1, -1] = last
             model.bias = None
@@ -243,7 +244,7 @@ def test_weights_that_are_not_in_memory_are_refused_or_fetched() -> None:
     accelerate = pytest.importorskip("accelerate")
 
     def offloaded(last: float) -> nn.Module:
-        model = nn.Sequential(nn.Linear(2, 2))
+        model: Any = nn.Sequential(nn.Linear(2, 2))
         model[0].weight.data, model[0].bias.data = torch.tensor([[0.0, 1.0], [2.0, last]]), torch.zeros(2)
         return accelerate.cpu_offload(model, torch.device("cpu"))
 
