@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
-import torch
-from torch import nn
+from torch import is_grad_enabled, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from ..models import acts_of, unwrapped, wears
@@ -56,7 +55,8 @@ class Watch:
         stages: parts that hold further sites; they may be left out once they have run.
         parts: all of them.
         children: of the sites, those that are children of the module: their names and erasures.
-        further: whether there are other sites.
+        stage_watches: of the stages.
+        further: whether there are other sites than the children.
         due: the mark of a pass of the model, None once the module has run.
         ran: whether the module has ever run.
         graded: whether gradients were recorded when it ran last; in layers that are computed again they are not.
@@ -78,11 +78,12 @@ class Watch:
         self.parts = tuple(part.what for part in (*self.sites, *self.stages))
         # the place of most: what is checked of them in each pass must cost next to nothing
         self.children = tuple((part.path[0], part.what) for part in self.sites if len(part.path) == 1)
+        self.stage_watches = tuple(part.what for part in self.stages)
         self.further = len(self.children) < len(self.sites)
 
     def enter(self, mark: object) -> None:
         """Mark all parts as due."""
-        self.due, self.ran, self.graded = None, True, torch.is_grad_enabled()
+        self.due, self.ran, self.graded = None, True, is_grad_enabled()
         for part in self.parts:
             part.due = mark
 
@@ -156,17 +157,17 @@ def forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
         # this is `enter` and `leave` written out: a call of either costs more than all that they do
         if not watch.ran and watch.due is None:
             check_not_recomputed(self)
-        watch.due, watch.ran, watch.graded = None, True, torch.is_grad_enabled()
+        watch.due, watch.ran, watch.graded = None, True, is_grad_enabled()
         mark: list[None] = []  # like no other object
         for part in watch.parts:
             part.due = mark
         output = kind.forward(self, *args, **kwargs)
         try:
             modules = self._modules
-            for name, erasure in watch.children:
-                if modules[name]._erasure is not erasure:  # type: ignore[union-attr]
+            for name, part in watch.children:
+                if part.due is not None or modules[name]._erasure is not part:  # type: ignore[union-attr]
                     raise KeyError(name)
-            for part in watch.parts:
+            for part in watch.stage_watches:
                 if part.due is not None:
                     raise KeyError
             if watch.further:
