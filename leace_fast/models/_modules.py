@@ -160,8 +160,8 @@ def check_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{name or 'the model'!r} is a module of TorchScript, which takes no hooks: give the Python module that it "
-                "was made of"
+                f"{name or 'the model'!r} is a module of TorchScript, which takes no hooks: give the Python module "
+                "that it was made of"
             )
 
 
