@@ -122,7 +122,8 @@ def eagerly() -> Iterator[None]:
 
 def uncompiled(function: F) -> F:
     """A function that compiled code calls and does not take in: bookkeeping would be compiled anew for each batch."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    disabled: Any = torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    return disabled
 
 
 @torch.no_grad()

@@ -53,6 +53,7 @@ def _held(model: nn.Module) -> nn.Module | None:
         if name := HOLDERS.get((kind.__module__, kind.__name__)):
             return getattr(model, name)
     peft: Any = sys.modules.get("peft")
-    if peft is not None and isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
-        return model.get_base_model() if isinstance(model, peft.PeftModel) else model.base_model.model
-    return None
+    held: Any = model
+    if peft is not None and isinstance(model, peft.PeftModel):
+        return held.get_base_model()
+    return held.base_model.model if peft is not None and isinstance(model, peft.PeftMixedModel) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny_models
@@ -13,10 +14,16 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from leace_fast.models import inner_name, unwrapped
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+
+def as_module(model: Any) -> Any:
+    """What `torch.compile` returned, which type checkers take for a function."""
+    return model
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "data parallel": nn.DataParallel,
     "compiled": lambda model: torch.compile(model, backend="eager"),
-    "compiled, data parallel": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+    "compiled, data parallel": lambda model: nn.DataParallel(as_module(torch.compile(model, backend="eager"))),
     "checkpointed": checkpoint_wrapper,
 }
 
