@@ -122,7 +122,8 @@ def eagerly() -> Iterator[None]:
 
 def uncompiled(function: F) -> F:
     """A function that compiled code calls and does not take in: bookkeeping would be compiled anew for each batch."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    disabled: Any = torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    return disabled
 
 
 @torch.no_grad()
@@ -160,8 +161,8 @@ def check_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"{name or 'the model'!r} is a module of TorchScript, which takes no hooks: give the Python module that it "
-                "was made of"
+                f"{name or 'the model'!r} is a module of TorchScript, which takes no hooks: give the Python module "
+                "that it was made of"
             )
 
 
