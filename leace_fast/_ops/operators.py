@@ -105,7 +105,7 @@ def project_(
         check_project(x, left, right, mean, index)
         check_apart(x)
         return x.copy_(reference.project(x, left, right, mean, index))
-    if not x.is_contiguous() and (torch.compiler.is_compiling() or torch._debug_has_internal_overlap(x)):
+    if not x.is_contiguous() and (torch.compiler.is_compiling() or torch._debug_has_internal_overlap(x)):  # type: ignore[attr-defined]
         check_apart(x)
     watched = _watched(x)
     try:

@@ -86,6 +86,7 @@ class StreamingTransformer(ConceptTransformer):
     """
 
     moments_: Moments
+    classes_: NDArray[Any] | None
     _fitted: Eraser | None
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None, *, concept: ArrayLike | None = None):

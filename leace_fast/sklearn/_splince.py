@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..erasers import Eraser
@@ -37,6 +37,7 @@ class SplinceTransformer(StreamingTransformer):
     """
 
     task_moments_: Moments | None
+    task_classes_: NDArray[Any] | None
 
     def __init__(
         self,
