@@ -18,6 +18,7 @@ from ._concept import (
 from ._contrasts import MOST_CONTRASTS, Contrasts, check_contrasts, chosen, contrasts_of, crossed_leak, warn_of_none
 from ._fitted import check_class, check_count, check_rank, fitted, mean_squared_change, warn_of
 from ._leak import expected, warn_of_leaks, warn_of_narrow
+from ._one_thread import on_one_thread
 from ._row_stream import RowStream, Summary
 from ._span import described, span_of
 from ._subspace import concept_subspace
@@ -55,6 +56,7 @@ __all__ = [
     "fullest",
     "hidden_columns",
     "mean_squared_change",
+    "on_one_thread",
     "scaling_of",
     "span_of",
     "union_of",

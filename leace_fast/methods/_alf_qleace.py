@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..erasers import Eraser
-from ..fitting import Shrinkage, check_moments, check_rank, fitted
+from ..fitting import Shrinkage, check_moments, check_rank, fitted, on_one_thread
 from ..statistics import Moments
 from ._leace import leace
 
 
+@on_one_thread
 def alf_qleace(
     moments: Moments,
     *,

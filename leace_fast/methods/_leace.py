@@ -28,6 +28,7 @@ from ..fitting import (
     described,
     expected,
     fullest,
+    on_one_thread,
     scaling_of,
     span_of,
     union_of,
@@ -43,6 +44,7 @@ MOST_LEFT = 1e-6  # of the differences of class means, beyond which they are not
 SMALL_REST = 1e-9  # its square is below rounding: one step of Newton is the inverse
 
 
+@on_one_thread
 def leace(
     moments: Moments | Sequence[Moments],
     *,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..erasers import ConditionalEraser, Report, TargetEraser
-from ..fitting import DEPENDENT, absent_of, warn_of
+from ..fitting import DEPENDENT, absent_of, on_one_thread, warn_of
 from ..statistics import Moments
 
 
+@on_one_thread
 def oracle(moments: Moments) -> ConditionalEraser | TargetEraser:
     """Return the eraser of rows whose labels are known, `x - Sxz Szz^-1 (z - mean of z)`.
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from ..erasers import Eraser
-from ..fitting import check_rank, concept_subspace, fitted, warn_of
+from ..fitting import check_rank, concept_subspace, fitted, on_one_thread, warn_of
 from ..statistics import Moments
 
 
+@on_one_thread
 def orth(moments: Moments | Sequence[Moments], *, rank: int | None = None) -> Eraser:
     """Return the orthogonal projection `x - U U' (x - m)`, U the left singular vectors of the cross-covariance.
 

@@ -14,6 +14,7 @@ from ..fitting import (
     described,
     fitted,
     fullest,
+    on_one_thread,
     span_of,
     union_of,
     warn_of,
@@ -25,6 +26,7 @@ from ._leace import refined
 LEAST_ANGLE = 1e-6  # sine of the angle between concept and task below which they cannot be told apart
 
 
+@on_one_thread
 def splince(
     moments: Moments | Sequence[Moments],
     task: Moments | Sequence[Moments],

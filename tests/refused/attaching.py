@@ -170,7 +170,7 @@ REFUSALS = [
         "a model on the device meta",
         "it has no weights: load them first; offloaded weights are taken",
         on_meta,
-        "on the device meta, without numbers",
+        "is on the meta device",
     ),
     Refusal(
         "a scripted or traced model",
