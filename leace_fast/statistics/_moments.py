@@ -251,7 +251,8 @@ class Moments(Derived):
         header = self._kind.header() | self._sums.tally.header()
         header["contains"] = "class means and second moments of the data"
         # Rows that wait for a full block are taken in now: going on from the file and without it give the same bits.
-        save_tensors(path, "moments", tensors_of(self._sums, self._flush()), header)
+        state = self._flush()  # first: the groups are complete after it
+        save_tensors(path, "moments", tensors_of(self._sums, state), header)
 
     @classmethod
     @torch.inference_mode(False)
