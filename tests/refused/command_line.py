@@ -55,7 +55,8 @@ def with_weights(folder: Path) -> None:
 
 REFUSALS = [
     Refusal("a model that lacks weights", "they would be random, and the erasers others at each run",
-            lambda f: load_model(model(f, num_hidden_layers=9, layer_types=None), "cpu"), "which would be random", needs="transformers"),
+            lambda f: load_model(model(f, num_hidden_layers=9, layer_types=None), "cpu"),
+            "which would be random", needs="transformers"),
     Refusal("a model whose files are damaged", "fetch it again", damaged, "cannot be loaded", needs="transformers"),
     Refusal("a model of an unknown type", "update transformers, or mend config.json",
             lambda f: load_model(model(f, model_type="llamma"), "cpu"), "cannot be loaded", needs="transformers"),
