@@ -14,7 +14,7 @@ from ..erasers import Eraser
 from ..models import add_act, evaluating, hidden_of, is_norm, run_example
 from ._erasure import Erasure, erase_in
 from ._fused_norms import FusedNorm, find_formula
-from ._places import check_loaded, places
+from ._places import places
 from ._watching import watch
 
 PROBE_ROWS = 8
@@ -40,7 +40,6 @@ class Attachment:
 
     def __init__(self, model: nn.Module, erasers: Mapping[str, Eraser], fused: bool = False) -> None:
         found = places(model, erasers)
-        check_loaded(model)
         erasers = {name: erasers[site] for site, (name, _) in found.items()}
         modules = dict(found.values())
         self.erasures = {site: Erasure(eraser) for site, eraser in erasers.items()}

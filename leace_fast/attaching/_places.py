@@ -69,26 +69,6 @@ def _check(model: nn.Module, site: str, name: str) -> None:
             )
 
 
-def check_loaded(model: nn.Module) -> None:
-    """Raise ValueError for a model whose weights were never loaded; those that are offloaded are on the way."""
-    missing = [
-        f"{name}.{part}".lstrip(".")
-        for name, module in model.named_modules()
-        for part, held in (*module._parameters.items(), *module._buffers.items())
-        if held is not None and held.is_meta and not _offloaded(model, name)
-    ]
-    if missing:
-        raise ValueError(
-            f"the model holds {len(missing)} tensors on the device meta, without numbers ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}): load its weights first"
-        )
-
-
-def _offloaded(model: nn.Module, name: str) -> bool:
-    """Whether a hook of accelerate brings what a module holds, at it or above it."""
-    return any(hasattr(model.get_submodule(above), "_hf_hook") for above in _prefixes(name))
-
-
 def _prefixes(name: str) -> Iterator[str]:
     """The names of a module and of all that hold it, from the model down."""
     yield ""
