@@ -151,8 +151,8 @@ def check_module(model: Any) -> None:
         for name, part in (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False)):
             if part.is_meta:
                 raise ValueError(
-                    f"{name!r} is on the meta device: this model has no weights there, or only a part of them; load "
-                    "them, as by from_pretrained without a device of meta"
+                    f"{name!r} is on the device meta, without numbers: this model was never loaded, or only a part of "
+                    "it; load its weights first"
                 )
 
 
