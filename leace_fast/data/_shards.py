@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import lzma
 import struct
 import zlib
 from collections import Counter
@@ -29,6 +30,7 @@ UNREADABLE = (
     TypeError,
     NotImplementedError,
     zlib.error,
+    lzma.LZMAError,
     struct.error,
 )
 SHARD_SUFFIXES = (".safetensors", ".npz", ".npy")

@@ -170,7 +170,7 @@ REFUSALS = [
         "a model on the device meta",
         "it has no weights: load them first; offloaded weights are taken",
         on_meta,
-        "is on the meta device",
+        "on the device meta, without numbers",
     ),
     Refusal(
         "a scripted or traced model",
