@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import lzma
+import os
 import struct
 import zlib
 from collections import Counter

@@ -223,6 +223,6 @@ def test_weights_that_were_never_loaded(llama):
         scrubber.attach_(empty)
     partly = tiny_models.build("llama")
     partly.model.layers[0].mlp.down_proj.to("meta")
-    with pytest.raises(ValueError, match="holds 1 tensors on the device meta.*layers.0.mlp.down_proj.weight"):
+    with pytest.raises(ValueError, match="layers.0.mlp.down_proj.weight.*on the device meta"):
         scrubber.attach_(partly)
     assert not any("_watch" in vars(module) for module in partly.modules())

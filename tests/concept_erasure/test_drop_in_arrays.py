@@ -1,5 +1,8 @@
 """The drop-in takes arrays of NumPy wherever it takes tensors, and whatever shapes and dtypes the original takes."""
 
+# The annotations are the peer's, which name tensors.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import copy

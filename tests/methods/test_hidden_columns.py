@@ -30,7 +30,7 @@ def fit(name: str, x: Tensor, y: Tensor = Y) -> tuple[Any, list[str]]:
         data: list[Any] = [[(x, y)]]
     else:
         classes: dict[str, Any] = {"num_classes": 2, "per_class": True}
-        options = classes if not y.is_floating_point() else {"target_dim": 1}
+        options: dict[str, Any] = classes if not y.is_floating_point() else {"target_dim": 1}
         data = [Moments(5, **options).update(x, y)]
         if METHODS[name].needs == TASK:
             data.append(Moments(5, target_dim=1).update(x, x[:, 3]))

@@ -133,7 +133,8 @@ def test_frames_come_out_as_frames_where_that_is_asked_for(make: Any) -> None:
 def test_clones_pickles_and_pipelines(make: Any) -> None:
     fitted = make().fit(X, Y)
     expected = fitted.transform(X)
-    assert np.array_equal(clone(fitted).fit(X, Y).transform(X), expected)
+    twin: Any = clone(fitted)
+    assert np.array_equal(twin.fit(X, Y).transform(X), expected)
     assert np.array_equal(pickle.loads(pickle.dumps(fitted)).transform(X), expected)
     line = make_pipeline(StandardScaler(), make(), LogisticRegression()).fit(X, Y)
     assert line.score(X, Y) < 0.65
