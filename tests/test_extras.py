@@ -85,7 +85,7 @@ MISSING: list[tuple[str, Callable[[], Any], str]] = [
     ("transformers", load_model, f"models need transformers: {HF}"),
     ("transformers", tokenizer("leace_fast.cli._fold"), f"tokenizers need transformers: {HF}"),
     ("tokenizers", tokenizer("leace_fast.demo._language_model"), f"tokenizers need transformers: {HF}"),
-    ("transformers", demo, f"the demo needs transformers: {HF}"),
+    ("transformers", demo, f"models need transformers: {HF}"),
     ("transformers", fresh("leace_fast.demo.train"), f"training the demo's model needs transformers: {HF}"),
     ("sklearn", inlp, f"INLP on rows needs scikit-learn: {AUDIT}"),
     ("sklearn", fresh("leace_fast.sklearn"), f"transformers of X need scikit-learn: {AUDIT}"),

@@ -200,7 +200,6 @@ def test_the_changelog_is_one_that_a_release_can_be_made_of() -> None:
 
 def test_the_package_reads_no_pickle_and_trusts_no_code_of_models() -> None:
     """As SECURITY.md says."""
-    read = 0
     for path in (ROOT / "leace_fast").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -208,13 +207,9 @@ def test_the_package_reads_no_pickle_and_trusts_no_code_of_models() -> None:
                 assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
             if isinstance(node, ast.Call):
                 options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-                assert "trust_remote_code" not in options, path
+                assert options.get("trust_remote_code", "False") == "False", path
                 called = ast.unparse(node.func)
-                assert called not in ("torch.load", "torch.save", "eval", "exec"), path
-                if called in ("np.load", "numpy.load"):
-                    read += 1
-                    assert options["allow_pickle"] == "False", path
-    assert read, "NumPy shards are read somewhere"
+                assert called not in ("torch.load", "torch.save", "eval", "exec", "np.load", "numpy.load"), path
 
 
 needs_workflows = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no workflows")

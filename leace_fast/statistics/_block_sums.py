@@ -15,6 +15,8 @@ from ._at_once import Step
 
 # Of the instruction set in use, in `load_extension().instruction_sets`; at 0, the baseline, all is plain torch.
 LEVEL = len(load_extension().instruction_sets) - 1 if load_extension().present else 0
+# Numbers of a tensor that torch's own threads divide among them.
+TORCH_DIVIDES = 2**15
 # Sums of squares, and their share in those about the shift, well inside of what the kernels take.
 LEAST_SQUARE, MOST_SQUARE, LEAST_SHARE = 1e-28, 1e32, 1e-14
 
@@ -142,8 +144,9 @@ def all_finite(x: Tensor) -> bool:
 
 
 def copying(to: Tensor, part: Tensor) -> Step:
-    """Return what copies a tensor into another; rows by a kernel, as torch's threads would meet for the fewest."""
-    if part.ndim == 2 and has_kernel(part) and part.stride(1) == 1 and to.dtype == part.dtype:
+    """Return what copies a tensor into another; many rows by a kernel, as torch's threads would wait for each other."""
+    many = part.ndim == 2 and part.numel() >= TORCH_DIVIDES
+    if many and has_kernel(part) and part.stride(1) == 1 and to.dtype == part.dtype:
         return partial(torch.ops.leace_fast.copy_rows.default._op, to, part)
     return partial(to.copy_, part)
 

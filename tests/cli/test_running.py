@@ -73,8 +73,12 @@ def test_signals_end_a_command_with_one_line(monkeypatch, number, code, word):
             pass
         raise AssertionError("the signal did not come")
 
-    before = signal.getsignal(signal.SIGTERM)
-    result = raising(monkeypatch, wait)
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without
+    try:
+        result = raising(monkeypatch, wait)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert result.exit_code == code and result.stderr.strip() == word, (result.output, result.exception)
     assert signal.getsignal(signal.SIGTERM) is before
 
