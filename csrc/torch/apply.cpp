@@ -91,4 +91,5 @@ LEACE_FAST_EXPORT int leace_fast_torch_interface() { return LEACE_FAST_INTERFACE
 LEACE_FAST_EXPORT const char* leace_fast_torch_version() { return TORCH_VERSION; }
 LEACE_FAST_EXPORT const char* leace_fast_torch_instruction_set() { return leace_fast_instruction_set(); }
 LEACE_FAST_EXPORT leace_fast_parallel_for leace_fast_torch_threads() { return &parallel_for; }
+LEACE_FAST_EXPORT int leace_fast_torch_held_up() { return threads::Patience::was_tried(); }
 }

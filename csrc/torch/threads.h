@@ -22,13 +22,22 @@ class Patience {
   static void worked_alone(Clock::duration time) { alone_.fetch_sub(time.count(), std::memory_order_relaxed); }
 
   static void waited(Clock::duration time) {
-    if (time > LONG) alone_.store(20 * Clock::duration(time + SPINNING).count(), std::memory_order_relaxed);
+    if (time <= LONG) return;
+    alone_.store(20 * Clock::duration(time + SPINNING).count(), std::memory_order_relaxed);
+    last_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+  }
+
+  // Whether a loop waited for long in the last seconds.
+  static bool was_tried() {
+    const Clock::duration last(last_.load(std::memory_order_relaxed));
+    return last.count() != 0 && Clock::now().time_since_epoch() - last < std::chrono::seconds(2);
   }
 
  private:
   // What an idle machine takes, and how long a thread of OpenMP keeps its core after a loop, waiting for the next one.
   static constexpr std::chrono::microseconds LONG{400}, SPINNING{8000};
   static inline std::atomic<Clock::rep> alone_ = 0;  // the work that is still to be done by one thread
+  static inline std::atomic<Clock::rep> last_ = 0;   // when a loop waited
 };
 
 // Calls work(begin, end) for ranges that cover 0..count, of at least `least` and about at most `most` items: a thread

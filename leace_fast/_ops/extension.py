@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ HOW = "Reinstall with LEACE_FAST_EXT=1 set and pip's --no-build-isolation to see
 NOT_BUILT = f"not built: the install found no compiler. {HOW}"
 NO_OPERATORS = f"torch operators not built: the install found no torch. {HOW}"
 OUTDATED = "built from other sources than these: install again, or python setup.py build_ext --inplace"
-INTERFACE = 7  # one more with each change of what the libraries offer or take; setup.py compiles it in
+INTERFACE = 8  # one more with each change of what the libraries offer or take; setup.py compiles it in
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Extension:
         features: what of the processor the kernels may use, present or not.
         devices: types of device that the operators have kernels for.
         module: `leace_fast._C`, the kernels on plain memory, or None.
+        held_up: tells whether other programs lately held up the threads of the kernels.
     """
 
     present: bool
@@ -42,6 +44,7 @@ class Extension:
     features: dict[str, bool] = field(default_factory=dict)
     devices: frozenset[str] = frozenset()
     module: Any = None
+    held_up: Callable[[], int] = field(default=lambda: 0, compare=False)
 
 
 @functools.cache
@@ -88,6 +91,7 @@ def load_extension() -> Extension:
     known["build"]["torch"] = version().decode()
     library.leace_fast_torch_instruction_set()  # chosen now, as in the module: what the environment says may change
     module.use_threads(threads())
+    known["held_up"] = library.leace_fast_torch_held_up
     return Extension(True, devices=frozenset(device for device in ("cpu", "cuda") if _has_kernels(device)), **known)
 
 

@@ -8,16 +8,18 @@ from typing import Any, TypeVar
 
 import torch
 
+from .._ops import load_extension
 from ..statistics import Moments
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 # Up to this width a second thread gains a quarter at most; where other programs use its core, it loses nine tenths.
+# Above it, the loops of the statistics have told whether there are such programs.
 NARROW = 1024
 
 
 def on_one_thread(method: Method) -> Method:
-    """Let a method run on one of torch's threads where its moments are narrow.
+    """Let a method run on one of torch's threads where its moments are narrow, or threads were held up lately.
 
     Source: bench/busy_machine.py, where both are measured.
 
@@ -33,7 +35,9 @@ def on_one_thread(method: Method) -> Method:
         first = data[0] if data else None
         one = first[0] if isinstance(first, (list, tuple)) and first else first
         threads = torch.get_num_threads()
-        if threads == 1 or not isinstance(one, Moments) or one.dim > NARROW or one.device.type != "cpu":
+        if threads == 1 or not isinstance(one, Moments) or one.device.type != "cpu":
+            return method(*data, **options)
+        if one.dim > NARROW and not load_extension().held_up():
             return method(*data, **options)
         torch.set_num_threads(1)
         try:
