@@ -10,18 +10,23 @@ import argparse
 import json
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import machine
 import torch
 from concept_erasure import LeaceFitter
 
 import leace_fast as lf
 
-CLASSES = 8
+ROWS, CLASSES = 16384, 8
 DIMS = (512, 1024, 2048)
 NEIGHBOURS = (0, 1, 2)
+PAGE = Path(__file__).parents[1] / "docs" / "appendix" / "performance.md"
+BEGIN, END = "<!-- busy begins: python bench/busy_machine.py --write -->", "<!-- busy ends -->"
 
 
 def _busy() -> None:
@@ -66,8 +71,8 @@ def ratio(call: Callable[[], object], seconds: float) -> float:
 def calls(dim: int, batch: int) -> dict[str, Callable[[], object]]:
     """What is timed: 16,384 rows in batches, by ours and by the peer; erasing them; and the closed form."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(16384, dim, generator=generator)
-    y = torch.randint(CLASSES, (16384,), generator=generator)
+    x = torch.randn(ROWS, dim, generator=generator)
+    y = torch.randint(CLASSES, (ROWS,), generator=generator)
     z = torch.nn.functional.one_hot(y, CLASSES).float()
     moments, fitter = lf.Moments(dim, CLASSES), LeaceFitter(dim, CLASSES, dtype=torch.float32)
     eraser = lf.leace(moments.copy().update(x, y))
@@ -89,26 +94,56 @@ def calls(dim: int, batch: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each figure")
-    parser.add_argument("--only", nargs="*", help="which calls")
-    parser.add_argument("--batch", type=int, nargs="*", default=[256, 4096])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    found = []
+def table(found: list[dict[str, Any]]) -> str:
+    """The results as a table of Markdown: a row for each call and width, a column for each number of neighbours."""
+    lines = ["| call | width | rows of a call | idle | one neighbour | two |", "|---|---:|---:|---:|---:|---:|"]
+    cells: dict[tuple[str, int, int], dict[int, float]] = {}
+    for row in found:
+        cells.setdefault((row["call"], row["dim"], row["batch"]), {})[row["neighbours"]] = row["ratio"]
+    for (call, dim, batch), ratios in sorted(cells.items()):
+        rows = f"{batch:,}" if "update" in call else f"{ROWS:,}" if call == "apply" else ""
+        columns = " | ".join(f"{ratios[count]:.2f}" for count in NEIGHBOURS)
+        lines.append(f"| {call} | {dim} | {rows} | {columns} |")
+    return "\n".join(lines)
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    """Put the table into the page, between its marks."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+
+
+def measured(seconds: float, batches: list[int], only: list[str]) -> Iterator[dict[str, Any]]:
+    """Measure all, or some of the calls; only the updates depend on the size of a batch."""
     for dim in DIMS:
-        for batch in options.batch:
+        for batch in batches:
             for name, call in calls(dim, batch).items():
-                if options.only and name not in options.only:
+                if (only and name not in only) or ("update" not in name and batch != batches[0]):
                     continue
                 for count in NEIGHBOURS:
                     with neighbours(count):
-                        value = ratio(call, options.seconds)
-                    found.append({"call": name, "dim": dim, "batch": batch, "neighbours": count, "ratio": value})
-                    print(f"{name:24} d={dim:5} batch={batch:5} neighbours={count}: {value:.2f}x", flush=True)
+                        value = ratio(call, seconds)
+                    yield {"call": name, "dim": dim, "batch": batch, "neighbours": count, "ratio": value}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each figure")
+    parser.add_argument("--only", nargs="*", default=[], help="which calls")
+    parser.add_argument("--batch", type=int, nargs="*", default=[256, 4096])
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of few rows: nothing is made of these erasers
+    found = []
+    for row in measured(options.seconds, options.batch, options.only):
+        found.append(row)
+        print("{call:24} d={dim:5} batch={batch:5} neighbours={neighbours}: {ratio:.2f}x".format(**row), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine.describe(), "results": found}, indent=1) + "\n")
+    if options.write:
+        write(found)
 
 
 if __name__ == "__main__":
