@@ -32,7 +32,7 @@ def tokenizer(name: str) -> Callable[[], None]:
         if name.endswith("_language_model"):
             module.train_tokenizer(["text"], 300)
         else:
-            module.copy_tokenizer("org/model", Path("out"))
+            module.copy_tokenizer("org/model", Path("out"), Path("out"))
 
     return call
 

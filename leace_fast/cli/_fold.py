@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
+from .._folders import in_place_of
 from .._warnings import warn
 from ..erasers import MAX_COST_RATIO
 from ._options import COST, DEVICE, ERASERS, MODEL, check_folder
@@ -33,11 +34,12 @@ def fold(
     screen()
     loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
     report = scrubber.fold_(loaded, add_bias=add_bias, max_cost_ratio=max_cost_ratio, keep_originals=False)
-    try:
-        loaded.save_pretrained(out)
-    except SafetensorError as error:
-        raise OSError(f"{out} cannot be written: {error}") from error
-    copy_tokenizer(model, out)
+    with in_place_of(out, last="config.json") as folder:
+        try:
+            loaded.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(f"{out} cannot be written: {error}") from error
+        copy_tokenizer(model, folder, out)
     typer.echo(f"{report}\nWritten: {out}")
 
 
@@ -70,8 +72,8 @@ def check_weights(out: Path) -> None:
         )
 
 
-def copy_tokenizer(source: str, out: Path) -> None:
-    """Save the tokenizer of a model beside another model; a warning, if it has none that can be loaded."""
+def copy_tokenizer(source: str, folder: Path, out: Path) -> None:
+    """Save the tokenizer of a model into a folder that is to be `out`; a warning, if none can be loaded."""
     from ..study import load_tokenizer
 
     try:
@@ -79,4 +81,4 @@ def copy_tokenizer(source: str, out: Path) -> None:
     except ValueError as error:
         warn(f"{out} holds no tokenizer: {error}")
     else:
-        tokenizer.save_pretrained(out)
+        tokenizer.save_pretrained(folder)

@@ -7,6 +7,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 MARK = "\ufeff"
+LONGEST = 2**26  # characters of a line: a few bytes of a .gz file unpack to a line without end
 
 
 def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
@@ -30,7 +32,8 @@ def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
         expected: what it should hold, for the error.
 
     Raises:
-        ValueError: it is cut off or damaged, in UTF-16, or holds bytes that are no text; the file and line are named.
+        ValueError: it is cut off or damaged, in UTF-16, or holds bytes that are no text or a line of more than
+            2**26 characters; the file and line are named.
     """
     number, opener = 0, gzip.open if path.suffix == ".gz" else open
     try:
@@ -41,7 +44,10 @@ def numbered_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
             if mark := next((mark for mark in MARKS if head.startswith(mark)), None):
                 raise ValueError(f"the file is in {MARKS[mark]}: save it as UTF-8")
             # An escaped byte is a lone surrogate, which no UTF-8 gives otherwise: so its line is known.
-            for number, line in enumerate(io.TextIOWrapper(file, "utf-8", "surrogateescape"), 1):
+            text = io.TextIOWrapper(file, "utf-8", "surrogateescape")
+            for number, line in enumerate(iter(partial(text.readline, LONGEST + 1), ""), 1):
+                if len(line) > LONGEST and not line.endswith("\n"):
+                    raise ValueError(f"it has more than {LONGEST:,} characters: break it up")
                 if "\0" in line:
                     raise ValueError("a NUL byte, which no text holds: is the file binary, or in UTF-16?")
                 if not is_text(line):

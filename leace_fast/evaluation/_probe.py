@@ -12,6 +12,7 @@ from ._intervals import NOTHING, Interval, group_intervals
 from ._logistic import Mixture, fit_mixture
 
 ROUNDED = 5e-5  # nats that are written as 0
+LARGEST = 2.0**54  # of a number in x: sums of squares of many columns stay below float32's 2**128
 
 
 class Probe(NamedTuple):
@@ -157,6 +158,8 @@ def _labelled(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Tensor, Tens
     x, y = x[kept].float(), y[kept].long()
     if not torch.isfinite(x).all():
         raise ValueError("x holds NaN or Inf, expected finite rows: leave them out before probing")
+    if len(x) and (largest := float(x.abs().max())) > LARGEST:
+        raise ValueError(f"x holds numbers of {largest:.3g}, whose squares overflow float32: divide x before probing")
     if len(y) and int(y.min()) < 0:
         raise ValueError(f"y holds the class {int(y.min())}, expected 0 or more, or {IGNORE} for rows to leave out")
     if groups is None:

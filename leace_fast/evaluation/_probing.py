@@ -119,7 +119,10 @@ class Probing:
     def _probe(self, site: str) -> Probe:
         (x, y, groups), (test_x, test_y, test_groups) = (self.rows[side].of(site) for side in (TRAIN, TEST))
         options = {"groups": test_groups, "train_groups": groups, "in_sample": self.in_sample}
-        return linear_probe(x, y, test_x, test_y, **options)
+        try:
+            return linear_probe(x, y, test_x, test_y, **options)
+        except ValueError as error:
+            raise ValueError(f"at {site!r}: {error}") from error
 
     def _refuse_seen(self, batch: Mapping[str, Any], index: int, stream: int) -> None:
         """Raise ValueError where the erasers were fitted on sequences of a batch."""

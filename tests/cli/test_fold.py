@@ -44,3 +44,22 @@ def test_folding_mistakes_get_one_clear_line(workplace, fitted, tmp_path):
         result = run(command, model, "--erasers", erasers, "--out", out)
         assert result.exit_code == 2 and message in result.stderr, result.output
         assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_fold_that_stops_leaves_the_folder_as_it_was(workplace, fitted, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    def stop(model, folder, *_, **__):
+        (folder / "model.safetensors").write_text("half")
+        raise OSError("the disk is full")
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes").write_text("kept")
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", stop)
+    result = run("fold", workplace / "model", "--erasers", fitted, "--out", out)
+    assert result.exit_code == 2 and "the disk is full" in result.stderr, result.output
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes"]
+    monkeypatch.undo()
+    assert run("fold", workplace / "model", "--erasers", fitted, "--out", out).exit_code == 0
+    assert {"notes", "config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leace_fast.data import Source, read_conllu, read_texts
+from leace_fast.data import Source, _lines, read_conllu, read_texts
 
 ROWS = [{"text": f"number {i} \N{SNOWMAN}", "label": "ab"[i % 2]} for i in range(40)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -217,3 +217,16 @@ def test_empty_nodes_and_words_that_are_written_as_one(tmp_path):
     rows = ["\t".join([line, f"w{line}", *"________"]) for line in lines]
     (sentence,) = read_conllu(written(tmp_path / "a.conllu", "\n".join(rows).encode()))
     assert sentence.words == ("w1-2", "w3")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch, kind, packed):
+    monkeypatch.setattr(_lines, "LONGEST", 1000)
+    longest = max(map(len, TEXTS[kind].splitlines()))
+    path = written(tmp_path / f"a{kind}{packed}", TEXTS[kind].encode() + b"x" * 10_000)
+    with pytest.raises(ValueError, match=r"line \d+: it has more than 1,000 characters") as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    monkeypatch.setattr(_lines, "LONGEST", longest)  # of a line that is as long, all is read
+    assert read(written(tmp_path / f"b{kind}{packed}", TEXTS[kind].encode()))

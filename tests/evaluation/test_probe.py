@@ -189,3 +189,11 @@ def test_a_probe_says_what_it_found() -> None:
     assert "it found nothing to go by" in str(found) and "above" not in str(found)
     assert str(found._replace(accuracy_interval=(0.51, 0.52))).endswith("accuracy above the constant")
     assert str(found._replace(nats=0.02, nats_interval=(0.01, 0.03))).endswith("leaks")
+
+
+@pytest.mark.parametrize("size", [2e38, 1e19, -1e19])
+def test_numbers_whose_squares_overflow_are_refused(size):
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    for train, test in ((x * size, x), (x, x * size)):
+        with pytest.raises(ValueError, match="whose squares overflow float32"):
+            linear_probe(train.clamp(-3e38, 3e38), y, test.clamp(-3e38, 3e38), y)
