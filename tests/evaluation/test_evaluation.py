@@ -147,3 +147,11 @@ def test_bad_input(model):
         evaluate(model, [{**HELD_OUT[0], "concept_labels": {"a": HELD_OUT[0]["concept_labels"]}}])
     with pytest.raises(ValueError, match="no row of .* is left to test the probe on"):
         evaluate(model, [{name: value[:1] for name, value in HELD_OUT[0].items()}])
+
+
+def test_a_model_whose_rows_are_not_finite_is_told_by_site(scrubber: Scrubber) -> None:
+    broken = tiny_models.build("llama", torch.float32)
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight[3] = math.nan
+    with pytest.raises(ValueError, match="at 'model.layers.1.input_layernorm.*': x holds NaN or Inf"):
+        evaluate(broken, HELD_OUT, scrubber, probe_batches=TRAIN)

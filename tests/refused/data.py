@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from leace_fast.data import (
     Shards,
     Source,
     Texts,
+    _lines,
     label_tokens,
     last_token_labels,
     pad,
@@ -70,7 +72,16 @@ def no_offsets(_: Path) -> None:
 
 X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
 
+
+def endless(folder: Path) -> None:
+    """A line longer than the limit, which is lowered for it."""
+    with patch.object(_lines, "LONGEST", 100):
+        rows(folder, json.dumps({"text": "a" * 200}))
+
+
 REFUSALS = [
+    Refusal("a line of more than 67,108,864 characters", "a few bytes of a .gz file unpack to a line without end",
+            endless, "characters: break it up"),
     Refusal("a text file in Latin-1", "letters would be others: save it as UTF-8",
             lambda f: rows(f, b"caf\xe9", "a.txt"), "the byte 0xe9 is no UTF-8"),
     Refusal("a file in UTF-16 or UTF-32", "save it as UTF-8; a mark of UTF-8 itself is left out",
