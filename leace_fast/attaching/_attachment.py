@@ -56,6 +56,7 @@ class Attachment:
                 if before is not None:
                     _test(erasers[site], before, _run(modules[site], rows[site]))
             stack.callback(watch(model, modules, self.erasures))
+            stack.callback(self._end)
             self.end = stack.pop_all().close
 
     def verify(self, model: nn.Module, run: Callable[..., Any], example: Mapping[str, Any] | Tensor) -> None:
@@ -77,6 +78,10 @@ class Attachment:
                 f"away from the erased model's output, {(got - clean).norm() / change:.1%} from the clean one's: "
                 "compile, trace or capture it again with the erasers attached"
             )
+
+    def _end(self) -> None:
+        for erasure in self.erasures.values():
+            erasure.attached.ended = True
 
     def _activate(self, active: bool) -> None:
         for erasure in self.erasures.values():

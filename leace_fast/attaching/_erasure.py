@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..erasers import Eraser
 from ..models import acts_of, hidden_of, put_on, take_off, wears
+from ._recomputing import Attached, in_function
 
 LAYER = "erased"  # of modules: see `subtypes`
 
@@ -23,6 +25,7 @@ class Erasure:
         due: the mark of a pass that has to run the site, None once it has run.
         ran: whether the site has ever run.
         active: False leaves the rows as they are, for a comparison.
+        attached: whether it is at work still.
         norm: of a fused norm: its erased output, or None where the module has to compute it.
     """
 
@@ -32,10 +35,13 @@ class Erasure:
         self.eraser, self.norm = eraser, norm
         self.normed: Any = None  # the forward whose formula `norm` computes; of copies that of their first pass
         self.ran, self.active = False, True
+        self.attached = Attached()
 
     def __call__(self, output: Any) -> Any:
         """Return the output of the module with its hidden states erased."""
         self.due, self.ran = None, True
+        if in_function() and not torch.compiler.is_compiling():
+            self.attached.look()
         if isinstance(output, Tensor):
             return self.eraser._bound_for(output)(output) if self.active else output
         hidden = hidden_of(output)
@@ -95,6 +101,8 @@ def _forward_over(kind: type[nn.Module]) -> Callable[..., Any]:
             erased = erasure.norm(self, args[0]) if erasure.normed is original else None
             if erased is not None:
                 erasure.due, erasure.ran = None, True
+                if in_function() and not torch.compiler.is_compiling():
+                    erasure.attached.look()
                 return erased
         return erasure(original(self, *args, **kwargs))
 

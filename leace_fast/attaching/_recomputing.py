@@ -5,33 +5,42 @@ Without reentry torch compares what is computed again and raises by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch._C import _current_graph_task_id, _is_fwd_grad_enabled
+from torch.autograd.function import BackwardCFunction
 
-NODE = "CheckpointFunctionBackward"  # what torch's checkpointing, and that of others, leaves in the graph
+BACKWARD = ("backward", "vjp")  # of an autograd function
 
 
 class Attached:
-    """Whether erasers are attached still; graphs keep it for their backward pass."""
+    """Whether an eraser is attached still, for the backward passes that compute its site again."""
 
     def __init__(self) -> None:
         self.ended = False
 
-    def end(self) -> None:
-        """The erasers have been detached."""
-        self.ended = True
+    def look(self) -> None:
+        """Note that the site runs inside of autograd functions, such as torch's checkpointing, or is computed again.
 
-    def hold(self, output: Any) -> None:
-        """Raise in the backward pass from an output if layers were to be computed again without their erasers."""
-        tensors = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
-        if recomputes(tensors):
-            for tensor in tensors:
-                tensor.register_hook(self)
+        Raises:
+            RuntimeError: it is computed again, and had not been erased when it ran first.
+        """
+        for name, node in _functions():
+            known = vars(node).setdefault("_attached", [])
+            if any(each is self for each in known):
+                continue
+            if name in BACKWARD:
+                raise RuntimeError(
+                    "a backward pass computes a layer again (gradient checkpointing), which ran before erasers were "
+                    "attached to it: call backward() first, then attach them"
+                )
+            known.append(self)
+            node.register_prehook(self._check)
 
-    def __call__(self, gradient: Tensor) -> None:
+    def _check(self, gradients: Any) -> None:
         if self.ended:
             raise RuntimeError(
                 "this backward pass would compute layers again (gradient checkpointing) without the erasers that the "
@@ -39,40 +48,27 @@ class Attached:
             )
 
 
-def recomputes(tensors: list[Tensor]) -> bool:
-    """Whether a backward pass from tensors computes layers again.
+def in_function() -> bool:
+    """Whether an autograd function runs, forward or backward; of the forward pass torch's mode for tangents tells.
 
-    >>> from torch.utils.checkpoint import checkpoint
-    >>> x = torch.ones(2, requires_grad=True)
-    >>> recomputes([x + 1]), recomputes([checkpoint(torch.exp, x, use_reentrant=True) + 1])
-    (False, True)
+    >>> in_function()
+    False
     """
-    waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().startswith(NODE):
-            return True
-        seen.add(node)
-        waiting += [below for below, _ in node.next_functions]
-    return False
+    return not _is_fwd_grad_enabled() or _current_graph_task_id() != -1
 
 
-def check_not_recomputed(module: nn.Module) -> None:
-    """Raise RuntimeError where a backward pass runs a module that has not run since erasers were attached."""
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            f"a backward pass computes a {type(module).__name__} again (gradient checkpointing), which ran before "
-            "erasers were attached to it: call backward() first, then attach them"
-        )
+in_function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # compiled code cannot ask torch
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors in what a model returned."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (Mapping, tuple, list)):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(value)
+def _functions() -> Iterator[tuple[str, Any]]:
+    """The autograd functions that run, from the innermost out: whether `forward` or `backward`, and the node."""
+    if torch.is_inference_mode_enabled():  # has no tangents either
+        return
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount + bool(code.co_flags & 4):  # arguments by name, or *args
+            node = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(node, BackwardCFunction):
+                yield code.co_name, node
+        frame = frame.f_back

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
-from torch import is_grad_enabled, nn
+from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from ..models import acts_of, unwrapped, wears
 from ._erasure import LAYER as ERASED
 from ._erasure import Erasure, check_kept
-from ._recomputing import check_not_recomputed
 
 LAYER = "watched"  # of modules: see `subtypes`
 
@@ -59,7 +58,6 @@ class Watch:
         further: whether there are other sites than the children.
         due: the mark of a pass of the model, None once the module has run.
         ran: whether the module has ever run.
-        graded: whether gradients were recorded when it ran last; in layers that are computed again they are not.
     """
 
     due: object = None  # of copies, which start without a mark
@@ -67,7 +65,7 @@ class Watch:
     def __init__(self) -> None:
         self.hold((), ())
         self.marks: dict[int, object] = {}  # by thread, of hooks alone
-        self.ran, self.graded = False, True
+        self.ran = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "marks": {}, "ran": False}  # what a copy lost on its way is found in its first pass
@@ -83,7 +81,7 @@ class Watch:
 
     def enter(self, mark: object) -> None:
         """Mark all parts as due."""
-        self.due, self.ran, self.graded = None, True, is_grad_enabled()
+        self.due, self.ran = None, True
         for part in self.parts:
             part.due = mark
 
@@ -155,9 +153,7 @@ def forward_under(kind: type[nn.Module]) -> Callable[..., Any]:
         if watch is None:
             return kind.forward(self, *args, **kwargs)
         # this is `enter` and `leave` written out: a call of either costs more than all that they do
-        if not watch.ran and watch.due is None:
-            check_not_recomputed(self)
-        watch.due, watch.ran, watch.graded = None, True, is_grad_enabled()
+        watch.due, watch.ran = None, True
         mark: list[None] = []  # like no other object
         for part in watch.parts:
             part.due = mark

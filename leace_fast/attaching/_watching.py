@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..models import forget_compiled, put_on, take_off, wears
 from ._erasure import Erasure
-from ._recomputing import Attached
 from ._watch import LAYER, Part, Watch, check_forward, forward_under, hooked, only_holds, slow_paths
 
 
@@ -21,11 +19,10 @@ class Guard:
     Args:
         model: that erasers are attached to.
         own: the erasure or the watch of the model itself.
-        watches: all watches in it.
     """
 
-    def __init__(self, model: nn.Module, own: Iterable[Part], watches: Iterable[Watch]) -> None:
-        self.own, self.watches, self.attached = tuple(own), tuple(watches), Attached()
+    def __init__(self, model: nn.Module, own: Iterable[Part]) -> None:
+        self.own = tuple(own)
         # kept, as a handle keeps the number of this hook from being given again where the model is loaded
         self.handle = model.register_forward_hook(self)
         self._arm()
@@ -39,15 +36,10 @@ class Guard:
             if part.what.due is self:
                 check_forward(module, part)
             part.what.due = self
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        if not all(watch.graded for watch in self.watches):
-            self.attached.hold(output)
 
     def end(self) -> None:
         """Take the hook off."""
         self.handle.remove()
-        self.attached.end()
 
     def _arm(self) -> None:
         for part in self.own:
@@ -80,7 +72,7 @@ def watch(model: nn.Module, modules: Mapping[str, nn.Module], erasures: Mapping[
                     below, end = Part(watch, (), site), i
             if end == 0 and all(part.what is not below.what for part in own):
                 own.append(below)
-        stack.callback(Guard(model, own, [watch for _, watch in touched.values()]).end)
+        stack.callback(Guard(model, own).end)
         return stack.pop_all().close
 
 

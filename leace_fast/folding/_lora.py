@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .._files import write_bytes
 from .._folders import in_place_of
 from ..erasers import MAX_COST_RATIO, Eraser
-from ..models import Inside, tap
+from ..models import Inside, bare_name, tap
 from ._adapter import Adapter, Factors
 from ._agreement import attached_distance, check_agrees, example_of, hooked_output, output_of, told, warn_if_far
 from ._folding import check_not_folded
@@ -149,7 +149,9 @@ def export_lora(
     warn_if_far(distance, plans, "lora_bias")
     config = _config(model, adapters, lora_bias, base_model)
     folder = Path(folder)
-    tensors = {f"base_model.model.{name}.{key}": t for name, a in adapters.items() for key, t in a.tensors().items()}
+    # whoever loads the adapter has the model in no wrapper
+    served = {f"base_model.model.{bare_name(name)}": adapter for name, adapter in adapters.items()}
+    tensors = {f"{name}.{key}": tensor for name, a in served.items() for key, tensor in a.tensors().items()}
     with in_place_of(folder, CONFIG) as new:
         write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_bytes(new / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
@@ -228,11 +230,11 @@ def _config(
     model: nn.Module, adapters: Mapping[str, Adapter], lora_bias: bool, base_model: str | None
 ) -> dict[str, Any]:
     """The content of PEFT's adapter_config.json; alpha equals the rank everywhere, so that nothing is scaled."""
-    ranks = {name: len(adapter.down) for name, adapter in adapters.items()}
+    ranks = {bare_name(name): len(adapter.down) for name, adapter in adapters.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {name: other for name, other in ranks.items() if other != rank}
-    leaves = {name.rpartition(".")[2] for name in adapters}
-    alike = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves}
+    leaves = {name.rpartition(".")[2] for name in ranks}
+    alike = {name for name in map(bare_name, dict(model.named_modules())) if name.rpartition(".")[2] in leaves}
     model_config, generates = getattr(model, "config", None), getattr(model, "can_generate", lambda: False)()
     tasks = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}
     return {
@@ -248,7 +250,7 @@ def _config(
         "bias": "none",
         "lora_bias": lora_bias,
         # leaf names where they mean these modules and no others
-        "target_modules": sorted(leaves if alike == set(adapters) else adapters),
+        "target_modules": sorted(leaves if alike == set(ranks) else ranks),
         "fan_in_fan_out": any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in adapters),
         "use_rslora": False,
         "use_dora": False,

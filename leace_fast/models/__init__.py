@@ -36,7 +36,7 @@ from ._recording import record
 from ._retyping import put_on, take_off, wears
 from ._sites import Site, find_sites, resolve_sites
 from ._trace import by_row
-from ._wrappers import inner_name, unwrapped
+from ._wrappers import bare_name, inner_name, unwrapped
 
 __all__ = [
     "BatchLabels",
@@ -50,6 +50,7 @@ __all__ = [
     "acts_of",
     "add_act",
     "address_of",
+    "bare_name",
     "by_row",
     "check_hooks",
     "check_inputs",

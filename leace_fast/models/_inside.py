@@ -50,15 +50,18 @@ class Inside:
                 )
         self.whole, self.model = given, unwrapped(given)
         self._outer = next(name for name, module in given.named_modules() if module is self.model)
-        self._known = {name for name, _ in self.model.named_modules()}
+        self._known: dict[str, str] = {}  # by the name without wrappers, also of those round a layer
+        for name, _ in self.model.named_modules():
+            self._known.setdefault(inner_name(name), name)
+        self._known.update((name, name) for name, _ in self.model.named_modules())
 
     def name(self, name: str) -> str:
         """The name, or the pattern of names, that the model inside has for a module of either."""
         if name in self._known:
-            return name
+            return self._known[name]
         if self._outer and name.startswith(f"{self._outer}."):
-            return name[len(self._outer) + 1 :]
-        return inner if (inner := inner_name(name)) in self._known else name
+            name = name[len(self._outer) + 1 :]
+        return self._known.get(name) or self._known.get(inner_name(name), name)
 
     def given(self, name: str) -> str:
         """The name that the model as it was given has for a module of the one inside."""

@@ -1,7 +1,7 @@
 """Wrappers that hold a whole model: the model inside, and the names of its modules without what wrappers put before.
 
-DataParallel and DistributedDataParallel, FSDP, what `torch.compile` returns, checkpoint wrappers and PEFT are known.
-They run the model that they hold, so that what acts inside it acts through them.
+DataParallel and DistributedDataParallel, FSDP, what `torch.compile` returns, checkpoint wrappers, averaged weights,
+DeepSpeed and PEFT are known. They run the model that they hold, so that what acts inside it acts through them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ HOLDERS = {
     ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): "_fsdp_wrapped_module",
     ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "CheckpointWrapper"): "_checkpoint_wrapped_module",
     ("torch._dynamo.eval_frame", "OptimizedModule"): "_orig_mod",
+    ("torch.optim.swa_utils", "AveragedModel"): "module",
+    ("deepspeed.runtime.engine", "DeepSpeedEngine"): "module",
 }
 LEADING = ("module.", "base_model.model.")  # also names of ordinary modules, so only at the start
 ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -41,10 +43,19 @@ def inner_name(name: str) -> str:
     >>> inner_name("module._orig_mod.layers.0.norm"), inner_name("base_model.model.model.layers.0.norm")
     ('layers.0.norm', 'model.layers.0.norm')
     """
-    name = ".".join(part for part in name.split(".") if part not in ANYWHERE)
+    name = bare_name(name)
     while lead := next((lead for lead in LEADING if f"{name}.".startswith(lead)), ""):
         name = f"{name}."[len(lead) :].removesuffix(".")
     return name
+
+
+def bare_name(name: str) -> str:
+    """The name of a module without what wrappers round single layers put into it.
+
+    >>> bare_name("module.layers.0._orig_mod.norm")
+    'module.layers.0.norm'
+    """
+    return ".".join(part for part in name.split(".") if part not in ANYWHERE)
 
 
 def _held(model: nn.Module) -> nn.Module | None:

@@ -160,6 +160,86 @@ def test_a_backward_pass_that_computes_layers_again(reentrant, when):
             loss.backward()
 
 
+def by_the_model(model: Any, x: Tensor) -> Tensor:
+    return model(x)["out"][0]
+
+
+def layers_alone(model: Any, x: Tensor) -> Tensor:
+    return model.head(checkpoint(model.block, x, use_reentrant=True))
+
+
+def site_alone(model: Any, x: Tensor) -> Tensor:
+    return model.block.linear(checkpoint(model.block.norm, x, use_reentrant=True))
+
+
+def layers_inside_others(model: Any, x: Tensor) -> Tensor:
+    return checkpoint(lambda x: layers_alone(model, x), x, use_reentrant=True)
+
+
+def kept_aside(model: Any, x: Tensor) -> Tensor:
+    kept = []
+    model.head.register_forward_hook(lambda module, args, output: kept.append(output))
+    model(x)["out"][0] = None
+    return kept[0]
+
+
+class Again(torch.autograd.Function):
+    """Checkpointing that is not torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.run = run
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.run(x).backward(gradient)
+        return None, x.grad
+
+
+def of_another_library(model: Any, x: Tensor) -> Any:
+    return Again.apply(model.block, x)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize(
+    "way", [by_the_model, layers_alone, site_alone, layers_inside_others, kept_aside, of_another_library]
+)
+def test_layers_are_computed_again_as_they_were_or_not_at_all(way, fuse):
+    model: Any = Recomputing(True)
+    x: Any = torch.randn(5, 8, requires_grad=True)
+    scrubber, other = (Scrubber({"block.norm": eraser_of("norm", 2 + seed, 8)}) for seed in range(2))
+    with scrubber.attached(model, fuse=fuse):
+        way(model, x).square().sum().backward()  # inside: nothing is refused
+        loss, kept, nested = (way(model, x).square().sum() for _ in range(3))
+        with pytest.raises(RuntimeError, match="ran before erasers were attached"), other.attached(model):
+            nested.backward()
+    with pytest.raises(RuntimeError, match="have been detached: call backward"):
+        loss.backward()
+    with scrubber.attached(model, fuse=fuse), pytest.raises(RuntimeError, match="have been detached: call backward"):
+        kept.backward()
+    clean = way(model, x).square().sum()
+    with scrubber.attached(model, fuse=fuse):
+        with torch.no_grad():
+            way(model, x)
+        with pytest.raises(RuntimeError, match="ran before erasers were attached"):
+            clean.backward()
+
+
+def test_passes_without_gradients_leave_nothing_to_a_backward_pass():
+    model: Any = Recomputing(True)
+    x: Any = torch.randn(5, 8, requires_grad=True)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with Scrubber({"block.norm": eraser_of("norm", 2, 8)}).attached(model), mode():
+            model(x)
+    model(x)["out"][0].sum().backward()
+    assert x.grad is not None
+
+
 def test_gradients_after_the_end_are_right_where_nothing_is_computed_again():
     model = Block()
     x: Any = torch.randn(5, 8, requires_grad=True)

@@ -164,6 +164,13 @@ def test_all_that_fits_labels_to_rows_refuses_them(use: str, kind: str, by_token
         USES[use](built(WRONG[kind]), batches(SQUARE, by_token))
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (8, 2), (3, 3), (2, 3)])
+@pytest.mark.parametrize("kind", ["time-major inside", "flattened by turns", "attention that turns inside"])
+def test_also_of_two_or_three_tokens(kind: str, shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"'layer'.*expected \(batch, ..., width\)"):
+        scrub(built(WRONG[kind]), batches(shape, True), "layer")
+
+
 @pytest.mark.parametrize("use", USES)
 def test_and_takes_the_right_order(use: str) -> None:
     USES[use](built(RIGHT["attention"]), batches(SQUARE, True))

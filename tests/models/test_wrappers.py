@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from labelled_models import labelled_batches
 from tiny_models import Block
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
 
+from leace_fast import evaluate, export_lora, fold_, scrub, unfold_
 from leace_fast.models import inner_name, unwrapped
 
 
@@ -45,6 +48,28 @@ def test_models_with_adapters():
     for name, module in model.named_modules():
         assert inner_name(f"module.base_model.model.{name}") == name
         assert wrapped.get_submodule(f"base_model.model.{name}" if name else "base_model.model") is module
+
+
+def test_averaged_weights():
+    averaged = AveragedModel(Block())
+    assert unwrapped(averaged) is averaged.module
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, WRAPPERS["compiled"]], ids=["checkpoint", "compiled"])
+def test_wrapped_layers_have_the_names_of_the_layers(wrap, tmp_path):
+    batches = labelled_batches("llama")
+    scrubber = scrub(tiny_models.build("llama"), batches)
+    model: Any = tiny_models.build("llama")
+    plain = evaluate(model, batches, scrubber, in_sample=True)
+    for i, layer in enumerate(model.model.layers):
+        model.model.layers[i] = wrap(layer)
+    assert evaluate(model, batches, scrubber, in_sample=True).nats == plain.nats
+    export_lora(model, scrubber, tmp_path / "wrapped", batches[0])
+    export_lora(tiny_models.build("llama"), scrubber, tmp_path / "plain", batches[0])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "wrapped" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    fold_(model, scrubber, batches[0])
+    unfold_(model)
 
 
 @pytest.mark.parametrize("name", ["layers.module.0", "modules.0", "my_module", "base_model.layer", ""])
