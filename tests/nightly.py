@@ -44,6 +44,7 @@ TOUCHED: list[tuple[str, list[str]]] = [
     ("leace_fast/erasers/_table.py", ["tests/erasers/test_table.py::*"]),
     ("leace_fast/scrubbing/_checkpoint.py", ["tests/scrubbing/test_interrupted.py::*"]),
     ("leace_fast/scrubbing/*", ["tests/scrubbing/test_scrub_cost.py::*"]),
+    ("leace_fast/statistics/*", ["tests/statistics/test_all_or_nothing.py::test_signals_at_many_times"]),
     ("setup.py", ["tests/test_packaging.py::*"]),
     ("pyproject.toml", ["tests/test_packaging.py::*"]),
     ("MANIFEST.in", ["tests/test_packaging.py::test_sdist_holds_all_that_a_build_and_its_tests_need"]),
