@@ -18,6 +18,8 @@ from ._report import Report
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LARGE = 2.0**100  # of a factor's numbers in float32
+
 
 class Factored(Frozen):
     """Two factors of low rank and the point between them; the arguments are those of `Eraser`."""
@@ -147,7 +149,7 @@ class Factored(Frozen):
         torch.float64
         """
         device, dtype = destination(device, dtype)
-        left, right, mean = (part if part is None else part.to(device, dtype or self.dtype) for part in self._factors)
+        left, right, mean = _moved(self._factors, device, dtype or self.dtype)
         names = {**self._names, "mean_solve": None if self._mean_solve is None else self._mean_solve.to(device)}
         return type(self)(left, right, mean, **names)  # type: ignore[arg-type]
 
@@ -184,10 +186,30 @@ class Factored(Frozen):
         if found is None:
             to = (x.device, compute_dtype(x.dtype))
             with torch.inference_mode(False):
-                factors = (None if part is None else part.to(*to) for part in self._factors)
-                found = self._bound[key] = Bound(*factors)  # type: ignore[arg-type]
+                found = self._bound[key] = Bound(*_moved(self._factors, *to))
         return found
 
     def _factors_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors on the device and in the compute dtype of x."""
         return self._bound_for(x).factors
+
+
+def _moved(factors: Factors, device: Any, dtype: torch.dtype) -> Factors:
+    """Return factors on a device and in a dtype, the same map: ranks that leave float32 are scaled by a power of two.
+
+    Raises:
+        ValueError: no scale brings them into its range, as the columns of x differ in size by too much.
+    """
+    left, right, mean = factors
+    if dtype == torch.float32 and right.dtype == torch.float64 and right.numel():
+        most = right.abs().amax(1)
+        if float(most.max()) > LARGE:
+            scale = torch.where(most > LARGE, torch.exp2(-torch.log2(most / LARGE).ceil()), 1.0)
+            left, right = left / scale, right * scale[:, None]
+    moved = tuple(None if part is None else part.to(device, dtype) for part in (left, right, mean))
+    if dtype != right.dtype and not all(part is None or bool(part.isfinite().all()) for part in moved):
+        raise ValueError(
+            "the factors of this eraser leave the range of float32: the columns of x differ in size by too much, "
+            "scale them before fitting, or erase rows in float64"
+        )
+    return moved  # type: ignore[return-value]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leace_fast import ConditionalEraser, Eraser, EraserTable, Moments, QuantileNormalizer, TargetEraser
+from leace_fast import ConditionalEraser, Eraser, EraserTable, Moments, QuantileNormalizer, TargetEraser, leace
 from leace_fast.concept_erasure import LeaceEraser, LeaceFitter, OracleEraser, QuadraticFitter
 
 D = 4
@@ -122,3 +122,16 @@ def test_rows_of_any_strides_change_in_place(call: str, shape: str) -> None:
     x = SPACED[shape]().clone(memory_format=torch.preserve_format) if shape == "transposed" else SPACED[shape]()
     expected = CALLS["call"](x.clone())
     assert torch.equal(CALLS[call](x), expected) and torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-38, 1e-20, 1e20, 1e34])
+def test_columns_of_any_size_in_float32_are_erased(size: float) -> None:
+    """What reads a column of 1e-42 is 1e42, which float32 does not hold: the ranks are scaled."""
+    y = torch.arange(2000) % 2
+    x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = size * (1 + y)
+    eraser = leace(Moments(4, 2).update(x, y))
+    for erase in (eraser, eraser.to(dtype=torch.float32), EraserTable([eraser.to(dtype=torch.float32)])):
+        out = (erase(x, 0) if isinstance(erase, EraserTable) else erase(x)).double()
+        apart = (out[y == 0].mean(0) - out[y == 1].mean(0)).abs()
+        assert apart[2] < 1e-2 * size and apart.isfinite().all()

@@ -94,4 +94,13 @@ REFUSALS = [
         lambda folder: ERASER.apply_(torch.arange(5.0).unfold(0, 2, 1)),
         "rows share memory and cannot change in place, clone it first",
     ),
+    Refusal(
+        "float32 rows whose columns differ in size by more than float32 holds, where an eraser is applied",
+        "what reads the small ones would be infinite: scale the columns, or erase in float64",
+        lambda folder: lf.Eraser(
+            torch.tensor([[1e-200], [1e200]], dtype=torch.float64),
+            torch.tensor([[1e200, 1e-200]], dtype=torch.float64) / 2,
+        )(torch.zeros(1, 2)),
+        "leave the range of float32",
+    ),
 ]
