@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
+from torch import is_inference_mode_enabled
 from torch._C import _current_graph_task_id, _is_fwd_grad_enabled
 from torch.autograd.function import BackwardCFunction
 
@@ -54,7 +54,9 @@ def in_function() -> bool:
     >>> in_function()
     False
     """
-    return not _is_fwd_grad_enabled() or _current_graph_task_id() != -1
+    if not _is_fwd_grad_enabled():
+        return not is_inference_mode_enabled()  # which has no tangents either
+    return _current_graph_task_id() != -1
 
 
 in_function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # compiled code cannot ask torch
@@ -62,8 +64,6 @@ in_function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # comp
 
 def _functions() -> Iterator[tuple[str, Any]]:
     """The autograd functions that run, from the innermost out: whether `forward` or `backward`, and the node."""
-    if torch.is_inference_mode_enabled():  # has no tangents either
-        return
     frame: Any = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
