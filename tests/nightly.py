@@ -91,6 +91,12 @@ def part_to_run() -> int | None:
     return int(asked)
 
 
+def portion() -> int | None:
+    """Return the part that a test of a long list should keep to, or None for all of it: where no part was asked for."""
+    asked = os.environ.get(PART, "all")
+    return int(asked) if asked.isdecimal() else None
+
+
 def git(*arguments: str, root: Path = ROOT) -> str | None:
     """Return what git says, or None where it fails or is absent."""
     try:
