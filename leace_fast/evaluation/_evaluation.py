@@ -12,7 +12,7 @@ from torch import nn
 
 from .._progress import Track, untracked
 from .._warnings import once
-from ..models import GROUPS, Inside, Site, check_inputs, describe, evaluating, with_groups
+from ..models import GROUPS, Inside, Site, as_before, check_inputs, describe, evaluating, with_groups
 from ..scrubbing import Scrubber
 from ._groups import TEST, TRAIN
 from ._losses import bits_per_byte
@@ -125,7 +125,7 @@ def evaluate(
     probes = Probing(inside, scrubber, sites, by_turns, probe_rows, in_sample) if probe else None
     passes = Passes(inside, scrubber, probes)
     sums, count = torch.zeros(3, dtype=torch.float64), 0
-    with torch.no_grad(), evaluating(inside.model):
+    with torch.no_grad(), as_before(inside.model), evaluating(inside.model):
         for number, batch in enumerate(track((probe_batches or ()) if probe else (), "probe: train")):
             passes.run(with_groups(batch, groups, number), number, TRAIN, score=False)
         for number, batch in enumerate(track(batches, "evaluate")):

@@ -110,6 +110,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)  # of a module
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[None]:
+    """Gives each module its type, mode and hooks back if the block fails.
+
+    An interruption may come between a change and the block that undoes it, or while that undoes it.
+    """
+    before = [(each, type(each), each.training, [{*vars(each)[name]} for name in HOOKS]) for each in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, kind, training, hooks in before:
+            if type(module) is not kind:
+                module.__class__ = kind
+            module.training = training
+            for name, known in zip(HOOKS, hooks, strict=True):
+                for key in vars(module)[name].keys() - known:
+                    del vars(module)[name][key]
+        raise
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Runs modules by Python inside the block: compiled code holds their own forwards, and would be compiled anew."""

@@ -13,7 +13,7 @@ from torch import nn
 from .._progress import Track, progress_bars
 from .._warnings import once
 from ..methods import moments_method
-from ..models import GROUPS, Inside, Site, check_inputs, describe
+from ..models import GROUPS, Inside, Site, as_before, check_inputs, describe
 from ._buffer import Buffer
 from ._concepts import Classes, Concepts
 from ._job import Fit, Job
@@ -111,11 +111,12 @@ def scrub(
         groups=groups,
     )
     sites = inside.sites(sites)
-    if mode == "parallel":
-        erasers = scrub_in_parallel(job, batches, sites)
-    else:
-        with Buffer(buffer) as store:
-            erasers = scrub_in_sequence(job, batches, sites, store)
+    with as_before(inside.model):
+        if mode == "parallel":
+            erasers = scrub_in_parallel(job, batches, sites)
+        else:
+            with Buffer(buffer) as store:
+                erasers = scrub_in_sequence(job, batches, sites, store)
     named = {inside.given(site): eraser for site, eraser in erasers.items()}
     return Scrubber.of_model(inside.model, named)._knowing(job.seen)
 
