@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,15 +30,16 @@ PAGE = Path(__file__).parents[1] / "docs" / "appendix" / "performance.md"
 BEGIN, END = "<!-- busy begins: python bench/busy_machine.py --write -->", "<!-- busy ends -->"
 
 
-def _busy() -> None:
-    while True:
-        pass
+def _busy(parent: int) -> None:
+    while os.getppid() == parent:  # also where that is killed
+        for _ in range(10**6):
+            pass
 
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
     """Processes of the same priority that never rest, inside the `with` block."""
-    others = [multiprocessing.get_context("spawn").Process(target=_busy, daemon=True) for _ in range(count)]
+    others = [multiprocessing.get_context("spawn").Process(target=_busy, args=(os.getpid(),)) for _ in range(count)]
     for other in others:
         other.start()
     time.sleep(0.5 if others else 0)

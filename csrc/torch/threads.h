@@ -11,8 +11,9 @@
 
 namespace leace_fast::threads {
 
-// Another program takes a core from a thread for milliseconds, and all others wait for it at the end of a loop. Whoever
-// waited for long works alone for twenty times as long, so that a twentieth is lost at most.
+// Another program takes a core from a thread for milliseconds, and all others wait for it at the end of a loop. Where a
+// thread waits for more than a part of its work, it goes on alone for twenty times as long as was lost. Threads that
+// sleep take a while to come too, but once for many loops.
 class Patience {
  public:
   using Clock = std::chrono::steady_clock;
@@ -21,10 +22,15 @@ class Patience {
 
   static void worked_alone(Clock::duration time) { alone_.fetch_sub(time.count(), std::memory_order_relaxed); }
 
-  static void waited(Clock::duration time) {
-    if (time <= LONG) return;
-    alone_.store(20 * Clock::duration(time + SPINNING).count(), std::memory_order_relaxed);
-    last_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+  static void waited(Clock::duration time, Clock::duration work) {
+    const Clock::duration before(lost_.load(std::memory_order_relaxed));
+    Clock::duration lost = std::max(before + time - work / 8, Clock::duration::zero());
+    if (lost > MOST_LOST) {
+      alone_.store(20 * Clock::duration(lost + SPINNING).count(), std::memory_order_relaxed);
+      last_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+      lost = Clock::duration::zero();
+    }
+    lost_.store(lost.count(), std::memory_order_relaxed);
   }
 
   // Whether a loop waited for long in the last seconds.
@@ -34,8 +40,9 @@ class Patience {
   }
 
  private:
-  // What an idle machine takes, and how long a thread of OpenMP keeps its core after a loop, waiting for the next one.
-  static constexpr std::chrono::microseconds LONG{400}, SPINNING{8000};
+  // What may be lost, and how long a thread of OpenMP keeps its core after a loop, waiting for the next one.
+  static constexpr std::chrono::microseconds MOST_LOST{1500}, SPINNING{8000};
+  static inline std::atomic<Clock::rep> lost_ = 0;   // by waiting, beyond an eighth of the work since
   static inline std::atomic<Clock::rep> alone_ = 0;  // the work that is still to be done by one thread
   static inline std::atomic<Clock::rep> last_ = 0;   // when a loop waited
 };
@@ -56,12 +63,13 @@ void share(int64_t count, int64_t least, int64_t most, const Work& work) {
   const int64_t portion = std::max(least, std::min(most, (count + threads * PORTIONS - 1) / (threads * PORTIONS)));
   std::atomic<int64_t> next = 0;
   const auto caller = std::this_thread::get_id();
-  Clock::time_point done;
+  const auto start = Clock::now();
+  auto done = start;
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t begin; (begin = next.fetch_add(portion)) < count;) work(begin, std::min(begin + portion, count));
     if (std::this_thread::get_id() == caller) done = Clock::now();
   });
-  Patience::waited(Clock::now() - done);
+  Patience::waited(Clock::now() - done, done - start);
 }
 
 }  // namespace leace_fast::threads
