@@ -84,10 +84,23 @@ def _check_values(root: Any) -> None:
 
 
 def _check_text(place: str, value: Any) -> None:
+    if not is_text(str(value)):
+        raise ValueError(f"{place or 'it'} holds half of a character, {ascii(value)[:40]}")
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold a string: JSON and Python allow half of a surrogate pair, tokenizers and files do not.
+
+    >>> is_text("\N{GRINNING FACE}"), is_text("\\ud83d")
+    (True, False)
+    """
+    if value.isascii():
+        return True
     try:
-        str(value).encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{place or 'it'} holds half of a character, {ascii(value)[:40]}") from None
+        return False
+    return True
 
 
 def short(value: Any) -> str:

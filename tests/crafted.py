@@ -26,27 +26,20 @@ AXES = [-1, 0, 1, 2, 3, 2**20, 2**31, 2**40, 2**62, 2**63, True, "3", None, 1.5,
 
 def changed_value(value: Any, chance: random.Random) -> Any:
     """A value with something inside it, or all of it, exchanged, left out or added."""
-    if isinstance(value, dict) and value and chance.random() < 0.8:
-        twin, key = dict(value), chance.choice(sorted(value))
-        action = chance.random()
-        if action < 0.2:
-            del twin[key]
-        elif action < 0.3:
-            twin[key + "x"] = twin.pop(key)
-        else:
-            twin[key] = changed_value(twin[key], chance)
-        return twin
-    if isinstance(value, list) and value and chance.random() < 0.8:
-        twin, place = list(value), chance.randrange(len(value))
-        action = chance.random()
-        if action < 0.2:
-            del twin[place]
-        elif action < 0.4:
-            twin.insert(place, twin[place])
-        else:
-            twin[place] = changed_value(twin[place], chance)
-        return twin
-    return chance.choice(VALUES)
+    if not isinstance(value, (dict, list)) or not value or chance.random() >= 0.8:
+        return chance.choice(VALUES)
+    twin: Any = value.copy()
+    place: Any = chance.choice(sorted(twin)) if isinstance(twin, dict) else chance.randrange(len(twin))
+    action = chance.random()
+    if action < 0.2:
+        del twin[place]
+    elif isinstance(twin, dict) and action < 0.3:
+        twin[place + "x"] = twin.pop(place)
+    elif isinstance(twin, list) and action < 0.4:
+        twin.insert(place, twin[place])
+    else:
+        twin[place] = changed_value(twin[place], chance)
+    return twin
 
 
 def changed_tensors(tensors: dict[str, Tensor], chance: random.Random) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .arguments import check_project
-from .arrays import takes_arrays, tensor_from
+from .arrays import check_plain, takes_arrays, tensor_from
 from .direct import Bound, BoundNorm
 from .extension import Extension, load_extension
 from .operators import add_layer_norm_project, add_rms_norm_project, check_index, pack, project, project_
@@ -18,6 +18,7 @@ __all__ = [
     "add_lower_product",
     "add_rms_norm_project",
     "check_index",
+    "check_plain",
     "check_project",
     "cholesky",
     "compute_dtype",

@@ -28,11 +28,8 @@ def tensor_from(array: numpy.ndarray, name: str = "x") -> Tensor:
     >>> tensor_from(numpy.arange(3, dtype=">i2")[::-1])
     tensor([2, 1, 0], dtype=torch.int16)
     """
-    if isinstance(array, numpy.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, expected a plain one: leave out masked rows, or fill them first")
+    check_plain(array, name)
     kind = array.dtype.kind
-    if kind in "mM":
-        raise TypeError(f"{name} holds dates or times ({array.dtype}), expected numbers: divide differences by a unit")
     if kind not in "biufc":
         raise TypeError(f"{name} is a {type(array).__name__} that holds no numbers ({array.dtype}), expected a tensor")
     if array.dtype.name in UNSIGNED:
@@ -48,6 +45,15 @@ def tensor_from(array: numpy.ndarray, name: str = "x") -> Tensor:
         except ValueError:  # strides that are no whole number of entries
             pass
     return torch.from_numpy(numpy.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False))
+
+
+def check_plain(given: Any, name: str, dates: bool = False) -> None:
+    """Raise TypeError for a masked array, whose mask would get lost, and for dates and times unless these are taken."""
+    if isinstance(given, numpy.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected a plain one: leave out masked rows, or fill them first")
+    dtype = getattr(given, "dtype", None)
+    if not dates and getattr(dtype, "kind", "") in ("m", "M"):
+        raise TypeError(f"{name} holds dates or times ({dtype}), expected numbers: divide differences by a unit")
 
 
 def takes_arrays(function: Function) -> Function:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .._schema import is_text
+
 # The longer marks come first: that of UTF-32 begins like that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -62,21 +64,6 @@ def _place(number: int, error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):  # of the escaped byte
         return f"{number}: the byte 0x{ord(error.object[error.start]) - 0xDC00:02x} is no UTF-8"
     return f"{number or 1}: {error}" if isinstance(error, ValueError) else f"{number + 1} or later: {error}"
-
-
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold a string: JSON and Python allow half of a surrogate pair, tokenizers and files do not.
-
-    >>> is_text("\N{GRINNING FACE}"), is_text("\\ud83d")
-    (True, False)
-    """
-    if value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_text(value: Any, where: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import optional
-from ._lines import is_text, numbered_lines
+from .._schema import is_text
+from ._lines import numbered_lines
 
 Columns = Mapping[str, str]  # those that are needed, each with what to do where one is missing
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..statistics import IGNORE
+from ._concept import hidden_columns
+from ._fitted import warn_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Summary:
     def majority(self) -> float:
         """Share of the most frequent class."""
         return float(self.counts.max() / self.counts.sum())
+
+    def hidden(self) -> tuple[str, ...]:
+        """Warn of columns that vary by less than rounding, in which nothing is erased, and return a line on them."""
+        hidden = hidden_columns(self.deviation, self.mean)
+        warn_of(hidden)
+        return hidden
 
 
 class RowStream:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._extras import optional
 from ..erasers import Eraser, Report
-from ..fitting import RowStream, Summary, hidden_columns, warn_of
+from ..fitting import RowStream, Summary
 
 EPOCHS = 5
 LOSSES = {"logistic": "log_loss", "svm": "hinge"}
@@ -44,15 +44,13 @@ def null_spaces(
             break
         dropped = torch.cat([dropped, new], 1)
     found = f"the last classifier had an accuracy of {accuracy:.4f}, the best constant answer {summary.majority:.4f}"
-    hidden = hidden_columns(summary.deviation, summary.mean)
-    warn_of(hidden)
     report = Report(
         method="inlp",
         dim=dim,
         rank=dropped.shape[1],
         rows=summary.rows,
         change=_change(rows, summary, dropped),
-        not_erased=(found, *hidden),
+        not_erased=(found, *summary.hidden()),
     )
     return Eraser(dropped, dropped.mT, summary.mean, method="inlp", report=report)
 

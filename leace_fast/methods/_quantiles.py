@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._extras import optional
 from ..erasers import Eraser, QuantileNormalizer, Report
-from ..fitting import RowStream, Summary, check_count, hidden_columns, warn_of
+from ..fitting import RowStream, Summary, check_count, warn_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 SKETCH_SIZE = 2000  # of a KLL sketch: quantiles are off by 0.14 % of the rows at most, at 99 % confidence
@@ -54,9 +54,7 @@ def median(batches: Batches, direction: Tensor | None = None, *, quantile: float
     held = sketches.quantiles([quantile])[0, 0, 0].to(axis)
     mean = summary.mean + held * axis[:, 0]
     change = sum(float(((x - mean) @ axis).square().sum()) for x, _ in rows) / summary.rows
-    hidden = hidden_columns(summary.deviation, summary.mean)
-    warn_of(hidden)
-    report = Report("median", len(mean), 1, summary.rows, change, not_erased=hidden)
+    report = Report("median", len(mean), 1, summary.rows, change, not_erased=summary.hidden())
     return Eraser(axis, axis.mT, mean, method="median", report=report)
 
 
@@ -156,9 +154,7 @@ def _reported(
     """Return the map of these quantiles with a report."""
     moving = QuantileNormalizer(source, goal, axes)
     change = sum(float((moving(x, y) - x).square().sum()) for x, y in rows) / summary.rows
-    hidden = hidden_columns(summary.deviation, summary.mean)
-    warn_of(hidden)
-    report = Report(method, len(summary.mean), source.shape[1], summary.rows, change, not_erased=hidden)
+    report = Report(method, len(summary.mean), source.shape[1], summary.rows, change, not_erased=summary.hidden())
     return QuantileNormalizer(source, goal, axes, method=method, report=report)
 
 

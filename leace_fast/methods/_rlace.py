@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..erasers import Eraser, Report
-from ..fitting import RowStream, Summary, check_count, check_rank, constant_columns, hidden_columns, warn_of
+from ..fitting import RowStream, Summary, check_count, check_rank, constant_columns
 
 MOMENTUM = (0.9, 0.999)  # of Adam
 REACH_MOMENTUM = 0.95  # the gradient by P is small and noisy: it is taken over some twenty batches
@@ -85,11 +85,9 @@ def rlace(
         game = _Game(summary, classes, scale, float(values.norm()))
         basis = game.played(rows, vectors[:, :rank], steps, classifier_rate, projection_rate)
         not_erased = (f"{full - rank} of {full} directions: rank={rank} was asked for", "a game gives no guarantee")
-    hidden = hidden_columns(summary.deviation, summary.mean)
-    warn_of(hidden)
     left, right = basis * torch.where(scale.isinf(), 0.0, scale)[:, None], (basis / scale[:, None]).mT
     change = sum(float(((x - summary.mean) @ right.mT @ left.mT).square().sum()) for x, _ in rows) / summary.rows
-    report = Report("rlace", dim, rank, summary.rows, change, not_erased=(*not_erased, *hidden))
+    report = Report("rlace", dim, rank, summary.rows, change, not_erased=(*not_erased, *summary.hidden()))
     return Eraser(left, right, summary.mean, method="rlace", report=report)
 
 

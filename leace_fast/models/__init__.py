@@ -31,6 +31,7 @@ from ._modules import (
     submodules,
     uncompiled,
     with_groups,
+    with_hooks,
     without_labels,
 )
 from ._recording import record
@@ -86,5 +87,6 @@ __all__ = [
     "unwrapped",
     "wears",
     "with_groups",
+    "with_hooks",
     "without_labels",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._batch_labels import decoder_sites
-from ._modules import eagerly, hidden_of, is_hidden, run_example, submodules
+from ._modules import eagerly, hidden_of, is_hidden, run_example, submodules, with_hooks
 from ._sequences import SEQUENCES, Example, first_sequences, leading_of, picked, shortened
 
 COLUMNS = 16  # of each output that are compared: all of them, of all sites, would take memory that grows with depth
@@ -83,16 +83,13 @@ def _outputs(model: nn.Module, example: Example, sites: Iterable[str]) -> Output
         return kept
 
     modules = submodules(model, sites)
-    handles = [module.register_forward_hook(keep(site)) for site, module in modules.items()]
+    hooks = ((module, keep(site)) for site, module in modules.items())
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with with_hooks(hooks), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(0)  # some models draw at random in evaluation mode too
             run_example(model, example)
     except Exception:  # whatever a model refuses of fewer sequences or shorter ones, it may take of all
         return None
-    finally:
-        for handle in handles:
-            handle.remove()
     return found if len(found) == len(modules) else None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ._modules import LISTS, has_weight, is_norm
+from ._modules import LISTS, has_weight, is_norm, with_hooks
 
 PLACES = ("residual", "attention_out", "mlp_out")
 ATTENTION = ("attention", "attn")  # in the names of its types and modules
@@ -83,13 +83,8 @@ def _traced(model: nn.Module, run: Callable[[], Any]) -> dict[str, _Run]:
         can_act = bool(returned) and first is returned[0]
         runs[name] = _Run(module, numbered(given), numbered(returned), _width(returned), calls, can_act)
 
-    handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with with_hooks(((module, after) for module in names), with_kwargs=True), torch.no_grad():
+        run()
     return runs
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
+HOOKS = (  # the attributes of a module that hold them
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 LABELS = "concept_labels"  # the key of a batch that holds the labels of its tokens; no model sees it
 GROUPS = "concept_groups"  # the key of the groups (texts, speakers) that they belong to; no model sees it either
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -110,13 +117,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)  # of a module
+@contextmanager
+def with_hooks(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], **options: Any) -> Iterator[None]:
+    """Calls each hook after the forward of its module, inside the block; options as of `register_forward_hook`."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook, **options).remove)
+        yield
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._modules import with_hooks
+
 Example = Mapping[str, Any] | Tensor
 Found = TypeVar("Found")
 PLAIN = (bool, int, float, str, type(None))
@@ -74,39 +76,35 @@ def picked(example: Example, places: Sequence[int], main: str | None = None, axi
     """Return a batch of the sequences at some places, or of other slices of what is as long as the main input."""
     leading = leading_of(example, main)
     assert leading is not None, "it can be cut"
-    size = leading.shape[axis]
 
-    def pick(part: Any) -> Any:
-        if not isinstance(part, Tensor) or part.ndim <= axis or part.shape[axis] != size:
-            return part
+    def pick(part: Tensor) -> Tensor:
         return part.index_select(axis, torch.tensor(places, device=part.device))
 
-    return pick(example) if isinstance(example, Tensor) else {name: pick(part) for name, part in example.items()}
+    return _along(example, axis, leading.shape[axis], pick)
 
 
 def shortened(example: Example, main: Tensor, axis: int) -> Example | None:
     """Return a batch whose main input, and what is as long as it in that axis, is half as long; None of one place."""
     size = main.shape[axis]
+    return None if size < 2 else _along(example, axis, size, lambda part: part.narrow(axis, 0, size - size // 2))
 
-    def cut(part: Any) -> Any:
+
+def _along(example: Example, axis: int, size: int, change: Callable[[Tensor], Tensor]) -> Example:
+    """Return a batch in which what has this size in an axis is changed."""
+
+    def changed(part: Any) -> Any:
         fits = isinstance(part, Tensor) and part.ndim > axis and part.shape[axis] == size
-        return part.narrow(axis, 0, size - size // 2) if fits else part
+        return change(part) if fits else part
 
-    if size < 2:
-        return None
-    return cut(example) if isinstance(example, Tensor) else {name: cut(part) for name, part in example.items()}
+    return changed(example) if isinstance(example, Tensor) else {name: changed(part) for name, part in example.items()}
 
 
 @contextmanager
 def _idle(model: nn.Module) -> Iterator[set[nn.Module]]:
     """The modules that hold weights and have a forward pass, without those that ran inside the block."""
     idle = {module for module in model.modules() if _runs(module)}
-    handles = [module.register_forward_hook(lambda module, args, output: idle.discard(module)) for module in idle]
-    try:
+    with with_hooks([(module, lambda module, args, output: idle.discard(module)) for module in idle]):
         yield idle
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _runs(module: nn.Module) -> bool:

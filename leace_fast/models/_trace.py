@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._channels import Channels
-from ._modules import address_of, describe, hidden_of, is_hidden, run_example
+from ._modules import address_of, describe, hidden_of, is_hidden, run_example, with_hooks
 
 ROWWISE = ("_to_copy", "clone", "mul", "masked_fill")  # operations that may keep rows: see `Trace.follow`
 
@@ -69,15 +69,8 @@ class Trace:
         return f"seen: {'; '.join(norms[:8]) or 'no norm'}{' ...' if len(norms) > 8 else ''}"
 
     def _run(self, model: nn.Module, example: Mapping[str, Any] | Tensor) -> None:
-        handles = []
-        try:
-            for module in self._names:
-                handles.append(module.register_forward_hook(self._after, with_kwargs=True))
-            with _Follow(self):
-                run_example(model, example)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with with_hooks(((module, self._after) for module in self._names), with_kwargs=True), _Follow(self):
+            run_example(model, example)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name = self._names[module]

@@ -19,7 +19,7 @@ from ..erasers import Eraser
 from ..statistics import Moments
 from ._folder import file_name
 from ._reading import SiteMoments
-from ._together import digest_of
+from ._together import digest_of, digest_of_index
 from ._told_apart import told_apart
 
 INDEX = "checkpoint.json"
@@ -148,7 +148,7 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
     def _write(self, index: dict[str, Any]) -> None:
-        text = json.dumps({"format_version": FORMAT_VERSION, **index, "sha256": _index_digest(index)}, indent=1)
+        text = json.dumps({"format_version": FORMAT_VERSION, **index, "sha256": digest_of_index(index)}, indent=1)
         write_bytes(self.folder / INDEX, text.encode())
         self.index = index
 
@@ -158,17 +158,13 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = parse_json(read_bytes(path))
         check_fields(index, {"format_version": integer(1), "sha256": DIGEST})
         check_version(path, index.pop("format_version"))
-        if index.pop("sha256") != _index_digest(index):
+        if index.pop("sha256") != digest_of_index(index):
             raise ValueError("its checksum does not fit")
         check_fields(index, FIELDS)
         check_fields(index["facts"], FACTS)
     except ValueError as error:
         raise ValueError(f"{path} is damaged or no checkpoint of this release ({error}): {START_ANEW}") from error
     return index
-
-
-def _index_digest(index: Mapping[str, Any]) -> str:
-    return digest_of(json.dumps(index, sort_keys=True).encode())
 
 
 def _file(folder: Path, site: int, concept: str | None = None) -> Path:

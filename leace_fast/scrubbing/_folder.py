@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +30,7 @@ from .._schema import (
 from ..erasers import Eraser
 from ..models import Identity, on_hub
 from ._seen import Seen
-from ._together import digest_of, read_member, write_together
+from ._together import digest_of, digest_of_index, read_member, write_together
 
 INDEX = "scrubber.json"
 SEEN = "seen.bin"  # no site's file is called so
@@ -79,7 +77,7 @@ def write_folder(
         files[SEEN] = seen.to_bytes()
         index["seen"] = digest_of(files[SEEN])
     check_fields(index, FIELDS, optional=["seen"])
-    text = dump_json({**index, "sha256": _digest(index)}, indent=1)
+    text = dump_json({**index, "sha256": digest_of_index(index)}, indent=1)
     folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, files, (INDEX, text.encode()), _written(folder))
 
@@ -177,7 +175,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): write it again, or fetch it again") from error
     check_version(path, index["format_version"])
-    if index.pop("sha256") != _digest(index):
+    if index.pop("sha256") != digest_of_index(index):
         raise ValueError(f"{path} is damaged (its checksum does not fit): write it again, or fetch it again")
     try:
         check_fields(index, FIELDS, optional=["config", "seen"])
@@ -187,10 +185,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise unreadable(path, "scrubber", error) from error
     return index
-
-
-def _digest(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _card(repo_id: str, count: int, model_id: str) -> ModelCard:

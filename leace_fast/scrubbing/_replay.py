@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .._warnings import warn
-from ..models import device_of, eagerly, evaluating, has_weight, items_of, tap
+from ..models import device_of, eagerly, evaluating, has_weight, items_of, tap, with_hooks
 from ._buffer import Buffer
 from ._stored import PLAIN, Argument, Batch, Kept, described, template_of
 
@@ -188,13 +188,11 @@ class Replay:
         def act(name: str, output: Tensor) -> None:
             clean[name] = _some_rows(output)
 
-        handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
-        try:
-            with tap(self.model, self.sites, act):
-                self.model(**self._inputs(example))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with (
+            with_hooks(((module, after) for module in names), with_kwargs=True),
+            tap(self.model, self.sites, act),
+        ):
+            self.model(**self._inputs(example))
         self._single = {name for name, count in calls.items() if count == 1}
         self._layers = {name: before for name, before in self._layers.items() if name in self._single}
         return [clean[name] for name in self.sites]

@@ -8,10 +8,12 @@ files count; last they are renamed. So a reader takes a file under either name, 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .._files import flush_folder, left_of, read_bytes, write_bytes
 
@@ -21,6 +23,11 @@ NEW = re.compile(r"(.+)\.[0-9a-f]{16}\.new")
 def digest_of(data: bytes) -> str:
     """The SHA-256 of a file's bytes, as an index names it."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_index(index: Mapping[str, Any]) -> str:
+    """The SHA-256 of an index, whatever the order of its fields."""
+    return digest_of(json.dumps(index, sort_keys=True).encode())
 
 
 def write_together(

@@ -11,9 +11,10 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from .._ops import check_plain
 from ..erasers import Eraser
 from ..statistics import Moments
-from ._concept import Concept, Kind, check_plain, check_told_apart, read_concept
+from ._concept import Concept, Kind, check_told_apart, read_concept
 
 DTYPES = [np.float64, np.float32]
 
@@ -53,7 +54,7 @@ class ConceptTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self.eraser_  # type: ignore[attr-defined]
 
     def _rows(self, X: Any, reset: bool) -> Tensor:
-        check_plain("X", X)
+        check_plain(X, "X")
         checked: Any = validate_data(self, X, dtype=DTYPES, reset=reset)
         # A copy: arrays may be read-only, of any strides, and of a byte order that torch does not take.
         return torch.from_numpy(np.array(checked, dtype=checked.dtype.newbyteorder("="), order="C"))
@@ -170,14 +171,11 @@ class StreamingTransformer(ConceptTransformer):
         """Return the eraser of a method from the statistics of (X, y)."""
         raise NotImplementedError
 
-    def _keep(self, moments: Moments, concept: Concept, eraser: Eraser | None):
+    def _keep(self, moments: Moments, concept: Concept, eraser: Eraser | None, **more: Any):
+        """Set the attributes, and more of them, all at once."""
         moments.count  # noqa: B018  (takes in the rows that wait)
-        self._set(moments_=moments, classes_=concept.classes, _fitted=eraser)
+        vars(self).update(moments_=moments, classes_=concept.classes, _fitted=eraser, **more)
         return self
-
-    def _set(self, **attributes: Any) -> None:
-        """Set attributes, all at once."""
-        vars(self).update(attributes)
 
     @property
     def n_samples_seen_(self) -> int:

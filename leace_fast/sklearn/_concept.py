@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor
 
-from .._ops import tensor_from
+from .._ops import check_plain, tensor_from
 from ..statistics import Moments
 
 Kind = Literal["auto", "classes", "numbers"]
@@ -54,7 +54,7 @@ def read_concept(
     """
     if kind not in ("auto", "classes", "numbers"):
         raise ValueError(f"kind is {kind!r}, expected 'auto', 'classes' or 'numbers'")
-    check_plain(name, given)
+    check_plain(given, name, dates=True)  # which may name classes
     z = check_array(given, ensure_2d=False, dtype=None, input_name=name)  # type: ignore[arg-type]
     z = z[:, 0] if z.ndim == 2 and z.shape[1] == 1 else z
     check_consistent_length(rows, z)
@@ -76,14 +76,6 @@ def read_concept(
             "may come later where partial_fit was told all, as classes="
         )
     return Concept(_codes(z, known, name), known)
-
-
-def check_plain(name: str, given: Any) -> None:
-    """Raise TypeError for arrays that would be taken for others: masked ones, whose mask gets lost, and dates."""
-    if isinstance(given, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, expected a plain one: leave out masked rows, or fill them first")
-    if name == "X" and getattr(getattr(given, "dtype", None), "kind", "") in ("m", "M"):
-        raise TypeError(f"{name} holds dates or times, expected numbers: divide differences by a unit")
 
 
 def check_told_apart(moments: Moments, classes: NDArray[Any] | None) -> None:

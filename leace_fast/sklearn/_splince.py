@@ -145,12 +145,8 @@ class SplinceTransformer(StreamingTransformer):
     def _keep_both(
         self, moments: Moments, found: Concept, eraser: Eraser | None, kept: Moments | None, aim: Concept | None
     ):
-        moments.count  # noqa: B018  (takes in the rows that wait)
         task_classes = None if aim is None else aim.classes
-        self._set(
-            moments_=moments, classes_=found.classes, task_moments_=kept, task_classes_=task_classes, _fitted=eraser
-        )
-        return self
+        return self._keep(moments, found, eraser, task_moments_=kept, task_classes_=task_classes)
 
 
 def _given_task(y: Any, concept: Any, task: Any) -> Any:

@@ -50,8 +50,8 @@ class Change:
             return self
         error = 0.0 if rows.x.dtype == torch.float64 else relative_error(rows.x)
         after.tally = after.tally.with_rows(skipped, error)
-        if rows.groups is not None and after.groups is None:
-            after.groups = GroupSums(after.kind.dim, after.kind.num_classes or 1, after.device)
+        if rows.groups is not None:
+            self._begin_groups()
         while begin < count:
             if not after.staged and count - begin >= block:
                 self._absorb(rows.part(begin, begin + block))
@@ -108,6 +108,11 @@ class Change:
         self._draft.absorb(rows.x, rows.labels, rows.targets, rows.weight)
         self._absorb_groups(rows, self._draft.state.shift)
 
+    def _begin_groups(self) -> None:
+        after = self.after
+        if after.groups is None:
+            after.groups = GroupSums(after.kind.dim, after.kind.num_classes or 1, after.device)
+
     def _absorb_groups(self, rows: Rows, shift: Tensor) -> None:
         groups = self.after.groups
         if groups is not None and rows.groups is not None and rows.labels is not None:
@@ -141,8 +146,7 @@ class Change:
             after.tally = after.tally.with_rows(0, waiting.relative_error)
             return
         rows, skipped = check_rows(after.kind, after.device, x, y, mask, weight, groups)
-        if after.groups is None:
-            after.groups = GroupSums(after.kind.dim, after.kind.num_classes or 1, after.device)
+        self._begin_groups()
         after.tally = after.tally.with_rows(skipped, 0.0)
         if len(rows) and rows.labels is not None:
             self._copies.append(waiting.begin_change())

@@ -37,7 +37,7 @@ FIELDS = {
     "relative_error": FINITE,
     "removed": object_of(integer(1)),
 }
-MOST_WEIGHT = 1e150  # its square is a number too
+MOST_WEIGHTS = 1e150  # of a class: the square of their sum is a number too
 ROUNDING = 1e-6  # share of the largest sum of squares by which rounding may leave another below zero
 
 
@@ -123,8 +123,8 @@ def _check_weights(state: State) -> None:
             raise ValueError(f"{name} holds a number below 0")
     if bool((state.counts >= 2**62 // len(state.counts)).any()):
         raise ValueError("counts holds more rows than can be counted")
-    if bool((state.weights > MOST_WEIGHT).any()):
-        raise ValueError(f"weights holds a number above {MOST_WEIGHT:.0e}")
+    if bool((state.weights > MOST_WEIGHTS).any()):
+        raise ValueError(f"weights holds a number above {MOST_WEIGHTS:.0e}")
     used = state.counts > 0
     for name in ("weights", "squared_weights"):
         if not used.equal(getattr(state, name) > 0):

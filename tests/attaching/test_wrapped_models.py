@@ -13,22 +13,11 @@ from scrubbed_models import FIRST, LAST, eraser_of, outputs_of, scrubber_of
 from tiny_models import Block
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from wrapped import WRAPPERS
 
 from leace_fast import Scrubber
 
 PREFIXES = {"data parallel": "module.", "compiled": "_orig_mod.", "both": "module._orig_mod."}
-
-
-def as_module(model: Any) -> Any:
-    """What `torch.compile` returned, which type checkers take for a function."""
-    return model
-
-
-WRAPPERS: dict[str, Callable[[Any], Any]] = {
-    "data parallel": nn.DataParallel,
-    "compiled": lambda model: torch.compile(model, backend="eager"),
-    "both": lambda model: nn.DataParallel(as_module(torch.compile(model, backend="eager"))),
-}
 
 
 @pytest.fixture

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_models
-import torch
 from labelled_models import labelled_batches
 from tiny_models import Block
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
+from wrapped import WRAPPERS
 
 from leace_fast import evaluate, export_lora, fold_, scrub, unfold_
 from leace_fast.models import inner_name, unwrapped
 
 
-def as_module(model: Any) -> Any:
-    """What `torch.compile` returned, which type checkers take for a function."""
-    return model
-
-
-WRAPPERS: dict[str, Callable[[Any], Any]] = {
-    "data parallel": nn.DataParallel,
-    "compiled": lambda model: torch.compile(model, backend="eager"),
-    "compiled, data parallel": lambda model: nn.DataParallel(as_module(torch.compile(model, backend="eager"))),
-    "checkpointed": checkpoint_wrapper,
-}
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_the_model_inside_and_its_names(name):
+@pytest.mark.parametrize("wrap", [*WRAPPERS.values(), checkpoint_wrapper], ids=[*WRAPPERS, "checkpointed"])
+def test_the_model_inside_and_its_names(wrap):
     model = Block()
-    wrapped = WRAPPERS[name](model)
+    wrapped = wrap(model)
     assert wrapped is not model and unwrapped(wrapped) is model and unwrapped(model) is model
     names = {inner_name(each): module for each, module in wrapped.named_modules(remove_duplicate=False)}
     assert names == {"": model, "norm": model.norm, "linear": model.linear} | {"": names[""]}
