@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import types
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models import Identity, acts_of
+from ._in_threads import in_threads
 from ._told_apart import told_apart
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype)
@@ -37,9 +37,8 @@ def fingerprint(model: nn.Module) -> str:
             elif isinstance(value, Tensor):
                 told[id(value)] = name
             jobs.append((name, value))
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        for (name, _), digest in zip(jobs, pool.map(lambda job: told_apart(job[1], job[0]), jobs), strict=True):
-            sha.update(f"{len(name)} {name} {digest}".encode())
+    for (name, _), digest in zip(jobs, in_threads(lambda job: told_apart(job[1], job[0]), jobs), strict=True):
+        sha.update(f"{len(name)} {name} {digest}".encode())
     return sha.hexdigest()
 
 
