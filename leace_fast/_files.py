@@ -9,6 +9,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,27 @@ def flush_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder and all in it, as far as that can be; links are removed, what they lead to stays.
+
+    `shutil.rmtree` closes a file descriptor twice where Ctrl-C comes between the two, and raises OSError then.
+    """
+    if os.path.islink(path):
+        return
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            _try(os.unlink, os.path.join(folder, name))
+        for name in folders:
+            inner = os.path.join(folder, name)
+            _try(os.unlink if os.path.islink(inner) else os.rmdir, inner)
+    _try(os.rmdir, path)
+
+
+def _try(remove: Callable[[Any], None], path: str | os.PathLike[str]) -> None:
+    with suppress(OSError):
+        remove(path)
 
 
 def left_of(name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ._files import flush_folder, left_of
+from ._files import flush_folder, left_of, remove_folder
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
@@ -45,7 +45,7 @@ def in_place_of(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
         with suppress(OSError):
             for path in around.iterdir():
                 if path.is_dir() and left_of(path.name) == place.name:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_folder(path)
     new = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
         new.mkdir()
@@ -63,7 +63,7 @@ def in_place_of(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
             _moved(new, place, last)
         flush_folder(place.parent)
     finally:
-        shutil.rmtree(new, ignore_errors=True)  # what was not finished, or the older one
+        remove_folder(new)  # what was not finished, or the older one
 
 
 def _exchanged(new: Path, old: Path) -> bool:

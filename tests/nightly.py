@@ -43,6 +43,10 @@ TOUCHED: list[tuple[str, list[str]]] = [
     ("leace_fast/scrubbing/_together.py", ["tests/scrubbing/test_interrupted.py::*"]),
     ("leace_fast/erasers/_table.py", ["tests/erasers/test_table.py::*"]),
     ("leace_fast/scrubbing/_checkpoint.py", ["tests/scrubbing/test_interrupted.py::*"]),
+    (
+        "leace_fast/scrubbing/_in_threads.py",
+        ["tests/scrubbing/test_interrupted.py::*", "tests/scrubbing/test_in_threads.py::*"],
+    ),
     ("leace_fast/scrubbing/*", ["tests/scrubbing/test_scrub_cost.py::*"]),
     ("leace_fast/statistics/*", ["tests/statistics/test_all_or_nothing.py::test_signals_at_many_times"]),
     ("setup.py", ["tests/test_packaging.py::*"]),

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,56 @@ def test_nothing_imports_pickle() -> None:
         if re.search(r"^\s*(import|from) (pickle|dill|cloudpickle|joblib)|torch\.load\(", path.read_text(), re.M)
     ]
     assert found == []
+
+
+def a_folder(path: Path) -> Path:
+    """A folder with a folder, files, and links out of it."""
+    outside = path.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "kept").write_text("kept")
+    (path / "inner").mkdir(parents=True, exist_ok=True)
+    for name in ("a", "inner/b"):
+        (path / name).write_text(name)
+    for name in ("link", "inner/link"):
+        if not (path / name).is_symlink():
+            (path / name).symlink_to(outside, target_is_directory=True)
+    return path
+
+
+def test_a_folder_is_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+    files.remove_folder(a_folder(tmp_path / "folder"))
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    (tmp_path / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    files.remove_folder(tmp_path / "link")
+    files.remove_folder(tmp_path / "nothing")
+    assert (tmp_path / "link" / "kept").read_text() == "kept"
+
+
+def test_removing_a_folder_can_be_interrupted_at_any_instruction(tmp_path: Path) -> None:
+    """Nothing but the interruption is raised, as where a descriptor is closed twice, and the next call removes all."""
+    at, finished = 0, False
+    while not finished:
+        folder, count = a_folder(tmp_path / "folder"), 0
+
+        def step(frame: Any, event: str, argument: Any, at: int = at) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                count += 1
+                if count == at + 1:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return step
+
+        sys.settrace(step)
+        try:
+            files.remove_folder(folder)
+            finished = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        files.remove_folder(folder)
+        assert not folder.exists() and (tmp_path / "outside" / "kept").exists()
+        at += 1
+    assert at > 100

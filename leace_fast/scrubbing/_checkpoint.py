@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from urllib.parse import quote
 
 import torch
 
-from .._files import FORMAT_VERSION, check_version, left_of, read_bytes, write_bytes
+from .._files import FORMAT_VERSION, check_version, left_of, read_bytes, remove_folder, write_bytes
 from .._schema import DIGEST, OBJECT, TEXT, check_fields, integer, list_of, object_of, parse_json
 from ..erasers import Eraser
 from ..statistics import Moments
@@ -114,7 +113,7 @@ class Checkpoint:
     def add_moments(self, batch: int, moments: Mapping[str, SiteMoments], passed: str) -> None:
         """Keep the statistics as they are after a batch, and the digest of the batches so far."""
         folder, before, digests = self.folder / f"batch-{batch}", self.index["batch"], {}
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         folder.mkdir()
         for number, site in enumerate(self.facts["sites"]):
             named = [(_file(folder, number, name), each) for name, each in moments[site].concepts.items()]
@@ -126,7 +125,7 @@ class Checkpoint:
         # from here on the new folder counts
         self._write({**self.index, "batch": batch, "passed": passed, "moments": digests})
         if before >= 0:
-            shutil.rmtree(self.folder / f"batch-{before}", ignore_errors=True)
+            remove_folder(self.folder / f"batch-{before}")
 
     def _checked(self, path: Path, digest: str) -> bytes:
         """The bytes of a file, if they are those that were written."""
@@ -143,7 +142,7 @@ class Checkpoint:
         names = {INDEX, *(file_name(site) for site in self.facts["sites"])}
         for path in self.folder.iterdir():
             if re.fullmatch(r"batch-\d+", path.name) and path.name != f"batch-{self.index['batch']}":
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
             elif left_of(path.name) in names:
                 path.unlink(missing_ok=True)
 
