@@ -54,6 +54,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} for {path.name}: make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file: name one inside it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, and saving would take its place: name another")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(temporary, NEW_FILE, 0o666), "wb") as file:  # less what the umask takes, as any file
@@ -129,10 +133,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is a device or a pipe, which has no length.
     """
-    mode = os.stat(path).st_mode
+    path = Path(path)
+    mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"{path} is no regular file: copy it to one first")
-    return Path(path).read_bytes()
+    return path.read_bytes()
 
 
 def read_tensors(

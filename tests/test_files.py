@@ -335,3 +335,18 @@ def test_removing_a_folder_can_be_interrupted_at_any_instruction(tmp_path: Path)
         assert not folder.exists() and (tmp_path / "outside" / "kept").exists()
         at += 1
     assert at > 100
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe"])
+def test_saving_takes_the_place_of_files_alone(name: str, tmp_path: Path) -> None:
+    """As root, a rename would put a file in the place of a device, such as /dev/null."""
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else os.mkfifo(path)
+    with pytest.raises((IsADirectoryError, ValueError), match=f"{name} is (a folder|no regular file)"):
+        files.write_bytes(path, b"content")
+    assert not path.is_file() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_numbers_of_open_files_are_no_paths() -> None:
+    with pytest.raises(TypeError):
+        Eraser.load(0)  # type: ignore[arg-type]

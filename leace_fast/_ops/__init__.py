@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .arguments import check_project
 from .arrays import check_plain, takes_arrays, tensor_from
+from .devices import check_dense, device_here
 from .direct import Bound, BoundNorm
 from .extension import Extension, load_extension
 from .operators import add_layer_norm_project, add_rms_norm_project, check_index, pack, project, project_
@@ -17,11 +18,13 @@ __all__ = [
     "add_layer_norm_project",
     "add_lower_product",
     "add_rms_norm_project",
+    "check_dense",
     "check_index",
     "check_plain",
     "check_project",
     "cholesky",
     "compute_dtype",
+    "device_here",
     "layer_norm",
     "load_extension",
     "pack",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import check_dense
 from .reference import ROW_DTYPES, compute_dtype
 
 
@@ -24,6 +25,7 @@ def check_project(
     x: Tensor, left: Tensor, right: Tensor, mean: Tensor | None = None, index: Tensor | None = None
 ) -> None:
     """Raise TypeError, ValueError or IndexError unless the arguments of `project` fit together."""
+    check_dense(x)
     if x.dtype not in ROW_DTYPES:
         raise TypeError(
             f"x has dtype {x.dtype}, expected a floating dtype of 16 bits or more: convert it, as by x.float()"

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from . import reference
 from .arguments import check_apart, check_norm, check_project
+from .devices import check_dense
 from .extension import load_extension
 
 EXTENSION = load_extension()
@@ -97,6 +98,7 @@ def project_(
     tensor([[0., 1.],
             [0., 1.]])
     """
+    check_dense(x)
     if torch.is_grad_enabled() and x.requires_grad:
         if x.is_leaf:
             raise ValueError("x is a leaf that requires a gradient and cannot change in place: use project(x, ...)")

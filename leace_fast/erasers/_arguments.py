@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .._ops import tensor_from
+from .._ops import check_dense, device_here, tensor_from
 from ..statistics import IGNORE
 
 Rows = TypeVar("Rows", Tensor, numpy.ndarray)
@@ -33,7 +33,9 @@ def tensor_of(given: object, name: str = "x") -> Tensor:
 
 def factor_of(given: object) -> Tensor:
     """Return what a constructor was given for a part of a map, a tensor, an array or lists of numbers, as a tensor."""
-    return tensor_of(given) if isinstance(given, numpy.ndarray) else torch.as_tensor(given)
+    factor = tensor_of(given) if isinstance(given, numpy.ndarray) else torch.as_tensor(given)
+    check_dense(factor, "a factor")
+    return factor
 
 
 def changed(x: numpy.ndarray, erase_: Callable[[Tensor], object]) -> numpy.ndarray:
@@ -58,10 +60,12 @@ def destination(
     """Return the device and the dtype that factors are to be held in, either of which may have come first.
 
     Raises:
-        ValueError: dtype is neither torch.float32 nor torch.float64.
+        ValueError: the device is not here, or dtype is neither torch.float32 nor torch.float64.
     """
     if isinstance(device, torch.dtype):
         device, dtype = None, device
+    if device is not None:
+        device = device_here(device)
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64: x may have any floating dtype")
     return device, dtype

@@ -130,7 +130,8 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
             strength: s of the map `x - s ((x - mean) R') L'`.
 
         Raises:
-            ValueError: strength is not finite.
+            TypeError: strength is no number.
+            ValueError: it is not finite.
 
         Source: Gaintseva et al. 2026, https://arxiv.org/abs/2605.05220, equation 13, for a strength of 2.
 
@@ -138,6 +139,8 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
         >>> Eraser(torch.eye(2)[:, :1], torch.eye(2)[:1]).scaled(2.0)(torch.ones(2)).tolist()
         [-1.0, 1.0]
         """
+        if isinstance(strength, (str, bytes)):
+            raise TypeError(f"strength is {strength!r}, expected a number")
         left, right, mean = self._factors
         return Eraser(left * float(strength), right, mean, **self._names)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._files import read_bytes, read_tensors, tensor_bytes, unreadable, write_bytes
+from .._ops import device_here
 from .._schema import Schema
 from ._report import Report
 
@@ -103,6 +104,7 @@ class Frozen:
     def _read(cls, data: bytes, path: str | os.PathLike[str], device: torch.device | str) -> Self:
         """Do what `load` does, with the bytes of the file at `path`."""
         tensors, header = read_tensors(data, path, cls._kind, cls._schema.check)
+        device = device_here(device)
         parts = {name: tensor.to(device) for name, tensor in tensors.items()}
         names = {name: header[name] for name in ("method", "site") if name in header}
         make = cast("Callable[..., Self]", cls)  # each takes its own parts

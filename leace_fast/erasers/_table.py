@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .._ops import project, project_
+from .._ops import device_here, project, project_
 from ._arguments import Rows, changed, destination, tensor_of
 from ._eraser import Eraser
 from ._stack import read, split, write
@@ -59,7 +59,7 @@ class EraserTable:
             raise ValueError(f"dtype is {dtype}, expected torch.float32, or torch.float64 for float64 rows")
         self.dim, self.dtype = erasers[0].dim, dtype
         self.rank = max(eraser.rank for eraser in erasers) if rank is None else rank
-        self.device = torch.empty(0, device=erasers[0].device if device is None else device).device
+        self.device = device_here(erasers[0].device if device is None else device)
         self._count = len(erasers)
         self._writing = threading.Lock()
         self._static = self._keeps_memory()

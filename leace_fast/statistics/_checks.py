@@ -8,12 +8,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from .._ops import ROW_DTYPES, tensor_from
+from .._ops import ROW_DTYPES, check_dense, tensor_from
 from ._block_sums import all_finite
 from ._group_sums import MOST_GROUP
 from ._kind import Kind
 from ._rows import IGNORE, Rows
 
+DENSE = torch.strided
 MOST_WEIGHT = 1e100
 MOST_VALUE = 1e150  # of a float64 row: its square must stay finite
 MOST_PRODUCT = 1e290  # of a weight and two values: sums of many must stay finite
@@ -62,27 +63,33 @@ def check_rows(
     Raises `TypeError` or `ValueError` for what cannot be used, naming what came and what was expected.
     """
     x, y, mask, weight = check_shapes(kind, x, y, mask, weight)
-    n = x.shape[:-1].numel()
-    targets = labels = None
-    if kind.target_dim is None:
-        labels = y.long().to(device).reshape(n).contiguous()  # the kernels take bare pointers
-    else:
-        targets = y.double().to(device).reshape(n, kind.target_dim)
-    if groups is not None:
-        groups = _groups(groups, x.shape[:-1]).to(device).reshape(n).contiguous()
+    try:
+        n = x.shape[:-1].numel()
+        targets = labels = None
+        if kind.target_dim is None:
+            labels = y.long().to(device).reshape(n).contiguous()  # the kernels take bare pointers
+        else:
+            targets = y.double().to(device).reshape(n, kind.target_dim)
+        if groups is not None:
+            groups = _groups(groups, x.shape[:-1]).to(device).reshape(n).contiguous()
 
-    kept: list[Tensor] = []
-    if mask is not None:
-        kept.append(_mask(mask).to(device).reshape(n))
-    if weight is not None:
-        weight = _weight(weight).to(device).reshape(n).contiguous()
-        kept.append(weight > 0)
-    if labels is not None and kind.labels is not None and _out_of_range(labels, kind.labels):
-        kept.append(labels != IGNORE)
-        _check_range(labels[torch.stack(kept).all(0)], kind.labels)
-    rows = Rows(x.to(device).reshape(n, kind.dim), labels, targets, weight, n, groups)
-    if kept:
-        rows = rows.where(torch.stack(kept).all(0))
+        kept: list[Tensor] = []
+        if mask is not None:
+            kept.append(_mask(mask).to(device).reshape(n))
+        if weight is not None:
+            weight = _weight(weight).to(device).reshape(n).contiguous()
+            kept.append(weight > 0)
+        if labels is not None and kind.labels is not None and _out_of_range(labels, kind.labels):
+            kept.append(labels != IGNORE)
+            _check_range(labels[torch.stack(kept).all(0)], kind.labels)
+        rows = Rows(x.to(device).reshape(n, kind.dim), labels, targets, weight, n, groups)
+        if kept:
+            rows = rows.where(torch.stack(kept).all(0))
+    except RuntimeError:
+        for name, part in (("x", x), ("y", y), ("mask", mask), ("weight", weight)):
+            if part is not None and part.is_meta:
+                raise TypeError(f"{name} is on the meta device, expected a tensor with values") from None
+        raise
     finite = _finite_rows(rows)
     skipped = 0
     if finite is not None:
@@ -183,7 +190,7 @@ def _finite_rows(rows: Rows) -> Tensor | None:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    if type(value) is Tensor and not value.requires_grad:
+    if type(value) is Tensor and value.layout is DENSE and not value.requires_grad:
         return value
     number = "; number the names of classes, as by np.unique(y, return_inverse=True)[1]" if name == "y" else ""
     if hasattr(value, "__array__") and not isinstance(value, Tensor):
@@ -192,11 +199,13 @@ def _tensor(name: str, value: Any) -> Tensor:
         except TypeError as error:
             raise TypeError(f"{error}{number}") from None
     try:
-        return torch.as_tensor(value).detach()
+        tensor = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
         cause = str(error).partition(". ")[0]
         raise TypeError(f"{name} is a {kind} that holds no numbers ({cause}), expected a tensor{number}") from error
+    check_dense(tensor, name)
+    return tensor
 
 
 def _check_labels(y: Tensor, lead: torch.Size, num_classes: int) -> None:

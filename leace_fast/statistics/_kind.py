@@ -10,6 +10,9 @@ Precision = Literal["low", "high", "ieee"]
 NonFinite = Literal["raise", "skip"]
 
 
+MOST_DIM = 2**20
+
+
 @dataclass(frozen=True)
 class Kind:
     """What some `Moments` are; the arguments are theirs.
@@ -41,6 +44,8 @@ class Kind:
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < least):
                 raise ValueError(f"{name} is {size!r}, expected an integer of at least {least}")
+        if self.dim > MOST_DIM:
+            raise ValueError(f"dim is {self.dim}, expected at most {MOST_DIM}: a second moment takes 8 dim^2 bytes")
         if self.per_class and self.num_classes is None:
             raise ValueError("per_class=True needs num_classes: without it there are no classes")
         if self.precision not in get_args(Precision):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._files import load_tensors, save_tensors, unreadable
+from .._ops import device_here
 from ._accumulator import Accumulator
 from ._at_once import at_once
 from ._change import Change
@@ -73,7 +74,7 @@ class Moments(Derived):
     ) -> None:
         kind = Kind(dim, num_classes, target_dim, per_class, precision, nonfinite)
         self._lock = new_lock()
-        self._sums = Accumulator(kind, State.empty(*kind.sizes, torch.device(device)), Tally())
+        self._sums = Accumulator(kind, State.empty(*kind.sizes, device_here(device)), Tally())
 
     @property
     def device(self) -> torch.device:
@@ -274,6 +275,7 @@ class Moments(Derived):
         ...     Moments.load(f"{folder}/moments.safetensors").precision
         'ieee'
         """
+        device = device_here(device)
         tensors, header = load_tensors(path, "moments", check_file)
         try:
             sums = sums_of(tensors, header, device)
