@@ -67,7 +67,9 @@ def plan(
 def check_detached(model: nn.Module) -> None:
     """Raise ValueError where hooks would act on top of what is folded."""
     if tapped(model):
-        raise ValueError("erasers or recordings are attached to this model: leave their `with` block before folding")
+        raise ValueError(
+            "erasers or recordings are attached to this model: leave the `with` block, or detach_ them, before folding"
+        )
 
 
 def bias_name(reader: Reader) -> str:

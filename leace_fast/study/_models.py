@@ -104,5 +104,9 @@ def _device(name: str | None) -> torch.device:
 
 
 def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "")
+    """Return the first line of what an error says, or all of it where that line opens a list."""
+    lines = str(error).strip().splitlines()
+    line = next(iter(lines), "")
+    if line.rstrip().endswith(":"):  # a list follows, without which the line says nothing
+        line = " ".join(map(str.strip, lines))
     return line if line and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}".rstrip(": ")

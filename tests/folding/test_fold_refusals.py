@@ -147,7 +147,7 @@ def test_other_refusals() -> None:
         fold_(model, {"model.layer.0": custom}, batch)
     with pytest.raises(ValueError, match="nothing to fold"):
         fold_(model, {}, batch)
-    with Scrubber(erasers).attached(model), pytest.raises(ValueError, match="attached to this model"):
+    with Scrubber(erasers).attached(model), pytest.raises(ValueError, match="attached to this model.*detach_"):
         fold_(model, erasers, batch)
     model.model.layers[1].mlp.up_proj.to("meta")
     with pytest.raises((ValueError, RuntimeError, NotImplementedError)):

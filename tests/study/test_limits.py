@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 
 from leace_fast.data import Window
-from leace_fast.study import load_model
+from leace_fast.study import load_model, load_tokenizer
 from leace_fast.study._limits import LONGEST_WINDOW, check_tokens, told_length, window_length
 
 SIZES: dict[str, Any] = {
@@ -81,3 +81,12 @@ def test_a_model_that_lacks_weights_is_not_filled_at_random(tmp_path, architectu
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights"):
         load_model(str(tmp_path), "cpu")
+
+
+def test_a_model_without_a_tokenizer_is_told_all_that_transformers_says(tmp_path):
+    """The first line of that error opens a list, and says nothing without it."""
+    transformers.LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        load_tokenizer(str(tmp_path))
+    message = str(caught.value)
+    assert "\n" not in message and not message.rstrip().endswith(":")
