@@ -134,7 +134,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         ValueError: it is a device or a pipe, which has no length.
     """
     path = Path(path)
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path}: check the path, or write it first") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"{path} is no regular file: copy it to one first")
     return path.read_bytes()

@@ -43,6 +43,7 @@ FLOORS = {
     "sklearn": 7,
     "demo": 7,
     "__init__": 8,
+    "__main__": 8,
 }
 # What a plain `import leace_fast` must not bring along.
 HEAVY = ["transformers", "triton", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "typer", "datasketches"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from .._extras import optional
+from .._version import __version__
 
 with optional("the command line needs typer"):
     import typer
@@ -22,6 +25,20 @@ MODEL = "EleutherAI/pythia-70m"
 app = typer.Typer(
     cls=Commands, help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"leace-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None: ...
+
+
 # name, command, examples that its --help ends with; those of scrub, eval, fold and export-lora follow each other
 for _name, _command, _examples in (
     ("demo", demo, ["leace-fast demo --out demo"]),

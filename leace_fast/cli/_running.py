@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -133,7 +134,7 @@ def readable_warnings() -> Iterator[None]:
 
         def show_line(message: Any, category: type[Warning], *where: Any) -> None:
             if issubclass(category, UserWarning) and not os.environ.get("LEACE_FAST_DEBUG"):
-                typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+                typer.echo(f"warning: {_as_typed(' '.join(str(message).split()))}", err=True)
             else:
                 as_ever(message, category, *where)
 
@@ -141,12 +142,21 @@ def readable_warnings() -> Iterator[None]:
         yield
 
 
+def _as_typed(said: str) -> str:
+    """Return a sentence whose arguments of Python are options of the command line.
+
+    >>> _as_typed("lora_bias=True keeps it")
+    '--lora-bias keeps it'
+    """
+    return re.sub(r"\b((?:add|lora)_bias)=True\b", lambda found: f"--{found[1].replace('_', '-')}", said)
+
+
 def _line(error: Any) -> tuple[str, int]:
     """An error in one line, and the exit code."""
     if isinstance(error, UsageError):
         command = ["leace-fast", *(error.ctx.command_path.split()[1:] if error.ctx else [])]
         return f"{' '.join(error.format_message().split()).rstrip('.')}: see {' '.join(command)} --help", 2
-    said = " ".join(str(error).split())
+    said = _as_typed(" ".join(str(error).split()))
     said = said if len(said) <= MOST_CHARACTERS else f"{said[:MOST_CHARACTERS]} ..."
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError)):
         return said or type(error).__name__, 2

@@ -47,7 +47,7 @@ def load_tokenizer(source: str) -> Any:
     """Return a model's tokenizer; ValueError if it has none that can be loaded."""
     with optional("tokenizers need transformers"):
         from transformers import AutoTokenizer
-    with _loading(f"the tokenizer of {source!r}"):
+    with _loading(f"the tokenizer of {source!r}", source):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
@@ -65,7 +65,7 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
     with optional("models need transformers"):
         import transformers
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    with _loading(f"the model {source!r}"):
+    with _loading(f"the model {source!r}", source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         causal = any(name.endswith(CAUSAL) for name in config.architectures or ())
         # The class that was saved: a bare AutoModel would report the head's weights as unexpected.
@@ -82,14 +82,15 @@ def load_model(source: str, device: str | None = None, dtype: str = "auto") -> A
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
+def _loading(what: str, source: str) -> Iterator[None]:
     """Turn whatever a broken folder raises inside transformers into a ValueError that names it."""
     try:
         yield
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # KeyError, AttributeError, SafetensorError and others, as the file is broken
-        raise ValueError(f"{what} cannot be loaded: {_first_line(error)}") from error
+        missing = "" if Path(source).exists() else f"there is no folder {source} here, and on a model hub "
+        raise ValueError(f"{missing}{what} cannot be loaded: {_first_line(error)}") from error
 
 
 def _device(name: str | None) -> torch.device:

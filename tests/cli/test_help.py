@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import tiny_demo
 import typer
 from command_line import run, texts
 
+import leace_fast
 from leace_fast.cli import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -30,6 +33,12 @@ def test_help_names_the_commands():
     assert set(COMMANDS) == {"demo", "fit", "scrub", "eval", "fold", "export-lora", "doctor"}
     assert all(command in result.output for command in COMMANDS)
     assert all(command in run().output for command in COMMANDS), "no argument asks for help"
+
+
+def test_the_version_is_shown_and_the_module_runs():
+    assert run("--version").output.split() == ["leace-fast", leace_fast.__version__]
+    done = subprocess.run([sys.executable, "-m", "leace_fast", "--version"], capture_output=True, text=True)
+    assert done.stdout.split() == ["leace-fast", leace_fast.__version__] and done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
