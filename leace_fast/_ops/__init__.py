@@ -7,6 +7,7 @@ from .arrays import check_plain, takes_arrays, tensor_from
 from .direct import Bound, BoundNorm
 from .extension import Extension, load_extension
 from .operators import add_layer_norm_project, add_rms_norm_project, check_index, pack, project, project_
+from .plain import decompositions
 from .reference import ROW_DTYPES, add_lower_product, cholesky, compute_dtype, layer_norm, rms_norm, slices
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "check_project",
     "cholesky",
     "compute_dtype",
+    "decompositions",
     "layer_norm",
     "load_extension",
     "pack",
