@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+from torch._ops import OperatorBase, OpOverload
 
 from . import reference
 from .operators import EXTENSION
@@ -16,7 +16,7 @@ from .operators import EXTENSION
 PLAIN = ("project", "add_rms_norm_project", "add_layer_norm_project")
 
 
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
+def decompositions() -> dict[OperatorBase, Callable[..., Any]]:
     """Return the operators of this package written in plain torch: a table for `ExportedProgram.run_decompositions`.
 
     A program that was exported from a model with erasers attached holds one operator a site, which only a process that

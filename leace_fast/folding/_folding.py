@@ -182,7 +182,7 @@ def folded_sites(model: nn.Module) -> tuple[str, ...]:
 
 
 def folded_record(model: nn.Module) -> Mapping[str, Any] | None:
-    """What `fold_` did to a model, as `record_of` has it; None for one that it did not fold."""
+    """What folding did to a model, as `record_of` has it; None for one that is not folded."""
     return RECORDS.get(model)
 
 

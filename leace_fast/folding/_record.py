@@ -16,6 +16,7 @@ from ._plan import Plan
 
 KEY = "leace_fast"  # of metadata that holds a record as JSON
 LINEAR, AFFINE = "W' = W - W L R", "W' = W - W L R, b' = b + W L R mu"
+WRITTEN = "W' = W - L R W, one b' = b - L R (b - mu)"
 
 
 def record_of(model: nn.Module, plans: Iterable[Plan], erasers: Mapping[str, Eraser], way: str) -> dict[str, Any]:
@@ -31,17 +32,38 @@ def record_of(model: nn.Module, plans: Iterable[Plan], erasers: Mapping[str, Era
         JSON with the keys `leace_fast` (a version), `way`, `base_model` (name, revision, SHA-256 of the weights),
         `erasers` (a digest of all), and `sites`, each with its eraser's digest, method, rank, operation, and layers.
     """
-    identity, sites = Identity.of(model), {}
-    for plan in plans:
-        eraser = erasers[plan.site]
-        sites[bare_name(plan.site)] = {
-            "eraser": digest_of_eraser(eraser),
-            "method": eraser.method,
-            "rank": eraser.rank,
+    sites = {
+        bare_name(plan.site): {
+            **_facts(erasers[plan.site], (reader.module for reader in plan.readers)),
             "operation": LINEAR if plan.eraser.mean is None else AFFINE,
-            "offset": "lost" if plan.lost_offset else "none" if eraser.mean is None else "kept",
-            "layers": list(dict.fromkeys(bare_name(reader.module) for reader in plan.readers)),
+            "offset": "lost" if plan.lost_offset else "none" if plan.eraser.mean is None else "kept",
         }
+        for plan in plans
+    }
+    return _complete(model, sites, way)
+
+
+def record_of_stream(model: nn.Module, stream: str, eraser: Eraser, writers: Iterable[str]) -> dict[str, Any]:
+    """Return such a record of an eraser that is about to be folded into all that writes to the residual stream.
+
+    Args:
+        model: clean, in no wrapper.
+        stream: what the stream is called.
+        eraser: of all its positions.
+        writers: names of modules.
+    """
+    offset = "none" if eraser.mean is None else "kept"
+    facts = {**_facts(eraser, writers), "operation": WRITTEN, "offset": offset}
+    return _complete(model, {stream: facts}, "fold_residual")
+
+
+def _facts(eraser: Eraser, layers: Iterable[str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(map(bare_name, layers)))
+    return {"eraser": digest_of_eraser(eraser), "method": eraser.method, "rank": eraser.rank, "layers": names}
+
+
+def _complete(model: nn.Module, sites: Mapping[str, Mapping[str, Any]], way: str) -> dict[str, Any]:
+    identity = Identity.of(model)
     return {
         "leace_fast": __version__,
         "way": way,

@@ -101,7 +101,7 @@ def test_decomposed_it_runs_where_this_package_is_not(tmp_path: Path) -> None:
 @needs_kernels
 def test_the_table_has_every_operator_of_an_erasure() -> None:
     """A new operator, or a new argument of one, must not be left out."""
-    table = lf.decompositions()
+    table: dict[Any, Any] = dict(lf.decompositions())
     names = {name for name in dir(torch.ops.leace_fast) if "project" in name and not name.endswith("_")}
     assert {operator._schema.name for operator in table} == {f"leace_fast::{name}" for name in names}
     x, residual, weight = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.randn(8)
@@ -123,7 +123,9 @@ def test_the_table_has_every_operator_of_an_erasure() -> None:
 @needs_kernels
 def test_packed_factors_are_left_out() -> None:
     x, left = torch.randn(2, 64).bfloat16(), torch.eye(64)[:, :32]
-    (project,) = (f for operator, f in lf.decompositions().items() if operator._schema.name.endswith("::project"))
+    (project,) = (
+        f for operator, f in dict[Any, Any](lf.decompositions()).items() if operator._schema.name.endswith("::project")
+    )
     packed = torch.zeros(1, dtype=torch.uint8)
     assert torch.equal(project(x, left, left.mT, packed=packed), reference.project(x, left, left.mT))
 

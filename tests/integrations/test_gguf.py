@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import leace_fast as lf
 from leace_fast import Eraser
 from leace_fast.demo import ASSETS, load_language_model, load_modules
+from leace_fast.erasers import digest_of_eraser
 from leace_fast.folding import digest_of_weights
 from leace_fast.integrations import inspect_file, write_gguf, write_lora_gguf
 
@@ -83,6 +84,17 @@ def test_a_folded_model_is_described(tmp_path: Path) -> None:
     lf.unfold_(model)
     write_gguf(model, tmp_path / "clean.gguf")
     assert "sites" not in inspect_file(tmp_path / "clean.gguf")
+
+
+def test_a_folded_stream_is_described(tmp_path: Path) -> None:
+    model, batch = llama(), {"input_ids": torch.tensor([PROMPTS[1]])}
+    eraser = next(iter(linear(scrubber_of_width(model, batch)).values()))
+    lf.fold_residual_(model, eraser, batch)
+    write_gguf(model, tmp_path / "folded.gguf")
+    told = inspect_file(tmp_path / "folded.gguf")
+    (facts,) = told["sites"].values()
+    assert told["way"] == "fold_residual" and facts["eraser"] == digest_of_eraser(eraser)
+    assert "model.embed_tokens" in facts["layers"] and "model.layers.1.mlp.down_proj" in facts["layers"]
 
 
 def scrubber_of_width(model: Any, batch: dict[str, Tensor]) -> lf.Scrubber:
