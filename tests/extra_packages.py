@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def path_of(*packages: str, alone: bool = True) -> str:
     """
     if all(importlib.util.find_spec(name.replace("-", "_")) for name in packages):
         return ""
-    folder = Path(tempfile.gettempdir()) / f"leace-fast-extras-{os.getuid()}" / "-".join(packages)
+    name = f"{packages[0]}-{zlib.crc32(repr(packages).encode()):08x}"
+    folder = Path(tempfile.gettempdir()) / f"leace-fast-extras-{os.getuid()}" / name
     if not folder.is_dir():
         fresh = folder.with_name(f"{folder.name}.{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(fresh), *packages]

@@ -54,6 +54,7 @@ TOUCHED: list[tuple[str, list[str]]] = [
         "leace_fast/integrations/*",
         ["tests/integrations/test_gguf.py::*", "tests/integrations/test_transformers_serve.py::*"],
     ),
+    ("leace_fast/integrations/*", ["tests/integrations/test_with_extras.py::*"]),
     ("setup.py", ["tests/test_packaging.py::*"]),
     ("pyproject.toml", ["tests/test_packaging.py::*"]),
     ("MANIFEST.in", ["tests/test_packaging.py::test_sdist_holds_all_that_a_build_and_its_tests_need"]),
