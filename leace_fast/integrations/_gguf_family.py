@@ -81,6 +81,24 @@ class Family:
         halves = tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
         return halves.transpose(1, 2).reshape(tensor.shape)
 
+    def check_shapes(self, module: str, down: Tensor, up: Tensor) -> None:
+        """Raise ValueError for the factors (r, in) and (out, r) of a LoRA that do not fit a layer of this model."""
+        config, leaf = self.config, module.rpartition(".")[2]
+        heads = config.num_attention_heads * self.head_dim
+        groups = config.num_key_value_heads * self.head_dim
+        ins = {"o_proj": heads, "down_proj": config.intermediate_size}
+        outs = {"q_proj": heads, "k_proj": groups, "v_proj": groups}
+        outs |= dict.fromkeys(("gate_proj", "up_proj"), config.intermediate_size)
+        wanted = outs.get(leaf, config.hidden_size), ins.get(leaf, config.hidden_size)
+        layer = int(module.split(".")[2]) if module.startswith("model.layers.") else 0
+        fits = down.ndim == up.ndim == 2 and len(down) == up.shape[1] and (len(up), down.shape[1]) == wanted
+        if not fits or layer >= config.num_hidden_layers:
+            raise ValueError(
+                f"the adapter is for another model: at {module!r} its factors are {tuple(up.shape)} and "
+                f"{tuple(down.shape)}, expected a layer (out, in) of {wanted} in one of {config.num_hidden_layers} "
+                "blocks: pass the model that it was exported for"
+            )
+
     def fields(self) -> dict[str, int | float]:
         """Return the numbers that llama.cpp reads of a model, by the names of its file."""
         config = self.config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .._schema import NOTHING, NUMBER, OBJECT, check_fields, parse_json
 from ..folding import CONFIG, KEY, WEIGHTS
 from ._gguf import write_file
 from ._gguf_family import Family
@@ -69,6 +68,7 @@ def write_lora_gguf(adapter: str | os.PathLike[str], path: str | os.PathLike[str
             raise ValueError(f"{folder / WEIGHTS} has no lora_B for {module!r}: it is damaged, write it again")
         own = float(_of_pattern(settings.get("alpha_pattern") or {}, module, alpha))
         target = family.name(f"{module}.weight")
+        family.check_shapes(module, tensors[name], up)
         written[f"{target}.lora_a"] = tensors[name].float()
         # llama.cpp scales by one alpha over each rank
         written[f"{target}.lora_b"] = family.rows(module, up.float()) * (own / alpha)
@@ -82,17 +82,27 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str |
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}: pass a folder that export_lora wrote")
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = parse_json((folder / CONFIG).read_bytes())
         with safe_open(folder / WEIGHTS, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             record = (file.metadata() or {}).get(KEY)
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"the adapter in {folder} is damaged ({error}): write it again, or fetch it again") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("lora_alpha"), (int, float)):
-        raise ValueError(f"{folder / CONFIG} has no number lora_alpha, expected the config of a LoRA: write it again")
+    try:
+        check_fields(settings, {"lora_alpha": NUMBER, "alpha_pattern": OBJECT | NOTHING}, optional=["alpha_pattern"])
+        if not all(
+            _positive(each) for each in (settings["lora_alpha"], *(settings.get("alpha_pattern") or {}).values())
+        ):
+            raise ValueError("lora_alpha and alpha_pattern must hold positive numbers")
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is no config of a LoRA ({error}): write it again") from error
     return settings, tensors, record
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _of_pattern(pattern: Mapping[str, Any], module: str, default: float) -> Any:
     """What PEFT takes for a module: patterns are names, or their ends."""
-    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
+    return next((value for key, value in pattern.items() if f".{module}".endswith(f".{key}")), default)

@@ -80,7 +80,7 @@ def _byte_level(tokenizer: Any) -> dict[str, Any]:
 
 def _split(pre_tokenizer: Any) -> str:
     """llama.cpp's name of the way that text is split before BPE; a warning where it has none for this one."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer] if pre_tokenizer else [])
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
     if not patterns and any(step["type"] == "ByteLevel" and step.get("use_regex", True) for step in steps):
         return GPT2

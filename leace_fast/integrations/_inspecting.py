@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .._files import KEY as HEADER
+from .._schema import DIGEST, OBJECT, TEXT, check_fields, list_of, parse_json
 from ..erasers import ConditionalEraser, Eraser, QuantileNormalizer, TargetEraser, digest_of_eraser, digest_of_erasers
 from ..folding import CONFIG, KEY
 from ..scrubbing import Scrubber
@@ -100,16 +100,17 @@ def _gguf(path: Path) -> dict[str, Any]:
     return {"kind": kind, **facts, **_told(fields.get(KEY))}
 
 
-def _told(record: str | None) -> dict[str, Any]:
+def _told(record: Any) -> dict[str, Any]:
     """What a record says; `record` says so where there is none, or none that can be read."""
     if record is None:
         return {"record": NOT_TOLD}
     try:
-        told = json.loads(record)
+        told = parse_json(record) if isinstance(record, str) else record
+        check_fields(told, {"sites": OBJECT})
+        for facts in told["sites"].values():
+            check_fields(facts, {"eraser": DIGEST, "layers": list_of(TEXT)})
     except ValueError as error:
         raise ValueError(f"the record of the erasers is damaged ({error}): write the file again") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"the record of the erasers is a {type(told).__name__}, expected an object: write it again")
     return told
 
 
@@ -121,7 +122,12 @@ def _safetensors(path: Path) -> dict[str, Any]:
         known = "erasers, moments, a scrubber's or an adapter's folder, or GGUF"
         raise ValueError(f"{path} is damaged, or none of what is known ({error}), expected {known}") from error
     if HEADER in metadata and "sha256" in metadata:
-        return _own(path, json.loads(metadata[HEADER]).get("kind"))
+        try:
+            header = parse_json(metadata[HEADER])
+            check_fields(header, {"kind": TEXT})
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): write it again, or fetch it again") from error
+        return _own(path, header["kind"])
     if KEY in metadata:
         return {"kind": "weights of a LoRA adapter", **_told(metadata[KEY])}
     raise ValueError(f"{path} is a safetensors file {NOT_TOLD}: erasers, moments and adapters of leace-fast tell it")

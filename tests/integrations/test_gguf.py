@@ -143,6 +143,30 @@ def test_an_adapter_is_described_and_scaled(tmp_path: Path) -> None:
     torch.testing.assert_close(alpha / len(down) * up @ down, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "record",
+    ["[]", "{", '{"sites": []}', '{"sites": {"norm": {}}}', '{"sites": {"a": 1}}', '{"sites": {}, "sites": {}}'],
+)
+def test_a_crafted_record_is_refused(record: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_string("leace_fast", record)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"leace_fast": record})
+    for name in ("model.gguf", "model.safetensors"):
+        with pytest.raises(ValueError, match="the record of the erasers is damaged"):
+            inspect_file(tmp_path / name)
+    for header in ("[]", "{", "{}", '{"kind": 1}'):
+        metadata = {"leace_fast": header, "sha256": "0" * 64}
+        save_file({"x": torch.ones(1)}, tmp_path / "own.safetensors", metadata=metadata)
+        with pytest.raises(ValueError, match="is damaged"):
+            inspect_file(tmp_path / "own.safetensors")
+
+
 # ------------------------------------------------------------------ what is refused
 
 
@@ -163,6 +187,26 @@ def refuse_a_damaged_adapter(folder: Path) -> None:
     linear(scrubber_of_width(model, batch)).export_lora(model, folder / "adapter", batch)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"damaged")
     write_lora_gguf(folder / "adapter", folder / "adapter.gguf", model.config)
+
+
+def refuse_another_model(**options: Any) -> Callable[[Path], None]:
+    def call(folder: Path) -> None:
+        model, batch = llama(), {"input_ids": torch.tensor([PROMPTS[1]])}
+        linear(scrubber_of_width(model, batch)).export_lora(model, folder / "adapter", batch)
+        write_lora_gguf(folder / "adapter", folder / "adapter.gguf", llama(**options).config)
+
+    return call
+
+
+def refuse_a_changed_config(**changes: Any) -> Callable[[Path], None]:
+    def call(folder: Path) -> None:
+        model, batch = llama(), {"input_ids": torch.tensor([PROMPTS[1]])}
+        linear(scrubber_of_width(model, batch)).export_lora(model, folder / "adapter", batch)
+        path = folder / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        write_lora_gguf(folder / "adapter", folder / "adapter.gguf", model.config)
+
+    return call
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
@@ -210,6 +254,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     ),
     "a LoRA with biases": (refuse_lora_bias, ValueError, "export it without --lora-bias, or fold with --add-bias"),
     "a damaged adapter": (refuse_a_damaged_adapter, ValueError, "is damaged"),
+    "an adapter of a wider model": (refuse_another_model(hidden_size=64), ValueError, "for another model: at"),
+    "an adapter of other heads": (refuse_another_model(num_key_value_heads=4), ValueError, "for another model: at"),
+    "an adapter of a deeper model": (refuse_another_model(num_hidden_layers=1), ValueError, "in one of 1 blocks"),
+    "an alpha of zero": (refuse_a_changed_config(lora_alpha=0), ValueError, "must hold positive numbers"),
+    "an alpha that is none": (refuse_a_changed_config(lora_alpha="2"), ValueError, "lora_alpha is '2'"),
+    "patterns that are none": (refuse_a_changed_config(alpha_pattern=[1]), ValueError, "expected an object"),
+    "a scaled rank": (refuse_a_changed_config(use_rslora=True), ValueError, "use_rslora of"),
     "no adapter": (lambda f: write_lora_gguf(f, f / "m.gguf", llama().config), FileNotFoundError, "holds no adapter"),
 }
 
