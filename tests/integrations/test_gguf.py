@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from llama_cpp import log_probabilities
+from llama_cpp import log_probabilities, tokens
 from torch import Tensor, nn
 
 import leace_fast as lf
@@ -19,6 +19,7 @@ from leace_fast.demo import ASSETS, load_language_model, load_modules
 from leace_fast.erasers import digest_of_eraser
 from leace_fast.folding import digest_of_weights
 from leace_fast.integrations import inspect_file, write_gguf, write_lora_gguf
+from leace_fast.integrations._gguf_tokenizer import GPT2, SPLITS
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files need gguf: pip install 'leace-fast[gguf]'")
 
@@ -356,6 +357,29 @@ def test_llama_cpp_of_each_family(name: str, tmp_path: Path) -> None:
         assert (got - wanted).abs().max() < MOST < 0.1 < (wanted - clean).abs().max()
         return
     run_everywhere(model, scrubber, tmp_path, PROMPTS, None)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("split", [GPT2, *SPLITS.values()])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_llama_cpp_finds_the_same_tokens(split: str, tmp_path: Path) -> None:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    odd = "It's 12345 o'clock; we'LL go\n\n  x\t\ty  \nnaïve café — 3.14159"
+    texts = [odd, *(module.text[:2000] for module in load_modules(ASSETS / "held_out.jsonl.gz")[:5])]
+    parts = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split == GPT2)]
+    parts = [*(pre_tokenizers.Split(Regex(r), "isolated") for r, name in SPLITS.items() if name == split), *parts]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(parts) if len(parts) > 1 else parts[0]  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<|end|>"], initial_alphabet=alphabet)  # type: ignore[call-arg]
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", bos_token="<|end|>")
+    write_gguf(llama(vocab_size=len(tokenizer) + 7), tmp_path / "model.gguf", tokenizer)
+    texts.append("a <|end|> b")
+    assert tokens(tmp_path / "model.gguf", texts) == [tokenizer(text).input_ids for text in texts]
 
 
 @pytest.mark.nightly
