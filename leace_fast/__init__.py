@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import methods
+from ._ops import decompositions
 from ._version import __version__
 from .attaching import inductor
 from .erasers import ConditionalEraser, Eraser, EraserTable, QuantileNormalizer, Report, TargetEraser
@@ -28,6 +29,7 @@ __all__ = [
     "Site",
     "TargetEraser",
     "__version__",
+    "decompositions",
     "evaluate",
     "export_lora",
     "find_sites",

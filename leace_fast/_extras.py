@@ -16,6 +16,7 @@ EXTRAS = {
     "threadpoolctl": "audit",
     "matplotlib": "audit",
     "datasketches": "quantiles",
+    "gguf": "gguf",
     "typer": "",
     "rich": "",
 }

@@ -49,6 +49,16 @@ TOUCHED: list[tuple[str, list[str]]] = [
     ),
     ("leace_fast/scrubbing/*", ["tests/scrubbing/test_scrub_cost.py::*"]),
     ("leace_fast/statistics/*", ["tests/statistics/test_all_or_nothing.py::test_signals_at_many_times"]),
+    ("leace_fast/_ops/plain.py", ["tests/attaching/test_exported.py::*"]),
+    (
+        "leace_fast/folding/_lora.py",
+        ["tests/integrations/test_gguf.py::*", "tests/integrations/test_transformers_serve.py::*"],
+    ),
+    (
+        "leace_fast/integrations/*",
+        ["tests/integrations/test_gguf.py::*", "tests/integrations/test_transformers_serve.py::*"],
+    ),
+    ("leace_fast/integrations/*", ["tests/integrations/test_with_extras.py::*"]),
     ("setup.py", ["tests/test_packaging.py::*"]),
     ("pyproject.toml", ["tests/test_packaging.py::*"]),
     ("MANIFEST.in", ["tests/test_packaging.py::test_sdist_holds_all_that_a_build_and_its_tests_need"]),

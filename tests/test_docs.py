@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import json
 import re
@@ -33,7 +34,7 @@ STORIES = (
     "quickstart/benchmarker.md",
 )
 TUTORIAL = "tutorial.md"
-HERE = {"scrubbing.md": 5, "folding.md": 1, "serving.md": 2, "methods.md": 1, "migrating.md": 1}
+HERE = {"scrubbing.md": 5, "folding.md": 1, "serving.md": 2, "stacks.md": 3, "methods.md": 1, "migrating.md": 1}
 ELSEWHERE = {"scikit-learn.md": 1}  # tests/sklearn
 SENTENCES = [
     {"text": f"The {who} said {what} that", "label": pronoun, "pronoun": pronoun}
@@ -90,6 +91,17 @@ def batches() -> list[dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def scrubber(batches: list[dict[str, torch.Tensor]]) -> lf.Scrubber:
     return lf.scrub(tiny_models.build("llama", torch.float32), batches)
+
+
+class Logits(torch.nn.Module):
+    """A causal model as a function of its ids."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=ids, use_cache=False).logits
 
 
 def run(page: str, index: int, **names: Any) -> dict[str, Any]:
@@ -189,6 +201,43 @@ def test_serving(model, batches, scrubber) -> None:
     batch = {**batch, "max_new_tokens": 2}
     both = {"gender": scrubber, "number": lf.random_like(scrubber)}
     run("serving.md", 1, **both, sites=list(scrubber), model=model, batch=batch)
+
+
+def test_stacks_of_interpretability(model, batches, scrubber) -> None:
+    """Where they are installed; tests/integrations/test_with_extras.py installs them."""
+    nnsight, pyvene = pytest.importorskip("nnsight"), pytest.importorskip("pyvene")
+    lens = pytest.importorskip("transformer_lens")
+    from transformers import AutoTokenizer
+
+    from leace_fast.integrations import pyvene_config
+
+    model.save_pretrained("bridged")
+    tokenizer = AutoTokenizer.from_pretrained("MODEL")
+    bridge = lens.TransformerBridge.boot_transformers("bridged", hf_model=copy.deepcopy(model), tokenizer=tokenizer)
+    ids = batches[0]["input_ids"]
+    logits = run("stacks.md", 0, bridge=bridge, scrubber=scrubber, ids=ids)["logits"]
+    with scrubber.attached(model), torch.no_grad():
+        torch.testing.assert_close(logits.detach(), model(ids).logits, rtol=0, atol=1e-3)
+    scope = {"nnsight": nnsight, "pyvene": pyvene, "pyvene_config": pyvene_config, "torch": torch}
+    scope |= {"model": model, "scrubber": scrubber, "ids": ids}
+    file = Path("block.py")  # nnsight reads the source of its blocks
+    file.write_text(blocks("stacks.md")[1])
+    exec(compile(file.read_text(), str(file.absolute()), "exec"), scope)
+    assert scope["read"].shape == (*ids.shape, 16)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*isinstance.treespec:FutureWarning")
+def test_stacks_export(model, batches, scrubber) -> None:
+    onnx = pytest.importorskip("onnxruntime", reason="pip install 'leace-fast[onnx]'")
+    logits = Logits(model)
+    ids, other = batches[0]["input_ids"], batches[1]["input_ids"][:3, :7]
+    run("stacks.md", 2, model=model, logits=logits, ids=ids, scrubber=scrubber)
+    session = onnx.InferenceSession("erased.onnx")
+    with scrubber.attached(logits.model), torch.no_grad():
+        wanted = logits(other)
+    (got,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.export.load("erased.pt2").module()(other), wanted, rtol=0, atol=1e-4)
 
 
 def test_methods() -> None:

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-MODULES = ("leace_fast", "leace_fast.methods", "leace_fast.data", "leace_fast.sklearn")
+MODULES = ("leace_fast", "leace_fast.methods", "leace_fast.data", "leace_fast.integrations", "leace_fast.sklearn")
 SECTIONS = ("Args", "Raises", "Warns", "Attributes", "Guarantees", "Source", "Yields", "Returns")
 # What a paper describes; the rest is our own.
 SOURCED = ("Moments", "Eraser", "scrub", "random_like", "export_lora", "LeaceTransformer")
 # Given no argument that could be wrong, or handing it on to what says so itself.
 RAISES_NOTHING = (
     *("EraserTable.check", "random_like", "Method", "inductor", "Eraser.with_site", "Moments.copy"),
-    *("Report.to_dict", "Source.state_dict"),
+    *("Report.to_dict", "Source.state_dict", "decompositions", "lora_commands"),
 )
 
 

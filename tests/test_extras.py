@@ -80,6 +80,12 @@ def doctor() -> None:
     doctor(False)
 
 
+def gguf_file() -> None:
+    from leace_fast.integrations._gguf import load_gguf
+
+    load_gguf()
+
+
 HF, AUDIT = "pip install 'leace-fast[hf]'", "pip install 'leace-fast[audit]'"
 MISSING: list[tuple[str, Callable[[], Any], str]] = [
     ("transformers", load_model, f"models need transformers: {HF}"),
@@ -91,6 +97,7 @@ MISSING: list[tuple[str, Callable[[], Any], str]] = [
     ("sklearn", fresh("leace_fast.sklearn"), f"transformers of X need scikit-learn: {AUDIT}"),
     ("matplotlib", picture, f"pictures need matplotlib: {AUDIT}"),
     ("datasketches", median, "quantiles need datasketches: pip install 'leace-fast[quantiles]'"),
+    ("gguf", gguf_file, "GGUF files need gguf: pip install 'leace-fast[gguf]'"),
     ("rich", bars, "progress bars need rich: pip install leace-fast"),
     ("rich", screen, "tables need rich: pip install leace-fast"),
     ("rich", doctor, "tables need rich: pip install leace-fast"),

@@ -37,6 +37,7 @@ FLOORS = {
     "data": 5,
     "evaluation": 5,
     "study": 6,
+    "integrations": 6,
     "doctor": 7,
     "cli": 7,
     "concept_erasure": 7,
@@ -46,7 +47,19 @@ FLOORS = {
     "__main__": 8,
 }
 # What a plain `import leace_fast` must not bring along.
-HEAVY = ["transformers", "triton", "matplotlib", "sklearn", "scipy", "pandas", "datasets", "typer", "datasketches"]
+HEAVY = [
+    "transformers",
+    "triton",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "datasets",
+    "typer",
+    "datasketches",
+    "gguf",
+    "onnx",
+]
 
 
 def module_name(path: Path) -> str:

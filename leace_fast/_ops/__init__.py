@@ -8,6 +8,7 @@ from .devices import check_dense, device_here
 from .direct import Bound, BoundNorm
 from .extension import Extension, load_extension
 from .operators import add_layer_norm_project, add_rms_norm_project, check_index, pack, project, project_
+from .plain import decompositions
 from .reference import ROW_DTYPES, add_lower_product, cholesky, compute_dtype, layer_norm, rms_norm, slices
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_project",
     "cholesky",
     "compute_dtype",
+    "decompositions",
     "device_here",
     "layer_norm",
     "load_extension",

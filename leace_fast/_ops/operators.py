@@ -110,6 +110,8 @@ def project_(
     if not x.is_contiguous() and (torch.compiler.is_compiling() or torch._debug_has_internal_overlap(x)):  # type: ignore[attr-defined]
         check_apart(x)
     watched = _watched(x)
+    if watched and torch.compiler.is_exporting():  # no table of decompositions reaches an operator that writes
+        return x.copy_(project(x, left, right, mean, index))
     try:
         _called(torch.ops.leace_fast.project_.default, (x, left, right, mean, index, packed), watched)
     except RuntimeError:

@@ -26,7 +26,7 @@ def places(model: nn.Module, sites: Iterable[str]) -> dict[str, tuple[str, nn.Mo
         ValueError: the model lacks a site, two of them are one place, or nothing can act there.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    inner = {inner_name(name): name for name in modules}
+    inner = {inner_name(name): name for name in reversed(modules)}  # the outermost, which passes run
     found: dict[str, tuple[str, nn.Module]] = {}
     for site in sites:
         name = site if site in modules else inner.get(inner_name(site), "")
@@ -66,6 +66,11 @@ def _check(model: nn.Module, site: str, name: str) -> None:
             raise ValueError(
                 f"{site!r} is in a scripted or traced module, which runs no Python: attach to the model that it was "
                 "made of, and trace that again"
+            )
+        if getattr(module, "compatibility_mode", False) is True and hasattr(module, "original_component"):
+            raise ValueError(
+                f"{site!r} is in a TransformerBridge in compatibility mode, where norms put out other rows than those "
+                "that erasers were fitted on: use leace_fast.integrations.transformer_lens_hooks"
             )
 
 

@@ -15,12 +15,14 @@ from ._doctor import doctor
 from ._eval import evaluate
 from ._fit import fit
 from ._fold import export_lora, fold
+from ._gguf import gguf
+from ._inspect import inspect
 from ._running import Commands
 from ._scrub import scrub
 
 __all__ = ["app"]
 
-MODEL = "EleutherAI/pythia-70m"
+MODEL, LLAMA = "EleutherAI/pythia-70m", "HuggingFaceTB/SmolLM2-135M"
 
 app = typer.Typer(
     cls=Commands, help="Linear concept erasure for language models.", no_args_is_help=True, add_completion=False
@@ -62,6 +64,15 @@ for _name, _command, _examples in (
     ),
     ("fold", fold, [f"leace-fast fold {MODEL} --erasers erasers --out folded"]),
     ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter"]),
+    (
+        "gguf",
+        gguf,
+        [
+            f"leace-fast gguf {LLAMA} --erasers llama-erasers --add-bias --out folded.gguf",
+            f"leace-fast gguf {LLAMA} --adapter llama-adapter --out adapter.gguf",
+        ],
+    ),
+    ("inspect", inspect, ["leace-fast inspect erasers", "leace-fast inspect llama-adapter --json"]),
     ("doctor", doctor, ["leace-fast doctor --json"]),
 ):
     app.command(_name, epilog="\n\n".join(["For example:", *_examples]))(_command)

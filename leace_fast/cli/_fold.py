@@ -48,18 +48,40 @@ def export_lora(
     erasers: ERASERS,
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     lora_bias: Annotated[bool, typer.Option(help="Keep the offset in biases, which PEFT itself reads.")] = False,
+    with_model: Annotated[
+        bool,
+        typer.Option(
+            help="Write the clean model beside the adapter, for servers that take one folder; one without PEFT serves "
+            "the clean model then."
+        ),
+    ] = False,
     max_cost_ratio: COST = MAX_COST_RATIO,
     device: DEVICE = None,
 ) -> None:
     """Write erasers as a LoRA adapter in PEFT's format, for any stack that serves LoRA."""
     check_folder(out, model)
+    if with_model:
+        check_weights(out)
+    from ..integrations import lora_commands
     from ..scrubbing import Scrubber
     from ..study import load_model
 
     screen()
     loaded, scrubber = load_model(model, device), Scrubber.from_pretrained(erasers)
-    report = scrubber.export_lora(model=loaded, folder=out, lora_bias=lora_bias, max_cost_ratio=max_cost_ratio)
+    report = scrubber.export_lora(
+        loaded, out, lora_bias=lora_bias, max_cost_ratio=max_cost_ratio, base_model=base_name(model)
+    )
+    copy_tokenizer(model, out, out)
+    if with_model:
+        loaded.save_pretrained(out)
     typer.echo(str(report))
+    for stack, command in lora_commands(report, base_name(model), lora_bias).items():
+        typer.echo(f"{stack}: {command}")
+
+
+def base_name(model: str) -> str:
+    """The name by which an adapter finds its model from anywhere: the whole path of a folder, or the hub's."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def check_weights(out: Path) -> None:

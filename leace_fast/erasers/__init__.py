@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._conditional import ConditionalEraser, TargetEraser
+from ._digest import digest_of_eraser, digest_of_erasers
 from ._eraser import Eraser
 from ._linear import MAX_COST_RATIO
 from ._quantiles import QuantileNormalizer
@@ -17,4 +18,6 @@ __all__ = [
     "QuantileNormalizer",
     "Report",
     "TargetEraser",
+    "digest_of_eraser",
+    "digest_of_erasers",
 ]

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .._folders import in_place_of
 from .._ops import check_project
-from ._arguments import Rows, changed, tensor_of
+from ._arguments import Rows, changed, factor_of, tensor_of
 from ._compose import composed
 from ._factors import Factored
 from ._linear import MAX_COST_RATIO, linear_map, reading_alike
+from ._rescaling import rescaled_parts
 
 FILE_NAME = "eraser.safetensors"
 CARD = "README.md"
@@ -143,6 +144,34 @@ class Eraser(Factored, ModelHubMixin, library_name="leace-fast", tags=["concept-
             raise TypeError(f"strength is {strength!r}, expected a number")
         left, right, mean = self._factors
         return Eraser(left * float(strength), right, mean, **self._names)
+
+    def rescaled(self, weight: Tensor | numpy.ndarray, bias: Tensor | numpy.ndarray | None = None) -> Eraser:
+        """Return the eraser that does the same to rows of which x is `weight * rows + bias`.
+
+        For tools that take a norm's weight and bias out of it, and into the layers behind, as TransformerLens does in
+        its compatibility mode: what they call the norm's output is then another x. The report is not kept, which
+        speaks of x; neither is `mean_solve` where there is a bias.
+
+        Args:
+            weight: (d,) by which the norm scaled; of those that scale by one plus it, with the one.
+            bias: (d,) that it added, or None for zeros.
+
+        Raises:
+            ValueError: a shape does not fit, a number is not finite, or weight holds a zero.
+
+        Source: docs/stacks.md, "TransformerLens".
+
+        >>> import torch
+        >>> weight, x = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([6.0, 4.0, 8.0])
+        >>> eraser = Eraser(torch.full((3, 1), 0.5), torch.full((1, 3), 0.5))
+        >>> eraser(x).tolist(), (weight * eraser.rescaled(weight)(x / weight)).tolist()
+        ([1.5, -0.5, 3.5], [1.5, -0.5, 3.5])
+        """
+        given = factor_of(weight), None if bias is None else factor_of(bias)
+        left, right, mean, solve = rescaled_parts(*self._factors, self._mean_solve, *given)
+        names = {**self._names, "report": None, "mean_solve": solve}
+        mean = None if mean is None else mean.to(self.dtype)
+        return Eraser(left.to(self.dtype), right.to(self.dtype), mean, **names)
 
     def without_offset(self, max_cost_ratio: float = MAX_COST_RATIO) -> Eraser:
         """Return the least-squares linear map that erases the same, for weights that take no bias.

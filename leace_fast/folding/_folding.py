@@ -30,6 +30,7 @@ from ._agreement import (
 from ._edits import Edits, add_biases
 from ._plan import Plan, bias_name, plan
 from ._readers import Reader
+from ._record import record_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class FoldReport:
 
 # what was there before, for each folded model; None where it was not kept
 FOLDED: WeakKeyDictionary[nn.Module, Edits | None] = WeakKeyDictionary()
+# what was done to each
+RECORDS: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 # the sites of each, whose output is what it was: the weights that read it leave the concept out
 SITES: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
@@ -124,7 +127,7 @@ def fold_(
     lost = tuple(inside.given(p.site) for p in plans if p.lost_offset)
     clean, wanted = output_of(model, example), hooked_output(model, {p.site: p.eraser for p in plans}, example)
     attached = hooked_output(model, erasers, example) if lost else wanted
-    edits = Edits()
+    edits, record = Edits(), record_of(model, plans, erasers, "fold")
     with undone_on_error(model, edits):
         leak = _fold_all(model, edits, plans)
         dtypes = {model.get_parameter(reader.parameter).dtype for p in plans for reader in p.readers}
@@ -139,7 +142,7 @@ def fold_(
         difference=difference,
         from_attached=distance,
         lost_offset=lost,
-        bytes_kept=remember(model, edits, keep_originals, erasers),
+        bytes_kept=remember(model, edits, keep_originals, erasers, record),
     )
 
 
@@ -170,11 +173,17 @@ def unfold_(model: nn.Module) -> None:
     edits.undo(model)
     forget_compiled()
     del FOLDED[model], SITES[model]
+    RECORDS.pop(model, None)
 
 
 def folded_sites(model: nn.Module) -> tuple[str, ...]:
     """The sites that `fold_` has folded in a model: what they give out still holds the concept."""
     return SITES.get(model, ())
+
+
+def folded_record(model: nn.Module) -> Mapping[str, Any] | None:
+    """What folding did to a model, as `record_of` has it; None for one that is not folded."""
+    return RECORDS.get(model)
 
 
 def check_not_folded(model: nn.Module) -> None:
@@ -183,10 +192,18 @@ def check_not_folded(model: nn.Module) -> None:
         raise ValueError("this model is folded already: unfold_ it first")
 
 
-def remember(model: nn.Module, edits: Edits, keep_originals: bool, sites: Iterable[str] = ()) -> int:
+def remember(
+    model: nn.Module,
+    edits: Edits,
+    keep_originals: bool,
+    sites: Iterable[str] = (),
+    record: Mapping[str, Any] | None = None,
+) -> int:
     """Note that a model is folded, with what `unfold_` needs if that is kept; returns the bytes that it takes."""
     forget_compiled()
     FOLDED[model], SITES[model] = edits if keep_originals else None, tuple(sites)
+    if record is not None:
+        RECORDS[model] = record
     return edits.bytes_kept if keep_originals else 0
 
 

@@ -28,6 +28,7 @@ from ._agreement import attached_distance, check_agrees, example_of, hooked_outp
 from ._folding import check_not_folded
 from ._plan import Plan, plan
 from ._readers import Reader
+from ._record import KEY, record_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -82,6 +83,8 @@ def export_lora(
     base_model: str | None = None,
 ) -> LoraReport:
     """Write erasers as a LoRA adapter of `model`: `adapter_config.json` and `adapter_model.safetensors`.
+
+    The metadata of the latter says what was done: the sites, layers and digests that `leace-fast inspect` prints.
 
     Most stacks refuse a LoRA with a bias or ignore it, so the linear map of `Eraser.without_offset` is exported. In
     16 bits R is rounded first, L refitted to it, and the product of L with the weight held in a high and a low part:
@@ -148,15 +151,9 @@ def export_lora(
     distance = attached_distance(clean, attached, got)
     warn_if_far(distance, plans, "lora_bias")
     config = _config(model, adapters, lora_bias, base_model)
-    folder = Path(folder)
-    # whoever loads the adapter has the model in no wrapper
-    served = {f"base_model.model.{bare_name(name)}": adapter for name, adapter in adapters.items()}
-    tensors = {f"{name}.{key}": tensor for name, a in served.items() for key, tensor in a.tensors().items()}
-    with in_place_of(folder, CONFIG) as new:
-        write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        write_bytes(new / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+    _write(Path(folder), adapters, config, record_of(model, plans, erasers, "lora"))
     return LoraReport(
-        folder=folder,
+        folder=Path(folder),
         rank=config["r"],
         target_modules=tuple(config["target_modules"]),
         leak=leak,
@@ -166,6 +163,16 @@ def export_lora(
         from_attached=distance,
         lost_offset=lost,
     )
+
+
+def _write(folder: Path, adapters: Mapping[str, Adapter], config: dict[str, Any], record: dict[str, Any]) -> None:
+    # whoever loads the adapter has the model in no wrapper
+    served = {f"base_model.model.{bare_name(name)}": adapter for name, adapter in adapters.items()}
+    tensors = {f"{name}.{key}": tensor for name, a in served.items() for key, tensor in a.tensors().items()}
+    metadata = {"format": "pt", KEY: json.dumps(record, sort_keys=True)}
+    with in_place_of(folder, CONFIG) as new:
+        write_bytes(new / WEIGHTS, save(tensors, metadata=metadata))
+        write_bytes(new / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
 def _exportable(model: nn.Module) -> Inside:

@@ -20,6 +20,7 @@ from ._calls import tensors_in
 from ._edits import Edits, check_weight
 from ._folding import FoldReport, check_not_folded, remember, undone_on_error
 from ._plan import check_detached
+from ._record import record_of_stream
 from ._writers import Stream, Writer
 
 STREAM = "residual stream"
@@ -76,7 +77,7 @@ def fold_residual_(
     before = _norm_inputs(model, stream.norms, example)
     acts = {writer.module: eraser if writer == offset else linear for writer in writers}
     wanted = hooked_output(model, acts, example)
-    edits = Edits()
+    edits, record = Edits(), record_of_stream(model, STREAM, eraser, (writer.module for writer in writers))
     with undone_on_error(model, edits):
         _untie(model, edits, stream.heads(writers))
         for writer in writers:
@@ -94,7 +95,7 @@ def fold_residual_(
         difference=difference,
         from_attached=distance,
         lost_offset=(),
-        bytes_kept=remember(model, edits, keep_originals),
+        bytes_kept=remember(model, edits, keep_originals, record=record),
     )
 
 

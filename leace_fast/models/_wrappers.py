@@ -22,7 +22,8 @@ HOLDERS = {
     ("deepspeed.runtime.engine", "DeepSpeedEngine"): "module",
 }
 LEADING = ("module.", "base_model.model.")  # also names of ordinary modules, so only at the start
-ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# the last is of TransformerLens, which puts its own module in the place of each
+ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_original_component")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

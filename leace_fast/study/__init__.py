@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._activations import is_shards, study_shards
 from ._clock import Clock
-from ._models import load_model, load_tokenizer
+from ._models import load_config, load_model, load_tokenizer
 from ._plots import plot_loss, plot_probes
 from ._present import points, probe_table, stage_line, variant_table, verdict, write_study
 from ._records import Fitted, Loss, Reading, SiteResult, Study
@@ -20,6 +20,7 @@ __all__ = [
     "Study",
     "evaluate_texts",
     "is_shards",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "plot_loss",

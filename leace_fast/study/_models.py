@@ -51,6 +51,15 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
+def load_config(source: str) -> Any:
+    """Return a model's config alone; ValueError if it cannot be loaded."""
+    check_source(source)
+    with optional("models need transformers"):
+        from transformers import AutoConfig
+    with _loading(f"the config of {source!r}"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
 def load_model(source: str, device: str | None = None, dtype: str = "auto") -> Any:
     """Return a model of the class that was saved, in its own dtype, on a GPU if there is one and no other is named.
 

@@ -29,7 +29,9 @@ def test_export_lora_writes_an_adapter(workplace, fitted, tmp_path):
     result = run("export-lora", workplace / "model", "--erasers", fitted, "--out", tmp_path / "out", "--lora-bias")
     assert result.exit_code == 0, result.output
     assert "LoRA of rank" in result.output and "covariance remains" in result.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == adapter | tokenizer
 
 
 def test_folding_mistakes_get_one_clear_line(workplace, fitted, tmp_path):

@@ -30,7 +30,7 @@ EXAMPLES = [example for name in COMMANDS for example in examples(name)]
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    assert set(COMMANDS) == {"demo", "fit", "scrub", "eval", "fold", "export-lora", "doctor"}
+    assert set(COMMANDS) == {"demo", "fit", "scrub", "eval", "fold", "export-lora", "gguf", "inspect", "doctor"}
     assert all(command in result.output for command in COMMANDS)
     assert all(command in run().output for command in COMMANDS), "no argument asks for help"
 
@@ -69,6 +69,13 @@ def erasers(workplace, place) -> None:
     for options in (("--out", place / "erasers"), ("--groups", "author", "--out", place / "by-author")):
         result = run("scrub", workplace / "with_biases", "--data", place / "texts.jsonl", *options)
         assert result.exit_code == 0, result.output
+    llama, adapter = ("--erasers", place / "llama-erasers"), ("--max-cost-ratio", 99, "--out", place / "llama-adapter")
+    for command in (
+        ("scrub", workplace / "model", "--data", place / "texts.jsonl", "--out", place / "llama-erasers"),
+        ("export-lora", workplace / "model", *llama, *adapter),
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -76,8 +83,10 @@ def erasers(workplace, place) -> None:
 def test_examples_run(example, workplace, place, monkeypatch):
     monkeypatch.chdir(place)
     _, command, *arguments = shlex.split(example)
-    arguments = [str(workplace / "with_biases") if "/" in argument else argument for argument in arguments]
+    model = str(workplace / ("model" if command == "gguf" else "with_biases"))
+    arguments = [model if "/" in argument else argument for argument in arguments]
     result = run(command, *arguments, *(["--assets", "assets"] if command == "demo" else []))
     assert result.exit_code == 0, result.output
     if "--out" in arguments:
-        assert any((place / arguments[arguments.index("--out") + 1]).iterdir())
+        out = place / arguments[arguments.index("--out") + 1]
+        assert out.is_file() or any(out.iterdir())

@@ -65,6 +65,12 @@ def scripted(folder: Path) -> None:
     scrubber("norm").attach_(torch.jit.trace(Net(), torch.randn(2, 4)))  # type: ignore[arg-type]
 
 
+def taken_apart(folder: Path) -> None:
+    model: Any = Net()
+    model.norm.compatibility_mode, model.norm.original_component = True, nn.LayerNorm(4)
+    scrubber("norm").attach_(model)
+
+
 def attention(folder: Path) -> None:
     model, x = nn.MultiheadAttention(4, 2), torch.randn(3, 2, 4)
     with scrubber("out_proj").attached(model):
@@ -171,6 +177,12 @@ REFUSALS = [
         "it has no weights: load them first; offloaded weights are taken",
         on_meta,
         "on the device meta, without numbers",
+    ),
+    Refusal(
+        "a TransformerBridge in compatibility mode",
+        "use `leace_fast.integrations.transformer_lens_hooks`",
+        taken_apart,
+        "norms put out other rows",
     ),
     Refusal(
         "a scripted or traced model",
