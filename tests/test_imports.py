@@ -37,6 +37,7 @@ FLOORS = {
     "data": 5,
     "evaluation": 5,
     "study": 6,
+    "serving": 6,
     "doctor": 7,
     "cli": 7,
     "concept_erasure": 7,

@@ -14,6 +14,7 @@ from ._fit import fit
 from ._fold import export_lora, fold
 from ._running import Commands
 from ._scrub import scrub
+from ._serve_check import serve_check
 
 __all__ = ["app"]
 
@@ -45,6 +46,11 @@ for _name, _command, _examples in (
     ),
     ("fold", fold, [f"leace-fast fold {MODEL} --erasers erasers --out folded"]),
     ("export-lora", export_lora, [f"leace-fast export-lora {MODEL} --erasers erasers --out adapter"]),
+    (
+        "serve-check",
+        serve_check,
+        [f"leace-fast serve-check http://localhost:8000 --erasers erasers --model {MODEL}"],
+    ),
     ("doctor", doctor, ["leace-fast doctor --json"]),
 ):
     app.command(_name, epilog="\n\n".join(["For example:", *_examples]))(_command)
