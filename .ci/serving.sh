@@ -50,12 +50,13 @@ if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$root" ] || changed; then
     say "installing leace-fast into $environment"
     # From a copy, so that no build elsewhere meets this one; what was compiled there before is used again.
     copy=$environment/leace-fast
+    echo "$root" >"$stamp.new" # its time is that of before the copy: what changes meanwhile is seen
     sources="pyproject.toml setup.py MANIFEST.in README.md LICENSE csrc leace_fast triton_kernels"
     mkdir -p "$copy"
     (cd "$copy" && rm -rf $sources build/lib*)
     (cd "$root" && tar -cf - --exclude='*.so' --exclude=__pycache__ $sources) | tar -xf - -C "$copy"
     LEACE_FAST_EXT=1 "$python" -m pip install -qq --no-deps --no-build-isolation --force-reinstall "$copy"
-    echo "$root" >"$stamp"
+    mv "$stamp.new" "$stamp"
 fi
 
 PATH=$environment/bin:$PATH

@@ -55,9 +55,19 @@ def place(runner: Any, settings: Settings) -> None:
         for name, strength in settings.choices
     ]
     default = -1 if settings.default == NONE else choice_of(settings, None)
-    placed = runner.leace_fast = Placed(runner.get_model(), choices, runner.max_num_tokens, default)
+    model = runner.get_model()
+    placed = runner.leace_fast = Placed(
+        model, choices, runner.max_num_tokens, default, lambda site: _served_name(model, site)
+    )
     if settings.by_request:
         _route_each_batch(runner, placed)
+
+
+def _served_name(model: Any, site: str) -> str:
+    """What vLLM calls a module of transformers, by the names that it loads weights under."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    named = [] if mapper is None else mapper.apply_list([f"{site}.weight"])
+    return named[0].removesuffix(".weight") if named else site
 
 
 def _route_each_batch(runner: Any, placed: Placed) -> None:

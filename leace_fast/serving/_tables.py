@@ -31,9 +31,12 @@ class SiteEraser:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         # a norm that adds the residual first returns what it normed, and the sum
         normed = output[0] if isinstance(output, tuple) else output
-        if normed.ndim != 2:
-            raise ValueError(f"{self.site!r} gave rows of {normed.ndim} dimensions, expected (tokens, width)")
-        erased = self.table(normed, self.rows[: normed.shape[0]])
+        if normed.ndim == 2:
+            erased = self.table(normed, self.rows[: normed.shape[0]])
+        elif normed.ndim == 3 and normed.shape[0] == 1:  # as models of transformers have it that vLLM runs itself
+            erased = self.table(normed, self.rows[: normed.shape[1]][None])
+        else:
+            raise ValueError(f"{self.site!r} gave rows of shape {tuple(normed.shape)}, expected (tokens, width)")
         return (erased, *output[1:]) if isinstance(output, tuple) else erased
 
 
@@ -45,14 +48,22 @@ class Placed:
         choices: for each row of the tables, the erasers by site; all have the same sites.
         tokens: most tokens of a batch.
         default: the row of tokens that no request owns, -1 for none.
+        served_name: what the model calls a site, where it has names of its own.
 
     Raises:
         ValueError: a site is missing, is no norm, has another width, or its erasers cannot run where it is.
     """
 
-    def __init__(self, model: nn.Module, choices: Sequence[Mapping[str, Eraser]], tokens: int, default: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        choices: Sequence[Mapping[str, Eraser]],
+        tokens: int,
+        default: int,
+        served_name: Callable[[str], str] = str,
+    ) -> None:
         self.sites = sorted(set().union(*choices))
-        modules = {site: _norm_at(model, site, choices) for site in self.sites}
+        modules = {site: _norm_at(model, site, served_name(site), choices) for site in self.sites}
         device = next(iter(modules.values())).weight.device
         self.default = default
         self.rows = torch.full((tokens,), default, dtype=torch.int64, device=device)
@@ -111,11 +122,11 @@ def _address(table: EraserTable) -> int:
     return probe.found[0]
 
 
-def _norm_at(model: nn.Module, site: str, choices: Sequence[Mapping[str, Eraser]]) -> Any:
+def _norm_at(model: nn.Module, site: str, name: str, choices: Sequence[Mapping[str, Eraser]]) -> Any:
     try:
-        module = model.get_submodule(site)
+        module = model.get_submodule(name)
     except AttributeError:
-        norms = [name for name, each in model.named_modules() if is_norm(each)]
+        norms = [each for each, module in model.named_modules() if is_norm(module)]
         raise ValueError(f"the served model has no {site!r}; its norms are {', '.join(norms[:6])}, ...") from None
     weight = getattr(module, "weight", None)
     if not is_norm(module) or not isinstance(weight, Tensor):

@@ -121,6 +121,14 @@ def test_what_does_not_fit_places_nothing(model: Model, erasers: dict[str, lf.Er
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_sites_are_found_by_the_names_of_the_served_model(model: Model) -> None:
+    renamed = {f"model.{site}": each for site, each in ONE.items()}
+    placed = Placed(model, [renamed], 8, default=0, served_name=lambda site: site.removeprefix("model."))
+    assert placed.sites == ["model.first", "model.second"]
+    with pytest.raises(ValueError, match="has no 'model.first'"):
+        Placed(model, [renamed], 8, default=0)
+
+
 def test_without_compiled_kernels_nothing_is_served(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     import leace_fast.serving._tables as tables
     from leace_fast._ops import Extension
@@ -132,6 +140,9 @@ def test_without_compiled_kernels_nothing_is_served(model: Model, monkeypatch: p
 
 @torch.no_grad()
 def test_rows_of_another_form_are_refused(model: Model) -> None:
-    Placed(model, [ONE], 8, default=0)
-    with pytest.raises(ValueError, match=r"'first' gave rows of 3 dimensions, expected \(tokens, width\)"):
+    placed = Placed(model, [ONE], 8, default=0)
+    placed.route(torch.tensor([0, -1, 0]))
+    x = torch.randn(3, WIDTH)
+    assert torch.equal(model(x[None])[0][0], model(x)[0]), "one batch of all tokens is the same"
+    with pytest.raises(ValueError, match=r"'first' gave rows of shape \(2, 3, 16\), expected \(tokens, width\)"):
         model(torch.randn(2, 3, WIDTH))
