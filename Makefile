@@ -7,12 +7,13 @@ OPTIONS ?=
 OF ?=
 BENCH_JSON ?= bench/results/cpu.json
 
-.PHONY: help demo doctor test lint test-fast test-long test-nightly test-all sanitize bench bench-gpu experiments docs dist release clean
+.PHONY: help demo doctor test lint test-fast test-long test-nightly test-serving test-all sanitize bench bench-gpu experiments docs dist release clean
 
 help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
 	@echo 'make test      lint, types, unit tests, examples: five to ten minutes on two cores'
 	@echo 'make test-all  the same, then the long tier: half an hour on two slow cores'
+	@echo 'make test-serving  the plugin in vLLM itself, in an environment of its own: ten minutes'
 	@echo 'make sanitize  the kernels alone, built with sanitizers (part of test-all)'
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
 	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'
@@ -49,6 +50,10 @@ test-long:
 # All that are marked nightly; with OF=origin/main those that differ from there touches, and a tenth.
 test-nightly:
 	@$(IN) dev $(PYTEST) -m nightly $(if $(OF),--nightly-of=$(OF))
+
+# vLLM in .venv-serving; where no build of it fits this machine, that is said and nothing is tested.
+test-serving:
+	@sh .ci/serving.sh pytest -q --confcutdir=. . $(OPTIONS)
 
 test-all: test test-long test-nightly
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import nightly
@@ -15,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob.append("triton_kernels/interpreted/*")
+if importlib.util.find_spec("vllm") is None:  # run by `make test-serving`, in an environment of their own
+    collect_ignore_glob.append("serving/engine/*")
 
 # No deadline: the first example of many tests pays for an import or a thread pool. Tests that run others are quick.
 for name, examples in {"full": 300, "quick": 25}.items():

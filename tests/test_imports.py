@@ -38,6 +38,7 @@ FLOORS = {
     "evaluation": 5,
     "study": 6,
     "integrations": 6,
+    "serving": 6,
     "doctor": 7,
     "cli": 7,
     "concept_erasure": 7,

@@ -19,6 +19,7 @@ from ._gguf import gguf
 from ._inspect import inspect
 from ._running import Commands
 from ._scrub import scrub
+from ._serve_check import serve_check
 
 __all__ = ["app"]
 
@@ -73,6 +74,11 @@ for _name, _command, _examples in (
         ],
     ),
     ("inspect", inspect, ["leace-fast inspect erasers", "leace-fast inspect llama-adapter --json"]),
+    (
+        "serve-check",
+        serve_check,
+        [f"leace-fast serve-check http://localhost:8000 --erasers erasers --model {MODEL}"],
+    ),
     ("doctor", doctor, ["leace-fast doctor --json"]),
 ):
     app.command(_name, epilog="\n\n".join(["For example:", *_examples]))(_command)
