@@ -1,6 +1,6 @@
 """What erasing costs in vLLM: clean, plugin and folded engines in one process, in turns, beside a second clean one.
 
-    sh .ci/serving.sh python ../../../bench/serving.py [--compiled] [--out FILE]
+    sh .ci/serving.sh python ../../../bench/serving.py [--compiled] [--turns N] [--out FILE]
 
 One thread. Figures are milliseconds a step of decoding at batches of 1, 8 and 32, of which the medians over turns are
 taken; the second clean engine shows what two engines that are alike differ by.
@@ -28,7 +28,7 @@ import torch  # noqa: E402
 import leace_fast as lf  # noqa: E402
 from leace_fast.serving import digest_of_folder  # noqa: E402
 
-VOCABULARY, STEPS, TURNS = 4096, 32, 15
+VOCABULARY, STEPS = 4096, 16
 BATCHES = (1, 8, 32)
 
 
@@ -76,7 +76,7 @@ def milliseconds(llm: Any, batch: int, choice: dict[str, Any] | None) -> float:
     return (time.perf_counter() - begin) / STEPS * 1e3
 
 
-def measure(folder: Path, eager: bool) -> dict[str, Any]:
+def measure(folder: Path, eager: bool, turns: int) -> dict[str, Any]:
     """Medians by batch and engine, the spread of each, and how the medians of pairs differ from the clean engine's."""
     entry = {"path": str(folder / "erasers"), "digest": digest_of_folder(folder / "erasers")}
     engines: dict[str, tuple[Any, dict[str, Any] | None]] = {
@@ -92,13 +92,13 @@ def measure(folder: Path, eager: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for batch in BATCHES:
         times: dict[str, list[float]] = {name: [] for name in engines}
-        for turn in range(TURNS + 1):
+        for turn in range(turns + 1):
             for name in random.sample([*engines], len(engines)):
                 took = milliseconds(engines[name][0], batch, engines[name][1])
                 if turn:  # the first warms up
                     times[name].append(took)
         clean = times["clean"]
-        found[str(batch)] = {
+        rows = found[str(batch)] = {
             name: {
                 "median_ms": statistics.median(values),
                 "least_ms": min(values),
@@ -106,23 +106,24 @@ def measure(folder: Path, eager: bool) -> dict[str, Any]:
             }
             for name, values in times.items()
         }
+        for name, row in rows.items():
+            told = f"{row['median_ms']:7.2f} ms, least {row['least_ms']:7.2f}  {row['over_clean_percent']:+6.1f} %"
+            print(f"batch {batch:>2}  {name:18} {told}", flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiled", action="store_true", help="compile, as vLLM does by default")
+    parser.add_argument("--turns", type=int, default=15, help="times that each engine is measured at a batch")
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        found = measure(Path(folder), not arguments.compiled)
+        found = measure(Path(folder), not arguments.compiled, arguments.turns)
     versions = {name: importlib.import_module(name).__version__ for name in ("vllm", "torch", "leace_fast")}
-    for batch, engines in found.items():
-        for name, row in engines.items():
-            print(f"batch {batch:>2}  {name:18} {row['median_ms']:7.2f} ms  {row['over_clean_percent']:+6.1f} %")
     if arguments.out:
-        what = {"versions": versions, "compiled": arguments.compiled, "turns": TURNS, "batches": found}
+        what = {"versions": versions, "compiled": arguments.compiled, "turns": arguments.turns, "batches": found}
         arguments.out.write_text(json.dumps(what, indent=1) + "\n")
     sys.stdout.flush()
     os._exit(0)  # several engines in one process do not all end by themselves
