@@ -13,7 +13,7 @@ help:
 	@echo 'make demo      erase a concept from a language model and see what is left'
 	@echo 'make test      lint, types, unit tests, examples: five to ten minutes on two cores'
 	@echo 'make test-all  the same, then the long tier: half an hour on two slow cores'
-	@echo 'make test-serving  the plugin in vLLM itself, in an environment of its own: ten minutes'
+	@echo 'make test-serving  the plugin in vLLM itself, in an environment of its own: half an hour'
 	@echo 'make sanitize  the kernels alone, built with sanitizers (part of test-all)'
 	@echo 'make bench     microbenchmarks against peers, into $(BENCH_JSON)'
 	@echo 'make bench-gpu the same on an NVIDIA GPU, into bench/results/gpu.json: at most eight minutes'

@@ -56,7 +56,7 @@ def load_config(source: str) -> Any:
     check_source(source)
     with optional("models need transformers"):
         from transformers import AutoConfig
-    with _loading(f"the config of {source!r}"):
+    with _loading(f"the config of {source!r}", source):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 

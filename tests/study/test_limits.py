@@ -93,6 +93,6 @@ def test_a_model_without_a_tokenizer_is_told_all_that_transformers_says(tmp_path
 
 
 def test_a_mistyped_folder_is_said_to_be_missing(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="there is no folder nomodel here, and on a model hub the model 'nomodel'"):
         load_model("nomodel", "cpu")
