@@ -142,7 +142,7 @@ REFUSALS = [
     Refusal(
         "a model that flips, rolls, sorts or gathers its tokens before a site, with one label a token",
         "labels would be those of other tokens; told by a pass in which one token of each sequence is changed",
-        lambda folder: scrub(Around(lambda x: x.flip(1), lambda y, x: y.flip(1))),
+        lambda folder: scrub(Around(lambda x: x.flip(1), lambda y, x: y.flip(1)), by_token=True),
         "rows in another order than the tokens",
     ),
     Refusal(
