@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ._batch_labels import decoder_sites
 from ._modules import eagerly, hidden_of, is_hidden, run_example, submodules, with_hooks
+from ._order import check_order
 from ._sequences import SEQUENCES, Example, first_sequences, leading_of, picked, shortened
 
 COLUMNS = 16  # of each output that are compared: all of them, of all sites, would take memory that grows with depth
@@ -35,7 +36,7 @@ Outputs = dict[str, _Output]
 
 
 def check_axes(model: nn.Module, example: Example, sites: Iterable[str], by_token: bool = False) -> None:
-    """Raise ValueError for a site whose rows are not (batch, ..., width) in the order of the batch's sequences.
+    """Raise ValueError for a site whose rows are not (batch, ..., width) in the order of the sequences and tokens.
 
     Where a model takes neither fewer sequences nor shorter ones, or the example cannot be cut, nothing is refused.
 
@@ -67,6 +68,9 @@ def check_axes(model: nn.Module, example: Example, sites: Iterable[str], by_toke
         # one place a sequence would look the same, whether the sequences take turns or not
         enough = [each for each in short if main.shape[1] > 3] or [(few, whole)]
         _check_batch(model, *enough[0], min(len(main), SEQUENCES))
+        if by_token:
+            ordered = [site for site in sites if site not in decoder]
+            check_order(model, few, name, ordered, lambda copies: _some(_outputs(model, copies, ordered)))
 
 
 def _outputs(model: nn.Module, example: Example, sites: Iterable[str]) -> Outputs | None:
@@ -91,6 +95,10 @@ def _outputs(model: nn.Module, example: Example, sites: Iterable[str]) -> Output
     except Exception:  # whatever a model refuses of fewer sequences or shorter ones, it may take of all
         return None
     return found if len(found) == len(modules) else None
+
+
+def _some(outputs: Outputs | None) -> dict[str, Tensor] | None:
+    return None if outputs is None else {site: output.some for site, output in outputs.items()}
 
 
 def _check_width(site: str, shape: tuple[int, ...], shorter: Iterable[tuple[int, ...]]) -> None:

@@ -140,6 +140,12 @@ REFUSALS = [
         "in which the sequences take turns",
     ),
     Refusal(
+        "a model that flips, rolls, sorts or gathers its tokens before a site, with one label a token",
+        "labels would be those of other tokens; told by a pass in which one token of each sequence is changed",
+        lambda folder: scrub(Around(lambda x: x.flip(1), lambda y, x: y.flip(1)), by_token=True),
+        "rows in another order than the tokens",
+    ),
+    Refusal(
         "a site whose last axis is time or space",
         "an eraser acts on the last axis, which has to be the features; told by passes on shorter inputs",
         lambda folder: scrub(Last()),
