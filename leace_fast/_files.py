@@ -45,7 +45,7 @@ def tensor_bytes(kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) 
     """Return the bytes of such a file."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = dump_json({"format_version": FORMAT_VERSION, "kind": kind, **header}, sort_keys=True)
-    data = _ordered(save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST}))
+    data = ordered(save(kept, metadata={KEY: text, "sha256": BLANK_DIGEST}))
     return _with_digest(data, hashlib.sha256(data).hexdigest())
 
 
@@ -193,7 +193,7 @@ def _opened(data: bytes) -> tuple[dict[str, Any], dict[str, Layout]]:
     return header, layouts_of(entries, len(data) - end)
 
 
-def _ordered(data: bytes) -> bytes:
+def ordered(data: bytes) -> bytes:
     """Return a file's bytes with the entries of its header in order: safetensors writes them in any."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()

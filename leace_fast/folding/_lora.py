@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .._files import write_bytes
+from .._files import ordered, write_bytes
 from .._folders import in_place_of
 from ..erasers import MAX_COST_RATIO, Eraser
 from ..models import Inside, bare_name, tap
@@ -171,7 +171,7 @@ def _write(folder: Path, adapters: Mapping[str, Adapter], config: dict[str, Any]
     tensors = {f"{name}.{key}": tensor for name, a in served.items() for key, tensor in a.tensors().items()}
     metadata = {"format": "pt", KEY: json.dumps(record, sort_keys=True)}
     with in_place_of(folder, CONFIG) as new:
-        write_bytes(new / WEIGHTS, save(tensors, metadata=metadata))
+        write_bytes(new / WEIGHTS, ordered(save(tensors, metadata=metadata)))
         write_bytes(new / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
