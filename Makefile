@@ -53,7 +53,7 @@ test-nightly:
 
 # vLLM in .venv-serving; where no build of it fits this machine, that is said and nothing is tested.
 test-serving:
-	@sh .ci/serving.sh pytest -q --confcutdir=. . $(OPTIONS)
+	@sh .ci/serving.sh pytest -q -o addopts= --confcutdir=. . $(OPTIONS)
 
 test-all: test test-long test-nightly
 

@@ -21,7 +21,7 @@ LONG = pytest.mark.skipif(os.environ.get(PART) != "all", reason=f"takes half an 
 @pytest.mark.nightly
 @pytest.mark.parametrize("tests", [pytest.param(SOME, id="some"), pytest.param(["."], id="all", marks=LONG)])
 def test_in_vllm(tests: list[str]) -> None:
-    command = ["sh", ".ci/serving.sh", "pytest", "-q", "--confcutdir=.", *tests]
+    command = ["sh", ".ci/serving.sh", "pytest", "-q", "-o", "addopts=", "--confcutdir=.", *tests]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""})
     if done.returncode == NO_VLLM:
         pytest.skip(done.stderr.strip().splitlines()[-1])
