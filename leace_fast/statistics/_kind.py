@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 Precision = Literal["low", "high", "ieee"]
 NonFinite = Literal["raise", "skip"]
 
-
-MOST_DIM = 2**20
+MOST_DIM = 2**20  # beyond it no machine holds a second moment
 
 
 @dataclass(frozen=True)

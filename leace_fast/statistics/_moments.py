@@ -266,7 +266,7 @@ class Moments(Derived):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or no moments.
+            ValueError: the file is damaged or no moments, or the device is not here.
 
         >>> import tempfile, torch
         >>> moments = Moments(3, 2, precision="ieee").update(torch.randn(9, 3), torch.arange(9) % 2)
